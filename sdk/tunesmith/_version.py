@@ -1,0 +1,3 @@
+"""The one version number of the SDK and the platform."""
+
+__version__ = "0.1.0"
