@@ -1,0 +1,93 @@
+"""Owns the control plane's settings: one frozen object, read once from the environment (`TUNESMITH_*`).
+
+It must not know which process part uses a value; nothing else in this package reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEBIBYTE = 1024 * 1024
+
+
+def default_cache_dir() -> Path:
+    """Where base models are kept between homes: `$XDG_CACHE_HOME/tunesmith` or `~/.cache/tunesmith`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+class Settings(BaseSettings):
+    """Every setting of the control plane. Unset URLs are derived from `home`."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    home: Path = Path("tunesmith-home")
+    """Folder of the embedded database, objects, run folders and keys."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 8001
+    database_url: str = ""
+    """SQLAlchemy URL, `sqlite:///…` or `postgresql://…`; empty: `home`/tunesmith.db."""
+    storage_url: str = ""
+    """`file:///folder` or `s3://bucket/prefix`; empty: `home`/objects."""
+    executor: Literal["local"] = "local"
+    base_models: Path | None = None
+    """YAML catalogue; unset: the bundled SmolLM2-135M-Instruct only."""
+    cache_dir: Path = Field(default_factory=default_cache_dir)
+    api_key: SecretStr | None = None
+    """First key of the default project; unset: generated once and written to `home`/api_key."""
+    secret_key: SecretStr | None = None
+    """Signs keys, URLs and attempt tokens; unset: generated once and kept in `home`/secret_key."""
+    service_token: SecretStr | None = None
+    """What a gateway must present; unset: derived from the secret key."""
+    public_url: str = ""
+    """How trainers and gateways reach this server's HTTP port; empty: http://host:port."""
+    public_grpc_address: str = ""
+    """How trainers and gateways reach this server's gRPC port; empty: host:grpc_port."""
+    gateway_url: str = ""
+    """Where inference requests are sent on; empty: inference is off."""
+    trainer_python: Path = Path(sys.executable)
+    engine_python: Path | None = None
+    """Interpreter of the environment that holds vLLM; unset: `.venv-engine` beside the running environment."""
+
+    max_upload_bytes: int = 512 * MEBIBYTE
+    max_body_bytes: int = 32 * MEBIBYTE
+    """Bound of every request body that is not a file upload."""
+    min_training_rows: int = 10
+    max_lora_rank: int = 32
+    """The rank that serving engines accept; a job that asks for more is refused."""
+    max_context_length: int | None = None
+    """Tokens per row that serving accepts; unset: the base model's own limit."""
+    max_concurrent_runs: int = 1
+    heartbeat_interval_seconds: int = 5
+    lease_ttl_seconds: int = 60
+    """A run that has been silent for so long is suspect."""
+    unreachable_limit_seconds: int = 300
+    """How long an executor that cannot be reached is waited for before a silent run counts as lost."""
+    leader_ttl_seconds: int = 10
+    url_ttl_seconds: int = 3600
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL with the default filled in."""
+        return self.database_url or f"sqlite:///{(self.home / 'tunesmith.db').resolve()}"
+
+    @property
+    def resolved_storage_url(self) -> str:
+        """The storage URL with the default filled in."""
+        return self.storage_url or (self.home / "objects").resolve().as_uri()
+
+    @property
+    def resolved_public_url(self) -> str:
+        """Base URL that other processes of this installation use, without a slash at the end."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def resolved_grpc_address(self) -> str:
+        """host:port that other processes of this installation use for gRPC."""
+        return self.public_grpc_address or f"{self.host}:{self.grpc_port}"

@@ -1,0 +1,4 @@
+"""The metadata database: engine, tables and migrations.
+
+It must not know what the rows mean to a domain.
+"""

@@ -1,0 +1,87 @@
+"""Owns connections and transactions: one write unit and one read unit, the same on SQLite and PostgreSQL.
+
+It must not know any table. Commits happen here and nowhere else: when a `write()` block ends well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+_BUSY_TIMEOUT_MS = 15_000
+
+
+class Database:
+    """The engine behind two kinds of session.
+
+    Heavy work (network, hashing) must stay outside of both kinds.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = _create_engine(url)
+        reading = self._engine.execution_options(tunesmith_read_only=True)
+        self._write = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._read = async_sessionmaker(reading, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that commits when the block ends and rolls back when it raises."""
+        async with self._write() as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A consistent view; what is written through it is never committed."""
+        async with self._read() as session:
+            yield session
+
+    async def close(self) -> None:
+        """Closes every pooled connection."""
+        await self._engine.dispose()
+
+
+def sync_url(url: str) -> str:
+    """The URL for a blocking driver, as migrations use it."""
+    return _with_driver(url, sqlite="sqlite", postgresql="postgresql+psycopg")
+
+
+def _create_engine(url: str) -> AsyncEngine:
+    target = _with_driver(url, sqlite="sqlite+aiosqlite", postgresql="postgresql+psycopg")
+    if not target.startswith("sqlite"):
+        return create_async_engine(target, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    engine = create_async_engine(target)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _with_driver(url: str, *, sqlite: str, postgresql: str) -> str:
+    parsed = make_url(url)
+    drivers = {"sqlite": sqlite, "postgresql": postgresql, "postgres": postgresql}
+    backend = parsed.drivername.split("+")[0]
+    if backend not in drivers:
+        raise ValueError(f"TUNESMITH_DATABASE_URL must start with sqlite:// or postgresql://, not {backend}://")
+    return parsed.set(drivername=drivers[backend]).render_as_string(hide_password=False)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own transaction handling is switched off so that _begin_sqlite decides how one starts.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns into a write can fail at once with "database is locked";
+    # taking the write lock at the start makes it wait for its turn instead.
+    read_only = connection.get_execution_options().get("tunesmith_read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

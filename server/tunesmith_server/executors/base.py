@@ -1,0 +1,63 @@
+"""Owns what the scheduler asks of an executor.
+
+It must not know a kind of machine. "Unreachable" is an answer of its own and never means failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class RunState(StrEnum):
+    """What an executor can say about a run."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    EXITED = "exited"
+    GONE = "gone"
+    """The executor is sure that nothing of this attempt exists (any more)."""
+    UNREACHABLE = "unreachable"
+    """The executor cannot tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Answer of `observe`. `exit_code` is set when exited; signals are 128 + number, as a shell says it."""
+
+    state: RunState
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What an executor needs to start a run; the run fetches everything else by itself."""
+
+    attempt_id: str
+    token: str = field(repr=False)
+    """Bearer token of the attempt."""
+    control_plane: str = ""
+    """gRPC host:port as the run reaches it."""
+
+
+class Executor(Protocol):
+    """Starts, observes and stops runs; the attempt id is the name under which a run is found again."""
+
+    async def ensure(self, launch: Launch) -> None:
+        """Starts the run unless one of this attempt id exists already; raises UnavailableError."""
+
+    async def observe(self, attempt_id: str) -> Observation:
+        """What became of the run; never raises."""
+
+    async def stop(self, attempt_id: str, grace_seconds: float) -> None:
+        """Asks the run to end and kills it after the grace; no error when it is gone."""
+
+    async def list_attempts(self) -> list[str]:
+        """Attempt ids of all runs that the executor still knows, for the orphan sweep."""
+
+    async def forget(self, attempt_id: str) -> None:
+        """Removes what is left of an ended run (its folder, its container)."""
+
+    async def read_log(self, attempt_id: str, max_bytes: int = 65536) -> str:
+        """The end of the run's output, or an empty string."""
