@@ -60,7 +60,9 @@ def to_our_package(text: str) -> str:
 
 def report_difference(fresh: Path) -> int:
     """Prints every stale, missing or surplus file; returns 1 when there is one."""
-    names = {path.relative_to(root) for root in (fresh, OUTPUT) for path in root.rglob("*.py*") if path.suffix != ".pyc"}
+    names = {
+        path.relative_to(root) for root in (fresh, OUTPUT) for path in root.rglob("*.py*") if path.suffix != ".pyc"
+    }
     stale = sorted(str(name) for name in names if not same(fresh / name, OUTPUT / name))
     for name in stale:
         sys.stderr.write(f"stale: {name}; run python proto/generate.py\n")
