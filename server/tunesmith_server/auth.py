@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc.aio
+
+from tunesmith_server.errors import UnauthenticatedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +69,82 @@ class Signer:
     def service_token(self) -> str:
         """What a gateway presents when the operator set no token of their own."""
         return f"ts-service-{self.sign('service', 'gateway')}"
+
+
+class KeyFinder(Protocol):
+    """Where API keys are looked up (projects/service.py)."""
+
+    async def find_principal(self, key: str) -> Principal | None:
+        """The owner of an API key that is not revoked, or None."""
+
+
+class Authenticator:
+    """Turns the value of an `Authorization` header or metadata entry into an identity."""
+
+    def __init__(self, keys: KeyFinder, signer: Signer, service_token: str | None = None) -> None:
+        self._keys = keys
+        self._signer = signer
+        self._service_token = service_token or signer.service_token()
+
+    async def principal(self, authorization: str | None) -> Principal:
+        """The caller of a public operation; raises UnauthenticatedError."""
+        principal = await self._keys.find_principal(_bearer(authorization))
+        if principal is None:
+            raise UnauthenticatedError("invalid_api_key", "The API key is wrong or was revoked. Send a valid one.")
+        return principal
+
+    def attempt(self, authorization: str | None) -> AttemptIdentity:
+        """The run that calls; raises UnauthenticatedError."""
+        identity = self._signer.read_attempt_token(_bearer(authorization))
+        if identity is None:
+            raise UnauthenticatedError("invalid_api_key", "This is not a token of an attempt of this installation.")
+        return identity
+
+    def service(self, authorization: str | None) -> None:
+        """Passes when a gateway of this installation calls; raises UnauthenticatedError."""
+        if not hmac.compare_digest(_bearer(authorization).encode(), self._service_token.encode()):
+            raise UnauthenticatedError("invalid_api_key", "This is not the service token of this installation.")
+
+
+def authorization_of(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+    """The `authorization` metadata of a gRPC call, or None."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None
+
+
+def load_secret(home: Path) -> bytes:
+    """The server's secret from `home`/secret_key, made (256 bits, mode 600) when there is none."""
+    path = home / "secret_key"
+    write_private_file(path, secrets.token_hex(32))
+    return path.read_bytes().strip()
+
+
+def write_private_file(path: Path, content: str) -> bool:
+    """Writes a file that only its owner may read, durably; False and untouched when it exists already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # A link, unlike a rename, fails when the name is taken: two first starts agree on one secret,
+        # and nobody ever reads half of it.
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink()
+    return True
+
+
+def _bearer(authorization: str | None) -> str:
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise UnauthenticatedError(
+            "missing_api_key", "No API key was sent. Send it in the header `Authorization: Bearer <key>`."
+        )
+    return token.strip()

@@ -1,0 +1,192 @@
+"""Owns how errors look on the wire: the one table from error class to HTTP and gRPC, and both renderings.
+
+It must not know which operation failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from starlette.responses import JSONResponse
+
+from tunesmith_server.errors import (
+    ConflictError,
+    FencedError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    TunesmithError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+ERROR_DOMAIN = "tunesmith"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """One row of the table."""
+
+    http_status: int
+    openai_type: str
+    grpc_code: grpc.StatusCode
+
+
+RENDERINGS: Mapping[type[TunesmithError], Rendering] = {
+    InvalidRequestError: Rendering(400, "invalid_request_error", grpc.StatusCode.INVALID_ARGUMENT),
+    PayloadTooLargeError: Rendering(413, "invalid_request_error", grpc.StatusCode.INVALID_ARGUMENT),
+    UnauthenticatedError: Rendering(401, "invalid_request_error", grpc.StatusCode.UNAUTHENTICATED),
+    PermissionDeniedError: Rendering(403, "invalid_request_error", grpc.StatusCode.PERMISSION_DENIED),
+    NotFoundError: Rendering(404, "invalid_request_error", grpc.StatusCode.NOT_FOUND),
+    ConflictError: Rendering(409, "invalid_request_error", grpc.StatusCode.FAILED_PRECONDITION),
+    FencedError: Rendering(409, "invalid_request_error", grpc.StatusCode.FAILED_PRECONDITION),
+    QuotaExceededError: Rendering(429, "rate_limit_error", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    UnavailableError: Rendering(503, "service_unavailable_error", grpc.StatusCode.UNAVAILABLE),
+    InternalError: Rendering(500, "server_error", grpc.StatusCode.INTERNAL),
+}
+
+
+def rendering_of(error: TunesmithError) -> Rendering:
+    """The row of the error's class, or of the nearest class above it."""
+    return next(RENDERINGS[cls] for cls in type(error).__mro__ if cls in RENDERINGS)
+
+
+def http_response(error: TunesmithError) -> JSONResponse:
+    """The error in OpenAI's envelope; `problems` is added when several things are wrong."""
+    rendering = rendering_of(error)
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": rendering.openai_type,
+        "param": error.param,
+        "code": error.code,
+    }
+    if error.problems:
+        body["problems"] = [
+            {"code": problem.code, "message": problem.message, "param": problem.param, "line": problem.line}
+            for problem in error.problems
+        ]
+    return _AsciiJSONResponse({"error": body}, status_code=rendering.http_status, headers=_headers(error, rendering))
+
+
+def grpc_status(error: TunesmithError) -> status_pb2.Status:
+    """The error as google.rpc.Status with ErrorInfo, and BadRequest or RetryInfo where they say more."""
+    rendering = rendering_of(error)
+    info = error_details_pb2.ErrorInfo(reason=error.code, domain=ERROR_DOMAIN)
+    if error.param is not None:
+        info.metadata["param"] = _clean(error.param)
+    status = status_pb2.Status(code=rendering.grpc_code.value[0], message=_clean(error.message))
+    status.details.append(_packed(info))
+    violations = _violations(error)
+    if violations:
+        status.details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration(seconds=error.retry_after)
+        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]], body: object = None) -> InvalidRequestError:
+    """One error out of pydantic's list, about the first field at fault.
+
+    `body` is the validated value: it tells field names from the names of union branches in pydantic's paths.
+    """
+    paths = [_path(error, body) for error in errors]
+    error, path = errors[0], paths[0]
+    if error["type"] == "json_invalid":
+        return InvalidRequestError("invalid_json", f"The body is not valid JSON: {error['ctx']['error']}.")
+    if not path:
+        return InvalidRequestError("invalid_body", "Send a JSON object with the header `Content-Type: application/json`.")
+    reasons = dict.fromkeys(_reason(other) for other, at in zip(errors, paths, strict=True) if at == path)
+    message = " or ".join(reasons)
+    return InvalidRequestError(_validation_code(error["type"]), f"`{path}`: {message}.", param=path)
+
+
+class _AsciiJSONResponse(JSONResponse):
+    """Escapes everything beyond ASCII, because a message may quote text that UTF-8 cannot hold."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode("ascii")
+
+
+def _headers(error: TunesmithError, rendering: Rendering) -> dict[str, str]:
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if rendering.http_status == 409:
+        # OpenAI's clients repeat every 409 unless told that it is of no use.
+        headers["x-should-retry"] = "false"
+    if rendering.http_status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def _violations(error: TunesmithError) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    violation = error_details_pb2.BadRequest.FieldViolation
+    if not error.problems:
+        if error.param is None or not isinstance(error, InvalidRequestError):
+            return []
+        return [violation(field=_clean(error.param), description=_clean(error.message), reason=error.code)]
+    return [
+        violation(
+            field=_clean(problem.param or (f"line {problem.line}" if problem.line else "")),
+            description=_clean(problem.message),
+            reason=problem.code,
+        )
+        for problem in error.problems
+    ]
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _path(error: Mapping[str, Any], body: object) -> str:
+    """`hyperparameters.n_epochs` out of ("body", "hyperparameters", "n_epochs", "int")."""
+    location = list(error["loc"])
+    if location and location[0] in ("query", "path", "header", "cookie"):
+        return ".".join(str(part) for part in location[1:])
+    parts: list[str] = []
+    current = body
+    for part in location[1:] if location[:1] == ["body"] else location:
+        if isinstance(current, dict) and part in current:
+            current = current[part]
+            parts.append(str(part))
+        elif isinstance(current, list) and isinstance(part, int):
+            current = current[part]
+            parts.append(str(part))
+    if error["type"] == "missing" and location[-1] != "body":
+        parts.append(str(location[-1]))
+    return ".".join(parts)
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    if error["type"] == "missing":
+        return "this parameter is required"
+    if error["type"] == "extra_forbidden":
+        return "this parameter is not known; remove it or check its spelling"
+    message = str(error["msg"]).removeprefix("Value error, ").removesuffix(".")
+    return message[:1].lower() + message[1:]
+
+
+def _validation_code(kind: str) -> str:
+    if kind == "missing":
+        return "missing_required_parameter"
+    if kind == "extra_forbidden":
+        return "unknown_parameter"
+    return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
