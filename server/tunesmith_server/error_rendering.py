@@ -105,7 +105,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: object = None) ->
     if error["type"] == "json_invalid":
         return InvalidRequestError("invalid_json", f"The body is not valid JSON: {error['ctx']['error']}.")
     if not path:
-        return InvalidRequestError("invalid_body", "Send a JSON object with the header `Content-Type: application/json`.")
+        message = "Send a JSON object with the header `Content-Type: application/json`."
+        return InvalidRequestError("invalid_body", message)
     reasons = dict.fromkeys(_reason(other) for other, at in zip(errors, paths, strict=True) if at == path)
     message = " or ".join(reasons)
     return InvalidRequestError(_validation_code(error["type"]), f"`{path}`: {message}.", param=path)
@@ -164,10 +165,7 @@ def _path(error: Mapping[str, Any], body: object) -> str:
     parts: list[str] = []
     current = body
     for part in location[1:] if location[:1] == ["body"] else location:
-        if isinstance(current, dict) and part in current:
-            current = current[part]
-            parts.append(str(part))
-        elif isinstance(current, list) and isinstance(part, int):
+        if (isinstance(current, dict) and part in current) or (isinstance(current, list) and isinstance(part, int)):
             current = current[part]
             parts.append(str(part))
     if error["type"] == "missing" and location[-1] != "body":
