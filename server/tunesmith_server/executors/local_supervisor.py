@@ -1,0 +1,97 @@
+"""Owns the process above one local run: it starts the run and leaves its exit code behind, whoever has died meanwhile.
+
+It must not know the control plane: a plain script on the standard library, `local_supervisor.py RUN_FOLDER COMMAND…`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+IDENTITY_FILE = "supervisor.json"
+EXIT_CODE_FILE = "exit_code"
+LOG_FILE = "log"
+WORK_FOLDER = "work"
+COMMAND_NOT_STARTED = 127
+"""Exit code when the command cannot be executed, as a shell has it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command once in the run folder; a second supervisor of the same folder does nothing."""
+    folder, command = Path(arguments[0]), arguments[1:]
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    if (folder / IDENTITY_FILE).exists():
+        return 0
+    # A handler, not SIG_IGN: ignoring would be inherited by the run, which is the one that must hear the signal.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: None)
+    identity = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
+    write_atomically(folder / IDENTITY_FILE, json.dumps(identity))
+    write_atomically(folder / EXIT_CODE_FILE, str(_run(folder, command)))
+    return 0
+
+
+def open_log(folder: Path) -> BinaryIO:
+    """The run's output file, for appending; only the owner may read it."""
+    return os.fdopen(os.open(folder / LOG_FILE, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "ab")
+
+
+def boot_id() -> str:
+    """Differs after every boot, so that process ids of an earlier one are not believed."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks from boot to the start of the process; None when it is gone or only waits to be reaped."""
+    fields = stat_fields(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[19])
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the third (state) on; None when there is no such process."""
+    try:
+        # The second field is the name in parentheses and may itself hold spaces and parentheses.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the whole text or no file, also after a crash of the machine; only the owner may read it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _run(folder: Path, command: list[str]) -> int:
+    work = folder / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    with open_log(folder) as log:
+        try:
+            # No shell: the command is a list that the operator's settings name.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=work
+            )
+        except OSError as error:
+            log.write(f"cannot start {command[0]}: {error}\n".encode())
+            return COMMAND_NOT_STARTED
+        code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
