@@ -1,0 +1,145 @@
+"""Owns `client.files`: upload, find, read and delete files.
+Must not know what a fine-tune does with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tunesmith._blocking import BlockingResource, blocking
+from tunesmith._errors import WaitTimeoutError
+from tunesmith._http import Call, HttpClient, path_of
+from tunesmith._pagination import PageRequest, paging
+from tunesmith.types import Deleted, File, ListAnswer
+
+FileSource = str | os.PathLike[str] | bytes | BinaryIO | tuple[str, bytes | BinaryIO]
+"""A local path, bytes, an open binary file, or a pair of file name and one of the last two."""
+
+_NAME_OF_NAMELESS = "upload.jsonl"
+
+
+class AsyncFiles:
+    """Files of the project."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    async def create(self, *, file: FileSource, purpose: str = "fine-tune") -> File:
+        """Upload a file; an open one is read from its start.
+
+        Raises:
+            OSError: the path cannot be read.
+            BadRequestError: the server found mistakes in it; the message names their lines.
+        """
+        with _opened(file) as named:
+            call = Call("POST", path_of("files"), form={"purpose": purpose}, file=named, slow=True)
+            return await self._http.fetch(File, call)
+
+    async def create_once(self, *, file: str | os.PathLike[str], purpose: str = "fine-tune") -> File:
+        """Return the stored file with the bytes of this path, and upload it only if there is none.
+
+        Raises:
+            OSError: the path cannot be read.
+            BadRequestError: the server found mistakes in it; the message names their lines.
+        """
+        digest = await self._http.transport.run(lambda: _sha256_of(Path(file)))
+        async for stored in self.list(purpose=purpose, sha256=digest):
+            # Compared here as well: a server that does not know the filter answers with every file.
+            if stored.sha256 == digest and stored.status != "error":
+                return stored
+        return await self.create(file=file, purpose=purpose)
+
+    async def retrieve(self, file_id: str) -> File:
+        """Return what is known about a file."""
+        return await self._http.fetch(File, Call("GET", path_of("files", file_id)))
+
+    def list(
+        self,
+        *,
+        purpose: str | None = None,
+        sha256: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        order: str | None = None,
+    ) -> PageRequest[File]:
+        """List files, newest first unless `order="asc"`; `sha256` (hex) finds a content."""
+        query = {"purpose": purpose, "sha256": sha256, "after": after, "limit": limit, "order": order}
+        return PageRequest(self._http, ListAnswer[File], path_of("files"), query)
+
+    async def content(self, file_id: str) -> bytes:
+        """Return the bytes of a file."""
+        return await self._http.fetch_bytes(Call("GET", path_of("files", file_id, "content"), slow=True))
+
+    async def delete(self, file_id: str) -> Deleted:
+        """Delete a file."""
+        return await self._http.fetch(Deleted, Call("DELETE", path_of("files", file_id)))
+
+    async def wait_for_processing(
+        self,
+        file_id: str,
+        *,
+        poll_interval: float = 1.0,
+        timeout: float = 1800.0,  # noqa: ASYNC109 - the synchronous twin, too, has to keep it
+    ) -> File:
+        """Return the file once the server is done with it; see its `status` for how it went.
+
+        Args:
+            poll_interval: seconds between two looks.
+            timeout: seconds after which to give up.
+
+        Raises:
+            WaitTimeoutError: it took longer than `timeout`.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            file = await self.retrieve(file_id)
+            if file.status in {"processed", "error"}:
+                return file
+            if time.monotonic() >= deadline:
+                raise WaitTimeoutError(f"File {file_id} was still {file.status} after {timeout:g} seconds.")
+            await self._http.transport.sleep(poll_interval)
+
+
+class Files(BlockingResource[AsyncFiles]):
+    """Files of the project."""
+
+    create = blocking(AsyncFiles.create)
+    create_once = blocking(AsyncFiles.create_once)
+    retrieve = blocking(AsyncFiles.retrieve)
+    list = paging(AsyncFiles.list)
+    content = blocking(AsyncFiles.content)
+    delete = blocking(AsyncFiles.delete)
+    wait_for_processing = blocking(AsyncFiles.wait_for_processing)
+
+
+@contextlib.contextmanager
+def _opened(source: FileSource) -> Iterator[tuple[str, BinaryIO | bytes]]:
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb") as stream:
+            yield Path(source).name, stream
+    elif isinstance(source, tuple):
+        yield source[0], _repeatable(source[1])
+    else:
+        name = getattr(source, "name", None)
+        yield Path(name).name if isinstance(name, str) else _NAME_OF_NAMELESS, _repeatable(source)
+
+
+def _repeatable(content: bytes | BinaryIO) -> bytes | BinaryIO:
+    """Return content that a retry can send a second time: a pipe is read into memory."""
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, io.TextIOBase):
+        raise TypeError("Open the file in binary mode: open(path, 'rb').")
+    return content if content.seekable() else content.read()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

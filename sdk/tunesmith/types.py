@@ -1,0 +1,263 @@
+"""Owns the shapes that the server answers with.
+Must not know how they travel. Fields that a newer server adds are kept; words such as a status stay plain strings, so
+that a new one breaks nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
+"""A fine-tune in one of these statuses never changes again."""
+
+
+class WireModel(BaseModel):
+    """The base of all shapes; unknown fields stay readable as attributes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True, protected_namespaces=())
+
+
+class Identified(WireModel):
+    """Anything with an id."""
+
+    id: str
+
+
+ItemT = TypeVar("ItemT", bound=Identified)
+
+
+class ListAnswer(WireModel, Generic[ItemT]):
+    """One page as it travels; users see `Page`."""
+
+    data: list[ItemT]
+    has_more: bool = False
+
+
+class Deleted(Identified):
+    """The receipt of a deletion."""
+
+    deleted: bool
+
+
+class File(Identified):
+    """An uploaded file or a result file; times are Unix seconds."""
+
+    object: str = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: str
+    """`uploaded`, `processed` or `error`."""
+    status_details: str | None = None
+    expires_at: int | None = None
+    sha256: str | None = None
+    """Hex digest of the content."""
+
+
+class JobError(WireModel):
+    """Why a fine-tune failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Hyperparameters(WireModel):
+    """Numbers, or "auto" until the data has been read."""
+
+    n_epochs: int | str | None = None
+    batch_size: int | str | None = None
+    learning_rate_multiplier: float | str | None = None
+
+
+class Training(WireModel):
+    """What is trained: `lora` adapters or `full` weights."""
+
+    weights: str = "lora"
+    lora_rank: int | str | None = None
+    lora_alpha: float | str | None = None
+
+
+class Progress(WireModel):
+    """Where a running fine-tune is."""
+
+    phase: str | None = None
+    """`starting`, `loading`, `validating`, `training`, `evaluating` or `uploading`."""
+    step: int | None = None
+    """Optimizer steps done."""
+    total_steps: int | None = None
+    remaining_seconds: float | None = None
+
+
+class Score(WireModel):
+    """How well a model did on the evaluated rows."""
+
+    loss: float | None = None
+    """Mean nats per labelled token."""
+    token_accuracy: float | None = None
+    """0 to 1."""
+    exact_match: float | None = None
+    """Share of the rows whose greedy answer equals the label."""
+
+
+class Evaluation(WireModel):
+    """Base and tuned model on rows that were not trained on."""
+
+    rows: int
+    held_out_from_training: bool = False
+    """True if the rows were carved out of the training file, as no validation file was given."""
+    base: Score
+    tuned: Score
+    flipped_to_right: int = 0
+    flipped_to_wrong: int = 0
+
+
+class FineTune(Identified):
+    """A fine-tune job; times are Unix seconds."""
+
+    object: str = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None = None
+    model: str
+    """The base model."""
+    fine_tuned_model: str | None = None
+    """The name to use in `chat.completions.create`, once the job has succeeded."""
+    status: str
+    """`validating_files`, `queued`, `running`, `succeeded`, `failed` or `cancelled`."""
+    error: JobError | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: dict[str, Any] | None = None
+    training: Training | None = None
+    training_file: str
+    validation_file: str | None = None
+    result_files: list[str] = []
+    trained_tokens: int | None = None
+    seed: int | None = None
+    metadata: dict[str, str] | None = None
+    estimated_finish: int | None = None
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has come to its end, good or bad."""
+        return self.status in TERMINAL_STATUSES
+
+
+class FineTuneEvent(Identified):
+    """One line of a fine-tune's history."""
+
+    object: str = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    """`info`, `warn` or `error`."""
+    message: str
+    type: str = "message"
+    """`message` or `metrics`."""
+    data: dict[str, Any] | None = None
+    """Of metrics: `step`, `total_steps`, `train_loss`, `train_mean_token_accuracy`, `valid_loss` and more."""
+
+
+class FineTuneCheckpoint(Identified):
+    """A state of the model during training that can be used like the final one."""
+
+    object: str = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    """The name to use in `chat.completions.create`."""
+    step_number: int
+    metrics: dict[str, float | None] = {}
+
+
+class Model(Identified):
+    """A base model or a tuned one."""
+
+    object: str = "model"
+    created: int = 0
+    owned_by: str = ""
+
+
+class Usage(WireModel):
+    """Tokens of one answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatMessage(WireModel):
+    """What the model said; may be appended to the messages of the next request."""
+
+    role: str = "assistant"
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatChoice(WireModel):
+    """One of the answers asked for."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletion(Identified):
+    """A whole answer to a conversation."""
+
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage | None = None
+
+
+class ChatDelta(WireModel):
+    """What a chunk adds to the message."""
+
+    role: str | None = None
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatChunkChoice(WireModel):
+    """One answer's part of a chunk."""
+
+    index: int
+    delta: ChatDelta
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletionChunk(Identified):
+    """A piece of a streamed answer; the last may have usage and no choices."""
+
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChoice(WireModel):
+    """One of the continuations asked for, or a streamed piece of one."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class Completion(Identified):
+    """A continuation of a prompt; streams consist of the same shape."""
+
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
