@@ -14,9 +14,14 @@ JsonObject = dict[str, Any]
 
 
 class Base(DeclarativeBase):
-    """Root of all rows. Times are Unix seconds."""
+    """Root of all rows. Times are Unix seconds. No value is SQL NULL, never the JSON null."""
 
-    type_annotation_map = {JsonObject: JSON, list[Any]: JSON, str: String(255), int: BigInteger}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        JsonObject: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        str: String(255),
+        int: BigInteger,
+    }
 
 
 class ProjectRow(Base):
@@ -90,7 +95,7 @@ class FineTuneRow(Base):
 
     __tablename__ = "fine_tunes"
     __table_args__ = (
-        Index("ix_fine_tunes_project_created", "project_id", "created_at", "id"),
+        Index("ix_fine_tunes_project_position", "project_id", "position", "id"),
         Index("ix_fine_tunes_state", "state", "created_at"),
     )
 
@@ -116,14 +121,14 @@ class FineTuneRow(Base):
     """Last part of the model name."""
     seed: Mapped[int]
     requested: Mapped[JsonObject]
-    """Hyperparameters and training options as asked for; absent means auto."""
+    """weights, n_epochs, batch_size, learning_rate_multiplier, lora_rank, lora_alpha as asked for; absent means auto."""
     resolved: Mapped[JsonObject | None]
-    """The same with every number set, plus learning_rate and total_steps; after preflight."""
+    """The same with every number set, plus context_length, learning_rate, total_steps; after preflight."""
     user_metadata: Mapped[JsonObject | None]
     integrations: Mapped[list[Any] | None]
 
     progress: Mapped[JsonObject | None]
-    """phase, step, total_steps, remaining_seconds as last reported."""
+    """phase, step, total_steps, remaining_seconds as last reported by the current attempt, and estimated_finish."""
     last_sequence: Mapped[int]
     """Highest heartbeat sequence of the current attempt."""
     event_count: Mapped[int]
@@ -135,6 +140,8 @@ class FineTuneRow(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     error_param: Mapped[str | None]
+    position: Mapped[int]
+    """Microseconds of the clock at creation: the order of lists."""
     created_at: Mapped[int]
     finished_at: Mapped[int | None]
 
