@@ -126,13 +126,21 @@ def _module_problems(config: Mapping[str, Any], module: str, pair: Mapping[str, 
     if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
         message = f"{module} must have lora_A of {rank} x in and lora_B of out x {rank}, not {a} and {b}."
         return [Problem("adapter_rank_mismatch", message)]
-    weight = base.get(f"{module}.weight")
+    weight = _base_shape(base, f"{module}.weight")
     if weight is None:
         return [Problem("adapter_module_unknown", f"The base model has no module {module}.")]
     fitting = (a[1], b[0]) if config.get("fan_in_fan_out") else (b[0], a[1])
     if weight != fitting:
         return [Problem("adapter_shape_mismatch", f"{module} does not fit the base model's shape {weight}.")]
     return []
+
+
+def _base_shape(base: Shapes, name: str) -> tuple[int, ...] | None:
+    # Published weights often have the module's name without its first part, or with one more in front.
+    exact = base.get(name)
+    if exact is not None:
+        return exact
+    return next((shape for other, shape in base.items() if _names(other, name) or _names(name, other)), None)
 
 
 def _rank_of(config: Mapping[str, Any], module: str) -> int:

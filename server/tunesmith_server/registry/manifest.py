@@ -93,6 +93,11 @@ def revision_id(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()
 
 
+def is_revision_id(text: str) -> bool:
+    """Whether the text looks like the id of a revision."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def parse_base_manifest(content: bytes) -> BaseManifest:
     """Reads a base model's manifest; raises ValueError with a sentence when it is not a canonical one of ours."""
     try:

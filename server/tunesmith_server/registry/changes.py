@@ -1,0 +1,134 @@
+"""Owns the feed of what may be served: everything first, then each change, in the order in which it was committed.
+
+It must not know transports. The database is the truth, so that changes of other control planes are seen too;
+the wake-up within this process only makes its own ones arrive at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from tunesmith_server.db.session import Database
+from tunesmith_server.db.tables import BaseModelRow, ModelRow, RevisionRow
+from tunesmith_server.registry import repository
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """A name that clients may send, and what it stands for. Without `project_id` every project may use it."""
+
+    name: str
+    project_id: str | None
+    kind: str
+    """base | adapter | full"""
+    revision: str
+    base_model_id: str
+    base_revision: str
+    created: int
+    checkpoint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A name that no longer stands for anything."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotComplete:
+    """Everything that existed when the feed began has been sent."""
+
+
+Change = Servable | Deleted | SnapshotComplete
+
+
+class ChangeFeed:
+    """Lets any number of gateways follow the registry."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def announce(self) -> None:
+        """Wakes every follower; call it after a commit that changed a model."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def close(self) -> None:
+        """Ends every feed, so that a server that stops need not cut them off."""
+        self._closed = True
+        self.announce()
+
+    async def follow(self) -> AsyncIterator[Change]:
+        """All that may be served, SnapshotComplete, then changes for ever (until `close`)."""
+        base_names: dict[str, set[str]] = {}
+        seen = 0
+        complete = False
+        while not self._closed:
+            news = self._news
+            seen, changes = await self._read(seen, base_names)
+            for change in changes:
+                # A snapshot has no use for what was deleted before it.
+                if complete or isinstance(change, Servable):
+                    yield change
+            if not complete:
+                complete = True
+                yield SnapshotComplete()
+            try:
+                await asyncio.wait_for(news.wait(), POLL_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _read(self, seen: int, base_names: dict[str, set[str]]) -> tuple[int, list[Change]]:
+        async with self._database.read() as session:
+            # The bound is read first: what is committed later has a higher number and is left for the next round.
+            upto = await repository.current_version(session)
+            if upto == seen:
+                return seen, []
+            numbered: list[tuple[int, list[Change]]] = [
+                (row.version, list(_base_changes(row, base_names)))
+                for row in await repository.changed_base_models(session, seen, upto)
+            ]
+            tuned = await repository.changed_models(session, seen, upto)
+        numbered += [(row.version, [_tuned_change(row, revision)]) for row, revision in tuned]
+        numbered.sort(key=lambda item: item[0])
+        return upto, [change for _, changes in numbered for change in changes]
+
+
+def _base_changes(row: BaseModelRow, base_names: dict[str, set[str]]) -> Iterator[Change]:
+    names = {row.id, *row.aliases} if row.state == repository.READY and row.revision else set()
+    for name in sorted(base_names.get(row.id, set()) - names):
+        yield Deleted(name)
+    base_names[row.id] = names
+    for name in sorted(names):
+        yield Servable(
+            name=name,
+            project_id=None,
+            kind="base",
+            revision=row.revision or "",
+            base_model_id=row.id,
+            base_revision=row.revision or "",
+            created=row.created_at,
+            checkpoint=False,
+        )
+
+
+def _tuned_change(row: ModelRow, revision: RevisionRow) -> Change:
+    if row.deleted_at is not None:
+        return Deleted(row.name)
+    return Servable(
+        name=row.name,
+        project_id=row.project_id,
+        kind=revision.kind,
+        revision=revision.id,
+        base_model_id=revision.base_model_id,
+        base_revision=revision.base_revision,
+        created=row.created_at,
+        checkpoint=row.checkpoint,
+    )

@@ -1,0 +1,198 @@
+"""Owns the registry's SQL: revisions, model names, base models and the order of their changes.
+
+It must not know storage or transports; each function works in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tunesmith_server.db.tables import BaseModelRow, CounterRow, ModelRow, RevisionRow
+from tunesmith_server.registry.catalogue import CatalogueEntry
+from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
+
+READY = "ready"
+IMPORTING = "importing"
+FAILED = "failed"
+
+_COUNTER = "registry"
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A verified artifact; `id` is the hex SHA-256 of its manifest, files lie under revisions/<id>/<path>."""
+
+    id: str
+    kind: ArtifactKind
+    base_model_id: str
+    base_revision: str
+    files: tuple[ManifestFile, ...]
+
+
+async def find_base_model(session: AsyncSession, name: str) -> BaseModelRow | None:
+    """The base model with this id or alias, in any state."""
+    row = await session.get(BaseModelRow, name)
+    if row is not None:
+        return row
+    return next((row for row in await list_base_models(session) if name in row.aliases), None)
+
+
+async def list_base_models(session: AsyncSession) -> list[BaseModelRow]:
+    """Every base model that was ever in the catalogue, by id."""
+    return list(await session.scalars(select(BaseModelRow).order_by(BaseModelRow.id)))
+
+
+async def sync_base_model(session: AsyncSession, entry: CatalogueEntry, now: int) -> BaseModelRow:
+    """Makes the row say what the catalogue says; a new or changed source, or a failed import, starts over."""
+    row = await session.get(BaseModelRow, entry.id)
+    if row is None:
+        row = BaseModelRow(id=entry.id, source=entry.source, aliases=list(entry.aliases), state=IMPORTING)
+        row.created_at = now
+        row.version = await next_version(session)
+        session.add(row)
+        return row
+    if row.source != entry.source or row.state == FAILED:
+        row.source, row.state, row.error = entry.source, IMPORTING, None
+        row.version = await next_version(session)
+    if row.aliases != list(entry.aliases):
+        row.aliases = list(entry.aliases)
+        row.version = await next_version(session)
+    return row
+
+
+async def drop_aliases(session: AsyncSession, kept: set[str]) -> None:
+    """Takes the aliases from base models that left the catalogue; tuned models on them go on working."""
+    for row in await list_base_models(session):
+        if row.id not in kept and row.aliases:
+            row.aliases = []
+            row.version = await next_version(session)
+
+
+async def finish_import(
+    session: AsyncSession,
+    model_id: str,
+    source: str,
+    *,
+    revision: str,
+    files: tuple[ManifestFile, ...],
+    context_length: int | None,
+) -> None:
+    """Records an import that ended well, unless the source was changed while it ran."""
+    row = await session.get(BaseModelRow, model_id)
+    if row is not None and row.source == source:
+        row.state, row.error, row.revision = READY, None, revision
+        row.files = [asdict(file) for file in files]
+        row.context_length = context_length
+        row.version = await next_version(session)
+
+
+async def fail_import(session: AsyncSession, model_id: str, source: str, error: str) -> None:
+    """Records why an import failed, unless the source was changed while it ran."""
+    row = await session.get(BaseModelRow, model_id)
+    if row is not None and row.source == source and row.state != READY:
+        row.state, row.error = FAILED, error
+        row.version = await next_version(session)
+
+
+async def record_revision(session: AsyncSession, revision: Revision, now: int) -> None:
+    """Inserts the revision unless it is known: the same bytes always have the same row."""
+    values = {
+        "id": revision.id,
+        "kind": revision.kind.value,
+        "base_model_id": revision.base_model_id,
+        "base_revision": revision.base_revision,
+        "files": [asdict(file) for file in revision.files],
+        "created_at": now,
+    }
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    await session.execute(insert(RevisionRow).values(values).on_conflict_do_nothing(index_elements=["id"]))
+
+
+async def get_revision(session: AsyncSession, revision_id: str) -> RevisionRow | None:
+    """The tuned revision, or None."""
+    return await session.get(RevisionRow, revision_id)
+
+
+async def publish_model(
+    session: AsyncSession,
+    *,
+    name: str,
+    project_id: str,
+    job_id: str,
+    revision_id: str,
+    checkpoint: bool,
+    now: int,
+) -> None:
+    """Makes the name point at the revision; nothing changes when it does already or when it was deleted."""
+    row = await session.get(ModelRow, name)
+    if row is None:
+        row = ModelRow(name=name, project_id=project_id, job_id=job_id, created_at=now)
+        session.add(row)
+    elif row.revision == revision_id or row.deleted_at is not None:
+        return
+    row.revision, row.checkpoint = revision_id, checkpoint
+    row.version = await next_version(session)
+    await session.flush()
+
+
+async def get_model(session: AsyncSession, project_id: str, name: str) -> ModelRow | None:
+    """A tuned model of the project that is not deleted, or None."""
+    row = await session.get(ModelRow, name)
+    return row if row is not None and row.project_id == project_id and row.deleted_at is None else None
+
+
+async def list_models(session: AsyncSession, project_id: str) -> list[ModelRow]:
+    """The project's tuned models that are not deleted, newest first."""
+    query = select(ModelRow).where(ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    return list(await session.scalars(query.order_by(ModelRow.created_at.desc(), ModelRow.name)))
+
+
+async def delete_model(session: AsyncSession, project_id: str, name: str, now: int) -> bool:
+    """Leaves a tombstone under the name, so that it is never given again; False when there is no such model."""
+    statement = update(ModelRow).where(
+        ModelRow.name == name, ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None)
+    )
+    version = await next_version(session)
+    result = await session.execute(statement.values(deleted_at=now, version=version).returning(ModelRow.name))
+    return result.first() is not None
+
+
+async def current_version(session: AsyncSession) -> int:
+    """The number of the newest committed change; 0 before the first."""
+    return await session.scalar(select(CounterRow.value).where(CounterRow.name == _COUNTER)) or 0
+
+
+async def changed_models(session: AsyncSession, after: int, upto: int) -> list[tuple[ModelRow, RevisionRow]]:
+    """Tuned models whose last change has a number in (after, upto], oldest change first, with their revisions."""
+    query = (
+        select(ModelRow, RevisionRow)
+        .join(RevisionRow, ModelRow.revision == RevisionRow.id)
+        .where(ModelRow.version > after, ModelRow.version <= upto)
+        .order_by(ModelRow.version)
+    )
+    return [(model, revision) for model, revision in (await session.execute(query)).tuples()]
+
+
+async def changed_base_models(session: AsyncSession, after: int, upto: int) -> list[BaseModelRow]:
+    """Base models whose last change has a number in (after, upto], oldest change first."""
+    query = select(BaseModelRow).where(BaseModelRow.version > after, BaseModelRow.version <= upto)
+    return list(await session.scalars(query.order_by(BaseModelRow.version)))
+
+
+async def next_version(session: AsyncSession) -> int:
+    """Takes the next number; its row stays locked until the commit, so numbers become visible in their order."""
+    statement = update(CounterRow).where(CounterRow.name == _COUNTER).values(value=CounterRow.value + 1)
+    value = await session.scalar(statement.returning(CounterRow.value))
+    if value is not None:
+        return int(value)
+    try:
+        async with session.begin_nested():
+            session.add(CounterRow(name=_COUNTER, value=1))
+    except IntegrityError:  # another process made the first change at this moment
+        return await next_version(session)
+    return 1

@@ -1,0 +1,166 @@
+"""Owns what can be done with models: list, read, delete, promote an artifact, hand out the files of a revision.
+
+It must not know transports, engines or the life of a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tunesmith_server.auth import Principal
+from tunesmith_server.core import Core
+from tunesmith_server.db.tables import BaseModelRow, ModelRow
+from tunesmith_server.errors import NotFoundError, PermissionDeniedError, UnavailableError
+from tunesmith_server.registry import manifest, promotion, repository
+from tunesmith_server.registry.changes import ChangeFeed
+from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
+from tunesmith_server.registry.repository import Revision
+from tunesmith_server.storage.base import ObjectNotFoundError
+
+BASE_MODEL_OWNER = "tunesmith"
+
+_IMPORT_RETRY_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as users see it; `created` in Unix seconds."""
+
+    id: str
+    created: int
+    owned_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignedFile:
+    """A file of a revision and a URL that reads it without further credentials."""
+
+    path: str
+    size: int
+    sha256: str
+    url: str
+
+
+class RegistryService:
+    """Models and revisions. `changes` is the feed that gateways follow."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.changes = ChangeFeed(core.database)
+
+    async def list_models(self, principal: Principal) -> list[Model]:
+        """Every name that the project may prompt: its tuned models, newest first, then base models and aliases."""
+        async with self._core.database.read() as session:
+            tuned = await repository.list_models(session, principal.project_id)
+            bases = await repository.list_base_models(session)
+        models = [_tuned_model(row) for row in tuned]
+        for row in bases:
+            if row.state == repository.READY:
+                models += [_base_model(row, name) for name in (row.id, *row.aliases)]
+        return models
+
+    async def get_model(self, principal: Principal, name: str) -> Model:
+        """One model; raises NotFoundError, or UnavailableError while a base model is not imported."""
+        async with self._core.database.read() as session:
+            tuned = await repository.get_model(session, principal.project_id, name)
+            base = await repository.find_base_model(session, name) if tuned is None else None
+        if tuned is not None:
+            return _tuned_model(tuned)
+        if base is None:
+            raise _unknown(name)
+        require_ready(base)
+        return _base_model(base, name)
+
+    async def delete_model(self, principal: Principal, name: str) -> None:
+        """Withdraws a tuned model for good; raises PermissionDeniedError for a base model, else NotFoundError."""
+        async with self._core.database.write() as session:
+            if await repository.find_base_model(session, name) is not None:
+                message = f"{name} is a base model of this installation; only its operator can remove it."
+                raise PermissionDeniedError("base_model_not_deletable", message, param="model")
+            if not await repository.delete_model(session, principal.project_id, name, int(self._core.clock())):
+                raise _unknown(name)
+        self.changes.announce()
+
+    async def promote(
+        self,
+        *,
+        kind: ArtifactKind,
+        prefix: str,
+        files: Iterable[ManifestFile],
+        base_model_id: str,
+        base_revision: str,
+        max_lora_rank: int,
+    ) -> Revision:
+        """Verifies what a run uploaded below `prefix` and keeps it as a revision; no transaction is open meanwhile.
+
+        Raises InvalidRequestError with code `artifact_rejected` and every problem found.
+        """
+        artifact = promotion.Artifact(
+            kind=kind,
+            prefix=prefix,
+            files=tuple(files),
+            base_model_id=base_model_id,
+            base_revision=base_revision,
+        )
+        return await promotion.promote(self._core.store, artifact, max_lora_rank)
+
+    async def base_model_files(self, base_id: str) -> list[SignedFile]:
+        """The files of a base model (id or alias); raises NotFoundError, or UnavailableError before it is ready."""
+        async with self._core.database.read() as session:
+            row = await repository.find_base_model(session, base_id)
+        if row is None:
+            raise _unknown(base_id)
+        require_ready(row)
+        files = [ManifestFile(**file) for file in row.files or ()]
+        return await self._signed(f"base_models/{row.revision}", files)
+
+    async def revision_files(self, revision: str) -> list[SignedFile]:
+        """The files of a tuned or base revision; raises NotFoundError."""
+        async with self._core.database.read() as session:
+            row = await repository.get_revision(session, revision)
+        if row is not None:
+            return await self._signed(f"revisions/{revision}", [ManifestFile(**file) for file in row.files])
+        unknown = NotFoundError("revision_not_found", "There is no such revision.", param="revision")
+        if not manifest.is_revision_id(revision):
+            raise unknown
+        try:
+            base = await promotion.read_base_manifest(self._core.store, revision)
+        except ObjectNotFoundError as error:
+            raise unknown from error
+        return await self._signed(f"base_models/{revision}", base.files)
+
+    async def _signed(self, folder: str, files: Iterable[ManifestFile]) -> list[SignedFile]:
+        store, ttl = self._core.store, self._core.settings.url_ttl_seconds
+        return [
+            SignedFile(
+                path=file.path,
+                size=file.size,
+                sha256=file.sha256,
+                url=(await store.presign_get(f"{folder}/{file.path}", ttl)).url,
+            )
+            for file in files
+        ]
+
+
+def require_ready(row: BaseModelRow) -> None:
+    """Raises UnavailableError, with what to do, unless the base model's import has ended well."""
+    if row.state == repository.IMPORTING:
+        message = f"The base model {row.id} is still being imported. Try again in a moment."
+        raise UnavailableError("base_model_importing", message, param="model", retry_after=_IMPORT_RETRY_SECONDS)
+    if row.state == repository.FAILED:
+        message = f"The import of the base model {row.id} failed: {row.error} It is tried again at the next start."
+        raise UnavailableError("base_model_import_failed", message, param="model")
+
+
+def _tuned_model(row: ModelRow) -> Model:
+    return Model(id=row.name, created=row.created_at, owned_by=row.project_id)
+
+
+def _base_model(row: BaseModelRow, name: str) -> Model:
+    return Model(id=name, created=row.created_at, owned_by=BASE_MODEL_OWNER)
+
+
+def _unknown(name: str) -> NotFoundError:
+    message = f"The model {name[:200]!r} does not exist or your project has no access to it."
+    return NotFoundError("model_not_found", message, param="model")

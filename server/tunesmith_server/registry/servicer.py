@@ -1,0 +1,51 @@
+"""Owns the gRPC view of models, the twin of endpoints.py.
+
+It must not know rules or SQL; service.py decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.aio
+
+from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
+from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.registry.service import Model, RegistryService
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
+    """ModelsService for API keys."""
+
+    def __init__(self, service: RegistryService, authenticator: Authenticator) -> None:
+        self._service = service
+        self._authenticator = authenticator
+
+    async def ListModels(  # noqa: N802
+        self, request: models_pb2.ListModelsRequest, context: Context
+    ) -> models_pb2.ListModelsResponse:
+        """Every model that the project can prompt."""
+        principal = await self._authenticator.principal(authorization_of(context))
+        models = await self._service.list_models(principal)
+        return models_pb2.ListModelsResponse(models=[_message(model) for model in models])
+
+    async def GetModel(  # noqa: N802
+        self, request: models_pb2.GetModelRequest, context: Context
+    ) -> models_pb2.GetModelResponse:
+        """One model."""
+        principal = await self._authenticator.principal(authorization_of(context))
+        return models_pb2.GetModelResponse(model=_message(await self._service.get_model(principal, request.id)))
+
+    async def DeleteModel(  # noqa: N802
+        self, request: models_pb2.DeleteModelRequest, context: Context
+    ) -> models_pb2.DeleteModelResponse:
+        """Withdraws a tuned model."""
+        principal = await self._authenticator.principal(authorization_of(context))
+        await self._service.delete_model(principal, request.id)
+        return models_pb2.DeleteModelResponse(id=request.id)
+
+
+def _message(model: Model) -> models_pb2.Model:
+    return models_pb2.Model(id=model.id, created=model.created, owned_by=model.owned_by)

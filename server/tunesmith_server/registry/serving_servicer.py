@@ -1,0 +1,80 @@
+"""Owns what gateways ask over gRPC: the feed of models, files of revisions, who a key belongs to.
+
+It must not know rules or SQL; service.py, changes.py and auth.py decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
+from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.registry.changes import Change, Deleted, Servable
+from tunesmith_server.registry.service import RegistryService
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_KINDS = {
+    "base": serving_pb2.SERVABLE_KIND_BASE,
+    "adapter": serving_pb2.SERVABLE_KIND_ADAPTER,
+    "full": serving_pb2.SERVABLE_KIND_FULL,
+}
+
+
+class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
+    """ServingService, for gateways that present the service token."""
+
+    def __init__(self, service: RegistryService, authenticator: Authenticator) -> None:
+        self._service = service
+        self._authenticator = authenticator
+
+    async def WatchModels(  # noqa: N802
+        self, request: serving_pb2.WatchModelsRequest, context: Context
+    ) -> AsyncIterator[serving_pb2.WatchModelsResponse]:
+        """Every model, `snapshot_complete`, then changes until the server stops."""
+        self._authenticator.service(authorization_of(context))
+        async for change in self._service.changes.follow():
+            yield _response(change)
+
+    async def GetRevision(  # noqa: N802
+        self, request: serving_pb2.GetRevisionRequest, context: Context
+    ) -> serving_pb2.GetRevisionResponse:
+        """The files of a tuned or base revision, with URLs minted now."""
+        self._authenticator.service(authorization_of(context))
+        files = await self._service.revision_files(request.revision)
+        return serving_pb2.GetRevisionResponse(
+            files=[
+                serving_pb2.RevisionFile(path=file.path, size=file.size, sha256=file.sha256, url=file.url)
+                for file in files
+            ]
+        )
+
+    async def Authenticate(  # noqa: N802
+        self, request: serving_pb2.AuthenticateRequest, context: Context
+    ) -> serving_pb2.AuthenticateResponse:
+        """The project and id of an API key; UNAUTHENTICATED when it is nobody's."""
+        self._authenticator.service(authorization_of(context))
+        principal = await self._authenticator.principal(f"Bearer {request.api_key}")
+        return serving_pb2.AuthenticateResponse(project_id=principal.project_id, key_id=principal.key_id)
+
+
+def _response(change: Change) -> serving_pb2.WatchModelsResponse:
+    if isinstance(change, Servable):
+        return serving_pb2.WatchModelsResponse(
+            upserted=serving_pb2.ServableModel(
+                name=change.name,
+                project_id=change.project_id or "",
+                kind=_KINDS[change.kind],
+                revision=change.revision,
+                base_model_id=change.base_model_id,
+                base_revision=change.base_revision,
+                created=change.created,
+                checkpoint=change.checkpoint,
+            )
+        )
+    if isinstance(change, Deleted):
+        return serving_pb2.WatchModelsResponse(deleted=change.name)
+    return serving_pb2.WatchModelsResponse(snapshot_complete=True)
