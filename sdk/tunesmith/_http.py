@@ -177,6 +177,7 @@ class HttpClient:
         except ValidationError as error:
             raise UnexpectedResponseError(
                 f"{self._base_url} did not answer as Tunesmith does; check the base URL.",
+                code="unexpected_response",
                 request_id=_request_id(response),
             ) from error
 
@@ -254,11 +255,15 @@ class ResponseBody:
 
 def _connection_error(error: Exception, base_url: str) -> APIError:
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        failure: APIError = APITimeoutError(f"{base_url} did not answer in time.")
+        failure: APIError = APITimeoutError(f"{base_url} did not answer in time.", code="timed_out")
     elif isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        failure = APIConnectionError(f"No Tunesmith server was reached at {base_url}; is it running?")
+        failure = APIConnectionError(
+            f"No Tunesmith server was reached at {base_url}; is it running?", code="connection_failed"
+        )
     else:
-        failure = APIConnectionError(f"The connection to {base_url} broke before the answer was complete.")
+        failure = APIConnectionError(
+            f"The connection to {base_url} broke before the answer was complete.", code="connection_broken"
+        )
     failure.__cause__ = error
     return failure
 

@@ -138,7 +138,9 @@ async def _chunks(body: ByteStream, shape: type[ChunkT]) -> AsyncIterator[ChunkT
     finally:
         await body.close()
     # An answer that stops without its end mark is cut off; to return quietly would pass it off as whole.
-    raise APIConnectionError("The stream broke off before it was complete; send the request again.")
+    raise APIConnectionError(
+        "The stream broke off before it was complete; send the request again.", code="connection_broken"
+    )
 
 
 def _chunk_of(event: ServerSentEvent, shape: type[ChunkT], request_id: str | None) -> ChunkT:
@@ -149,6 +151,8 @@ def _chunk_of(event: ServerSentEvent, shape: type[ChunkT], request_id: str | Non
             return shape.model_validate(decoded)
     except (ValueError, ValidationError) as cause:
         raise UnexpectedResponseError(
-            "The stream holds something that is not a chunk of an answer.", request_id=request_id
+            "The stream holds something that is not a chunk of an answer.",
+            code="unexpected_response",
+            request_id=request_id,
         ) from cause
     raise stream_error(error if isinstance(error, dict) else {"message": error or decoded}, request_id)

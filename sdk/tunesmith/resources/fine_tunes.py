@@ -4,12 +4,14 @@ Must not know how files are stored or how a list is paged.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from tunesmith._blocking import BlockingResource, blocking, iterating
@@ -87,7 +89,7 @@ class AsyncFineTunes:
             metadata: up to 16 pairs to find the job by.
 
         Raises:
-            OSError: a local path cannot be read.
+            OSError: a file is neither an id nor a local path that can be read.
             BadRequestError: `param` names what is wrong.
         """
         numbers = _given(n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=learning_rate_multiplier)
@@ -208,7 +210,7 @@ class AsyncFineTunes:
     async def _file_id(self, file: str | os.PathLike[str]) -> str:
         if isinstance(file, str) and _FILE_ID.fullmatch(file):
             return file
-        return (await self._files.create_once(file=file, purpose="fine-tune")).id
+        return (await self._files.create_once(file=_existing(file), purpose="fine-tune")).id
 
     async def _unseen_events(self, fine_tune_id: str, seen: set[str]) -> Sequence[FineTuneEvent]:
         """Return the events with other ids than these, oldest first; the server lists newest first."""
@@ -249,6 +251,13 @@ class FineTunes(BlockingResource[AsyncFineTunes]):
 
 def _jobs_path(*parts: str) -> str:
     return path_of("fine_tuning", "jobs", *parts)
+
+
+def _existing(file: str | os.PathLike[str]) -> Path:
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "Neither the id of an uploaded file nor a local file", str(path))
+    return path
 
 
 def _given(**values: object) -> dict[str, object]:

@@ -1,0 +1,220 @@
+"""Owns what the command line prints: tables, errors, and the live progress of a fine-tune.
+Must not know commands, nor send requests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as LiveProgress
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith._errors import FineTuneFailedError
+from tunesmith.types import Evaluation, FineTune, FineTuneEvent, Progress
+
+
+def print_line(text: str, *, style: str = "") -> None:
+    """Print one line as it is, without rich's markup, wrapping or highlighting."""
+    _standard().print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def print_error(message: str, code: str | None = None) -> None:
+    """Print one red sentence with its code to standard error."""
+    sentence = f"{message} (code: {code})" if code else message
+    Console(stderr=True).print(Text(printable(sentence), style="red"), soft_wrap=True)
+
+
+def print_json(shapes: BaseModel | Sequence[BaseModel]) -> None:
+    """Print one object, or a list of them, as indented JSON."""
+    plain = shapes.model_dump() if isinstance(shapes, BaseModel) else [shape.model_dump() for shape in shapes]
+    _write_raw(json.dumps(plain, indent=2))
+
+
+def print_json_line(shape: BaseModel) -> None:
+    """Print one object as one line of JSON."""
+    _write_raw(json.dumps(shape.model_dump()))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print aligned columns; when piped, no column is cut."""
+    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
+    console = _standard()
+    console.print(table, width=None if console.is_terminal else 1000)
+
+
+def print_fine_tune(job: FineTune) -> None:
+    """Print what a person wants to know about a job."""
+    rows: list[tuple[str, object]] = [
+        ("id", job.id),
+        ("status", job.status),
+        ("base model", job.model),
+        ("tuned model", job.fine_tuned_model),
+        ("created", local_time(job.created_at)),
+        ("finished", local_time(job.finished_at)),
+        ("training file", job.training_file),
+        ("validation file", job.validation_file),
+        ("result files", ", ".join(job.result_files) or None),
+    ]
+    for settings in (job.training, job.hyperparameters):
+        if settings is not None:
+            rows += [(name.replace("_", " "), value) for name, value in settings.model_dump().items()]
+    if job.progress is not None and not job.finished:
+        rows.append(("progress", _progress_text(job)))
+    if job.error is not None:
+        rows.append(("error", f"{job.error.message} (code: {job.error.code})"))
+    if job.evaluation is not None:
+        rows.append(("evaluation", _evaluation_text(job.evaluation)))
+    print_table(("", ""), [row for row in rows if row[1] is not None])
+
+
+def print_outcome(job: FineTune) -> None:
+    """Print how a finished job ended and what to do next; a failure goes to standard error."""
+    if job.status == "failed":
+        failure = FineTuneFailedError(job)
+        print_error(failure.message, failure.code)
+    elif job.status == "cancelled":
+        print_error(f"{job.id} was cancelled.")
+    else:
+        if job.evaluation is not None:
+            print_line(_evaluation_text(job.evaluation))
+        print_line(f"{job.id} succeeded: {job.fine_tuned_model}", style="green")
+        print_line(f"Talk to it: tunesmith chat {job.fine_tuned_model}")
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters: what a server or a model says must not steer the terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+
+
+def local_time(seconds: int | None) -> str | None:
+    """Return a Unix time as local date and time."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+class FollowDisplay:
+    """Shows a running fine-tune: one live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        console = _standard()
+        self._live: LiveProgress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._live = LiveProgress(*columns, TextColumn("{task.fields[numbers]}"), console=console, transient=True)
+        self._task: TaskID | None = None
+        self._numbers = ""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, job: FineTune, events: Iterable[FineTuneEvent]) -> None:
+        """Show these new events and where the job is now."""
+        for event in events:
+            if event.type == "metrics" and event.data:
+                self._numbers = _metrics_text(event)
+                if self._live is not None:
+                    continue
+            self._print_event(event, _time_left(job))
+        if self._live is not None and not job.finished:
+            self._draw(self._live, job)
+
+    def _print_event(self, event: FineTuneEvent, time_left: str) -> None:
+        line = event_text(event)
+        if event.type == "metrics" and time_left:
+            line += f" · {time_left}"
+        style = {"error": "red", "warn": "yellow"}.get(event.level, "")
+        if self._live is None:
+            print_line(line, style=style)
+        else:
+            self._live.console.print(Text(printable(line), style=style))
+
+    def _draw(self, live: LiveProgress, job: FineTune) -> None:
+        progress = job.progress or Progress()
+        if self._task is None:
+            self._task = live.add_task("", total=None, numbers="")
+        live.update(
+            self._task,
+            description=printable(progress.phase or job.status),
+            completed=progress.step or 0,
+            total=progress.total_steps,
+            numbers=" · ".join(filter(None, (self._numbers, _time_left(job)))),
+        )
+
+
+def event_text(event: FineTuneEvent) -> str:
+    """Return an event as one line: local time, then its numbers or its message."""
+    if event.type == "metrics" and event.data and "step" in event.data:
+        text = f"step {event.data['step']}/{event.data.get('total_steps', '?')} · {_metrics_text(event)}"
+    else:
+        text = event.message
+    return f"{(local_time(event.created_at) or '')[11:]}  {text}"
+
+
+def _metrics_text(event: FineTuneEvent) -> str:
+    data = event.data or {}
+    parts = [
+        f"{label} {data[name]:.4f}"
+        for label, name in (("loss", "train_loss"), ("validation loss", "valid_loss"))
+        if isinstance(data.get(name), int | float)
+    ]
+    tokens, seconds = data.get("tokens"), data.get("seconds")
+    if isinstance(tokens, int | float) and isinstance(seconds, int | float) and seconds > 0:
+        parts.append(f"{tokens / seconds:.0f} tokens/s")
+    return " · ".join(parts)
+
+
+def _progress_text(job: FineTune) -> str:
+    progress = job.progress or Progress()
+    steps = f"step {progress.step}/{progress.total_steps}" if progress.total_steps else ""
+    return " · ".join(filter(None, (progress.phase, steps, _time_left(job))))
+
+
+def _time_left(job: FineTune) -> str:
+    remaining = job.progress.remaining_seconds if job.progress else None
+    return "" if remaining is None or job.finished else f"{timedelta(seconds=round(remaining))} left"
+
+
+def _evaluation_text(evaluation: Evaluation) -> str:
+    parts = [
+        f"{label} {base:.4f} → {tuned:.4f}"
+        for label, base, tuned in (
+            ("exact match", evaluation.base.exact_match, evaluation.tuned.exact_match),
+            ("token accuracy", evaluation.base.token_accuracy, evaluation.tuned.token_accuracy),
+            ("loss", evaluation.base.loss, evaluation.tuned.loss),
+        )
+        if base is not None and tuned is not None
+    ]
+    return f"Base → tuned on {evaluation.rows} rows: {', '.join(parts)}"
+
+
+def _write_raw(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _standard() -> Console:
+    # Made at every use: a test or a shell may have exchanged standard output since the last.
+    return Console(highlight=False, markup=False)
