@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Set up .venv and .venv-engine; does nothing where they are current.")
     parser.add_argument("--lock", action="store_true", help="ignore the constraints, then write them anew")
     arguments = parser.parse_args()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs under whatever `python3` is
         sys.stderr.write("Tunesmith needs Python 3.11 or newer; set PYTHON=/path/to/python3.11 for make.\n")
         return 1
     locked = not arguments.lock
