@@ -25,6 +25,7 @@ from tunesmith_server.errors import (
     PayloadTooLargeError,
     PermissionDeniedError,
     QuotaExceededError,
+    StorageFullError,
     TunesmithError,
     UnauthenticatedError,
     UnavailableError,
@@ -52,6 +53,7 @@ RENDERINGS: Mapping[type[TunesmithError], Rendering] = {
     FencedError: Rendering(409, "invalid_request_error", grpc.StatusCode.FAILED_PRECONDITION),
     QuotaExceededError: Rendering(429, "rate_limit_error", grpc.StatusCode.RESOURCE_EXHAUSTED),
     UnavailableError: Rendering(503, "service_unavailable_error", grpc.StatusCode.UNAVAILABLE),
+    StorageFullError: Rendering(507, "server_error", grpc.StatusCode.RESOURCE_EXHAUSTED),
     InternalError: Rendering(500, "server_error", grpc.StatusCode.INTERNAL),
 }
 

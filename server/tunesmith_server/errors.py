@@ -12,6 +12,7 @@ It must not know HTTP or gRPC: error_rendering.py holds the one table that maps 
     ├── FencedError             a run whose attempt is no longer current
     ├── QuotaExceededError      too much, or too fast
     ├── UnavailableError        try again later
+    │   └── StorageFullError    nothing can be stored until an operator makes room
     └── InternalError           our defect; the log has the cause
 """
 
@@ -95,6 +96,10 @@ class QuotaExceededError(TunesmithError):
 
 class UnavailableError(TunesmithError):
     """A part that is needed cannot be reached now."""
+
+
+class StorageFullError(UnavailableError):
+    """Object storage has no room left."""
 
 
 class InternalError(TunesmithError):

@@ -1,0 +1,9 @@
+"""Owns which shared fixtures every test can ask for by name."""
+
+from __future__ import annotations
+
+from tests.support.core import clock, cluster_settings, core, each_core
+from tests.support.postgres import postgres
+from tests.support.s3_server import s3_server
+
+__all__ = ["clock", "cluster_settings", "core", "each_core", "postgres", "s3_server"]

