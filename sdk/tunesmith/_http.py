@@ -95,7 +95,7 @@ class Transport(Protocol):
         ...
 
 
-class BlockingTransport:
+class BlockingTransport(Transport):
     """Blocks in every method and therefore never suspends (see `_blocking`)."""
 
     def __init__(self, trust_env: bool) -> None:
@@ -124,7 +124,7 @@ class BlockingTransport:
         self._client.close()
 
 
-class AsyncTransport:
+class AsyncTransport(Transport):
     """Waits on the running event loop."""
 
     def __init__(self, trust_env: bool) -> None:
@@ -251,6 +251,13 @@ class ResponseBody:
     async def close(self) -> None:
         """Give the connection back; may be called twice."""
         await self._transport.release(self._response)
+
+
+class AsyncResource:
+    """The base of the resources: verbs that send calls."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
 
 
 def _connection_error(error: Exception, base_url: str) -> APIError:

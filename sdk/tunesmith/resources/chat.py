@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 from tunesmith._blocking import BlockingResource, run_blocking
-from tunesmith._http import Call, HttpClient, path_of
+from tunesmith._http import AsyncResource, Call, HttpClient, path_of
 from tunesmith._streaming import AsyncStream, Stream
 from tunesmith.types import ChatCompletion, ChatCompletionChunk, ChatMessage
 
@@ -16,11 +16,8 @@ Messages = Sequence[Mapping[str, object] | ChatMessage]
 """Mappings with `role` and `content`; a message that a model answered with may stand among them."""
 
 
-class AsyncChatCompletions:
+class AsyncChatCompletions(AsyncResource):
     """Answers to conversations."""
-
-    def __init__(self, http: HttpClient) -> None:
-        self._http = http
 
     @overload
     async def create(

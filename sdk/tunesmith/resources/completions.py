@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 from tunesmith._blocking import BlockingResource, run_blocking
-from tunesmith._http import Call, HttpClient, path_of
+from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._streaming import AsyncStream, Stream
 from tunesmith.types import Completion
 
@@ -16,11 +16,8 @@ Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 """Text or token ids, one or many."""
 
 
-class AsyncCompletions:
+class AsyncCompletions(AsyncResource):
     """Continuations of a prompt."""
-
-    def __init__(self, http: HttpClient) -> None:
-        self._http = http
 
     @overload
     async def create(

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from tunesmith._blocking import BlockingResource, blocking
 from tunesmith._errors import WaitTimeoutError
-from tunesmith._http import Call, HttpClient, path_of
+from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._pagination import PageRequest, paging
 from tunesmith.types import Deleted, File, ListAnswer
 
@@ -25,11 +25,8 @@ FileSource = str | os.PathLike[str] | bytes | BinaryIO | tuple[str, bytes | Bina
 _NAME_OF_NAMELESS = "upload.jsonl"
 
 
-class AsyncFiles:
+class AsyncFiles(AsyncResource):
     """Files of the project."""
-
-    def __init__(self, http: HttpClient) -> None:
-        self._http = http
 
     async def create(self, *, file: FileSource, purpose: str = "fine-tune") -> File:
         """Upload a file; an open one is read from its start.

@@ -22,7 +22,7 @@ from tunesmith._errors import (
     RateLimitError,
     WaitTimeoutError,
 )
-from tunesmith._http import Call, HttpClient, path_of
+from tunesmith._http import AsyncResource, Call, HttpClient, path_of
 from tunesmith._pagination import AsyncPage, PageRequest, paging
 from tunesmith.resources.files import AsyncFiles
 from tunesmith.types import FineTune, FineTuneCheckpoint, FineTuneEvent, ListAnswer
@@ -47,11 +47,11 @@ class FineTuneUpdate:
     events: Sequence[FineTuneEvent]
 
 
-class AsyncFineTunes:
+class AsyncFineTunes(AsyncResource):
     """Fine-tune jobs of the project."""
 
     def __init__(self, http: HttpClient, files: AsyncFiles) -> None:
-        self._http = http
+        super().__init__(http)
         self._files = files
 
     async def create(

@@ -5,16 +5,13 @@ Must not know how models come about.
 from __future__ import annotations
 
 from tunesmith._blocking import BlockingResource, blocking
-from tunesmith._http import Call, HttpClient, path_of
+from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._pagination import PageRequest, paging
 from tunesmith.types import Deleted, ListAnswer, Model
 
 
-class AsyncModels:
+class AsyncModels(AsyncResource):
     """Models that the project may use."""
-
-    def __init__(self, http: HttpClient) -> None:
-        self._http = http
 
     def list(self) -> PageRequest[Model]:
         """List base models and the project's tuned models."""

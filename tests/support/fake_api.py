@@ -1,0 +1,317 @@
+"""Owns a small Tunesmith REST server in memory, on a real loopback socket, for the SDK's tests.
+Must not know the SDK: it speaks the wire shapes only.
+
+Faults are queued and met by the next requests; a job's future is a queue of steps, one of which happens each time
+the job is read. So nothing here depends on time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import hashlib
+import itertools
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from tests.support.loopback_http import Answer, LoopbackServer, Received
+
+API_KEY = "sk-test-key"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What the next request meets: an answer in place of the real one, or a connection that closes without any.
+
+    With `after_effect` the request is carried out first, and only its answer is lost.
+    """
+
+    answer: Answer | None = None
+    after_effect: bool = False
+
+
+class FakeApi:
+    """The server and everything that a test sets or looks at; `stop` and `start` keep state and port."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.faults: deque[Fault] = deque()
+        self.files: dict[str, tuple[Json, bytes]] = {}
+        self.jobs: dict[str, Json] = {}
+        self.futures: dict[str, deque[Callable[[], object]]] = {}
+        self.events: dict[str, list[Json]] = {}
+        self.checkpoints: dict[str, list[Json]] = {}
+        self.models: dict[str, Json] = {"smollm2-135m-instruct": _model("smollm2-135m-instruct")}
+        self.stream_pieces: Sequence[bytes] = ()
+        self.stream_is_cut_off = False
+        self._replays: dict[str, Answer] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._port = 0
+        self._server: LoopbackServer | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL, without /v1."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listen; the second time on the same port as the first."""
+        self._server = LoopbackServer(self._port, self._respond)
+        self._port = self._server.port
+
+    def stop(self) -> None:
+        """Stop listening and cut every connection."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def paths(self, method: str) -> list[str]:
+        """The paths that were asked for with this method, in order."""
+        return [request.path for request in self.received if request.method == method]
+
+    def add_job(self, **values: object) -> str:
+        """Store a job and return its id."""
+        number = next(self._numbers)
+        job = {
+            "id": f"ftjob-{number}",
+            "object": "fine_tuning.job",
+            "created_at": 1_700_000_000 + number,
+            "finished_at": None,
+            "model": "smollm2-135m-instruct",
+            "fine_tuned_model": None,
+            "organization_id": "org-default",
+            "status": "queued",
+            "error": None,
+            "hyperparameters": {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"},
+            "training": {"weights": "lora", "lora_rank": "auto", "lora_alpha": "auto"},
+            "training_file": "file-1",
+            "validation_file": None,
+            "result_files": [],
+            "trained_tokens": None,
+            "seed": 1,
+            "progress": None,
+            "evaluation": None,
+        } | values
+        self.jobs[str(job["id"])] = job
+        self.events[str(job["id"])] = []
+        self.checkpoints[str(job["id"])] = []
+        return str(job["id"])
+
+    def add_event(self, job_id: str, message: str, data: Json | None = None, level: str = "info") -> None:
+        """Append an event; with data it is one of metrics."""
+        number = next(self._numbers)
+        self.events[job_id].append(
+            {
+                "id": f"ftevent-{number}",
+                "object": "fine_tuning.job.event",
+                "created_at": 1_700_000_000 + number,
+                "level": level,
+                "message": message,
+                "type": "metrics" if data else "message",
+                "data": data,
+            }
+        )
+
+    def _respond(self, request: Received) -> Answer | None:
+        with self._lock:
+            self.received.append(request)
+            fault = self.faults.popleft() if self.faults else None
+            if fault is not None and not fault.after_effect:
+                return fault.answer
+            answer = self._carry_out(request)
+            return answer if fault is None else fault.answer
+
+    def _carry_out(self, request: Received) -> Answer:
+        if request.headers.get("authorization") != f"Bearer {API_KEY}":
+            return error_answer(401, "Incorrect API key provided.", "invalid_api_key")
+        key = request.headers.get("idempotency-key")
+        if key in self._replays:
+            return self._replays[key]
+        for method, pattern, verb in _ROUTES:
+            match = re.fullmatch(pattern, request.path)
+            if match and method == request.method:
+                answer = verb(self, request, *map(unquote, match.groups()))
+                if key is not None and answer.status < 500:
+                    self._replays[key] = answer
+                return answer
+        return error_answer(404, f"Unknown route {request.path}", "not_found")
+
+    def _create_file(self, request: Received) -> Answer:
+        fields, filename, content = _multipart(request)
+        number = next(self._numbers)
+        file = {
+            "id": f"file-{number}",
+            "object": "file",
+            "bytes": len(content),
+            "created_at": 1_700_000_000 + number,
+            "filename": filename,
+            "purpose": fields["purpose"],
+            "status": "processed",
+            "status_details": None,
+            "expires_at": None,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        self.files[f"file-{number}"] = (file, content)
+        return json_answer(file)
+
+    def _list_files(self, request: Received) -> Answer:
+        wanted = {name: request.query[name] for name in ("purpose", "sha256") if name in request.query}
+        files = [file for file, _ in self.files.values() if all(file[name] == wanted[name] for name in wanted)]
+        return _page(files, request)
+
+    def _get_file(self, request: Received, file_id: str) -> Answer:
+        return json_answer(self.files[file_id][0]) if file_id in self.files else _missing(file_id)
+
+    def _get_content(self, request: Received, file_id: str) -> Answer:
+        return Answer(body=self.files[file_id][1]) if file_id in self.files else _missing(file_id)
+
+    def _delete_file(self, request: Received, file_id: str) -> Answer:
+        if self.files.pop(file_id, None) is None:
+            return _missing(file_id)
+        return json_answer({"id": file_id, "object": "file", "deleted": True})
+
+    def _create_job(self, request: Received) -> Answer:
+        body = request.json
+        if body["model"] not in self.models:
+            return error_answer(400, f"There is no base model {body['model']}.", "model_not_found", "model")
+        asked = {name: body[name] for name in ("model", "training_file", "validation_file", "metadata") if name in body}
+        return json_answer(self.jobs[self.add_job(**asked)])
+
+    def _list_jobs(self, request: Received) -> Answer:
+        return _page(list(self.jobs.values()), request)
+
+    def _get_job(self, request: Received, job_id: str) -> Answer:
+        if job_id not in self.jobs:
+            return _missing(job_id)
+        if self.futures.get(job_id):
+            self.futures[job_id].popleft()()
+        return json_answer(self.jobs[job_id])
+
+    def _cancel_job(self, request: Received, job_id: str) -> Answer:
+        if job_id not in self.jobs:
+            return _missing(job_id)
+        self.jobs[job_id]["status"] = "cancelled"
+        return json_answer(self.jobs[job_id])
+
+    def _list_events(self, request: Received, job_id: str) -> Answer:
+        return _page(self.events[job_id], request) if job_id in self.events else _missing(job_id)
+
+    def _list_checkpoints(self, request: Received, job_id: str) -> Answer:
+        return _page(self.checkpoints[job_id], request) if job_id in self.checkpoints else _missing(job_id)
+
+    def _list_models(self, request: Received) -> Answer:
+        return json_answer({"object": "list", "data": list(self.models.values())})
+
+    def _get_model(self, request: Received, name: str) -> Answer:
+        return json_answer(self.models[name]) if name in self.models else _missing(name, "model_not_found")
+
+    def _delete_model(self, request: Received, name: str) -> Answer:
+        if self.models.pop(name, None) is None:
+            return _missing(name, "model_not_found")
+        return json_answer({"id": name, "object": "model", "deleted": True})
+
+    def _generate(self, request: Received) -> Answer:
+        body = request.json
+        if body["model"] not in self.models:
+            return _missing(body["model"], "model_not_found")
+        if body["stream"]:
+            headers = {"Content-Type": "text/event-stream"}
+            return Answer(headers=headers, pieces=self.stream_pieces, cut_off=self.stream_is_cut_off)
+        chat = request.path.endswith("/chat/completions")
+        said = {"message": {"role": "assistant", "content": "Hello."}} if chat else {"text": "Hello."}
+        return json_answer(
+            {
+                "id": "cmpl-1",
+                "object": "chat.completion" if chat else "text_completion",
+                "created": 1_700_000_000,
+                "model": body["model"],
+                "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None} | said],
+                "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+            }
+        )
+
+
+_ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
+    ("POST", "/v1/files", FakeApi._create_file),
+    ("GET", "/v1/files", FakeApi._list_files),
+    ("GET", "/v1/files/([^/]+)", FakeApi._get_file),
+    ("DELETE", "/v1/files/([^/]+)", FakeApi._delete_file),
+    ("GET", "/v1/files/([^/]+)/content", FakeApi._get_content),
+    ("POST", "/v1/fine_tuning/jobs", FakeApi._create_job),
+    ("GET", "/v1/fine_tuning/jobs", FakeApi._list_jobs),
+    ("GET", "/v1/fine_tuning/jobs/([^/]+)", FakeApi._get_job),
+    ("POST", "/v1/fine_tuning/jobs/([^/]+)/cancel", FakeApi._cancel_job),
+    ("GET", "/v1/fine_tuning/jobs/([^/]+)/events", FakeApi._list_events),
+    ("GET", "/v1/fine_tuning/jobs/([^/]+)/checkpoints", FakeApi._list_checkpoints),
+    ("GET", "/v1/models", FakeApi._list_models),
+    ("GET", "/v1/models/([^/]+)", FakeApi._get_model),
+    ("DELETE", "/v1/models/([^/]+)", FakeApi._delete_model),
+    ("POST", "/v1/chat/completions", FakeApi._generate),
+    ("POST", "/v1/completions", FakeApi._generate),
+)
+
+
+@contextlib.contextmanager
+def running_fake_api() -> Iterator[FakeApi]:
+    """Run a fake API and stop it in the end."""
+    api = FakeApi()
+    api.start()
+    try:
+        yield api
+    finally:
+        api.stop()
+
+
+def json_answer(decoded: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer with a JSON body."""
+    return Answer(status, json.dumps(decoded).encode(), {"Content-Type": "application/json"} | dict(headers or {}))
+
+
+def error_answer(
+    status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """An answer with the error envelope."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return json_answer({"error": error}, status, headers)
+
+
+def _page(oldest_first: Sequence[Json], request: Received) -> Answer:
+    items = list(reversed(oldest_first))
+    after = request.query.get("after")
+    if after is not None:
+        items = items[next(place for place, item in enumerate(items) if item["id"] == after) + 1 :]
+    limit = int(request.query.get("limit", 20))
+    return json_answer({"object": "list", "data": items[:limit], "has_more": len(items) > limit})
+
+
+def _missing(what: str, code: str = "not_found") -> Answer:
+    return error_answer(404, f"There is no {what}.", code)
+
+
+def _model(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "tunesmith"}
+
+
+def _multipart(request: Received) -> tuple[dict[str, str], str, bytes]:
+    head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + request.body, policy=email.policy.HTTP)
+    fields: dict[str, str] = {}
+    filename, content = "", b""
+    for part in message.iter_parts():
+        payload = part.get_payload(decode=True)
+        assert isinstance(payload, bytes)
+        if part.get_filename():
+            filename, content = str(part.get_filename()), payload
+        else:
+            fields[str(part.get_param("name", header="content-disposition"))] = payload.decode()
+    return fields, filename, content
