@@ -149,7 +149,7 @@ def require_ready(row: BaseModelRow) -> None:
         message = f"The base model {row.id} is still being imported. Try again in a moment."
         raise UnavailableError("base_model_importing", message, param="model", retry_after=_IMPORT_RETRY_SECONDS)
     if row.state == repository.FAILED:
-        message = f"The import of the base model {row.id} failed: {row.error} It is tried again at the next start."
+        message = f"The import of the base model {row.id} failed; `tunesmithd models list` tells its operator why."
         raise UnavailableError("base_model_import_failed", message, param="model")
 
 

@@ -1,0 +1,236 @@
+"""Owns the local cache of base models: `<cache>/base_models/<revision>/`, filled by the trainer's importer.
+
+It must not know the database or object storage. Several processes may share a cache: a file lock per model
+lets one of them import while the others wait for what it finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from tunesmith_server.registry.catalogue import CatalogueEntry
+from tunesmith_server.registry.manifest import (
+    MANIFEST_NAME,
+    ManifestFile,
+    canonical_json,
+    is_revision_id,
+    parse_base_manifest,
+    revision_id,
+)
+
+Progress = Callable[[str], None]
+"""Takes one line for the operator."""
+Fetch = Callable[[CatalogueEntry, Path], Awaitable[None]]
+"""Downloads the files of an entry whose source is remote into an empty folder."""
+
+_log = logging.getLogger(__name__)
+
+_LOCK_POLL_SECONDS = 0.2
+_STOP_SECONDS = 5.0
+_SHOWN_ERROR_CHARACTERS = 500
+
+
+class ImportFailedError(Exception):
+    """A base model cannot be imported; the message is a sentence for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A verified base model in the cache."""
+
+    revision: str
+    folder: Path
+    files: tuple[ManifestFile, ...]
+    context_length: int | None
+    """Tokens, as the model's config.json says."""
+
+
+class BaseModelCache:
+    """Base models on this machine."""
+
+    def __init__(self, cache_dir: Path, trainer_python: Path, fetch: Fetch) -> None:
+        self._folder = cache_dir.absolute() / "base_models"
+        self._cache_dir = cache_dir.absolute()
+        self._trainer_python = trainer_python
+        self._fetch = fetch
+
+    async def obtain(self, entry: CatalogueEntry, progress: Progress) -> CachedModel:
+        """The entry's files, from an earlier import or from a new one; raises ImportFailedError."""
+        key = await asyncio.to_thread(_index_key, entry)
+        note = self._folder / "index" / f"{key}.json"
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            async with _exclusive(note.with_suffix(".lock")):
+                found = await asyncio.to_thread(self._recall, note)
+                if found is None:
+                    progress(f"importing {entry.id} from {entry.source} (once per machine; kept in {self._folder})")
+                    found = await self._import(entry, progress)
+                    await asyncio.to_thread(_write_atomically, note, canonical_json({"revision": found.revision}))
+        except OSError as error:
+            raise ImportFailedError(f"The cache {self._folder} cannot be used: {error}.") from error
+        return found
+
+    def _recall(self, note: Path) -> CachedModel | None:
+        """The model that an earlier import noted, unless its files are not what they were by name and size."""
+        try:
+            revision = json.loads(note.read_bytes())["revision"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        try:
+            return self._load(revision, hashes=False)
+        except ImportFailedError as error:
+            _log.warning("a cached base model is damaged and is imported again: %s", error)
+            # Moved first: whatever of it cannot be deleted no longer stands in the way of the new one.
+            damaged = self._folder / f".damaged-{uuid4().hex}"
+            with contextlib.suppress(OSError):
+                (self._folder / revision).rename(damaged)
+            shutil.rmtree(damaged, ignore_errors=True)
+            return None
+
+    async def _import(self, entry: CatalogueEntry, progress: Progress) -> CachedModel:
+        source = entry.source
+        downloads = self._cache_dir / "downloads" / uuid4().hex
+        try:
+            if source.startswith("s3://"):
+                downloads.mkdir(parents=True)
+                await self._fetch(entry, downloads)
+                source = str(downloads)
+            revision = await self._run_importer(entry.id, source, progress)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, downloads, ignore_errors=True)
+        return await asyncio.to_thread(self._load, revision, hashes=True)
+
+    async def _run_importer(self, model_id: str, source: str, progress: Progress) -> str:
+        command = ("-m", "tunesmith_trainer", "import-base", "--id", model_id, "--source", source)
+        process = await asyncio.create_subprocess_exec(
+            str(self._trainer_python),
+            *command,
+            "--cache-dir",
+            str(self._cache_dir),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_importer_environment(),
+        )
+        if process.stdout is None or process.stderr is None:
+            raise RuntimeError("the importer was started without pipes")
+        last_words: deque[str] = deque(maxlen=1)
+        try:
+            output, _ = await asyncio.gather(_last_line(process.stdout), _relay(process.stderr, progress, last_words))
+            code = await process.wait()
+        except BaseException:
+            await _stop(process)
+            raise
+        if code != 0:
+            reason = last_words[0][:_SHOWN_ERROR_CHARACTERS] if last_words else f"the importer exited with {code}"
+            raise ImportFailedError(f"{source} could not be imported: {reason}")
+        try:
+            revision = json.loads(output)["revision"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ImportFailedError("The importer did not say what it imported.") from error
+        return str(revision)
+
+    def _load(self, revision: str, *, hashes: bool) -> CachedModel:
+        """Reads and checks a model folder; with `hashes`, every byte of it."""
+        if not is_revision_id(revision):
+            raise ImportFailedError("The importer named a revision that is none.")
+        folder = self._folder / revision
+        try:
+            content = (folder / MANIFEST_NAME).read_bytes()
+            if revision_id(content) != revision:
+                raise ImportFailedError(f"The manifest in {folder} is not that of this revision.")
+            files = parse_base_manifest(content).files
+            for file in files:
+                _check_file(folder / file.path, file, hashes=hashes)
+            config = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ImportFailedError(f"The folder {folder} is not a whole base model: {error}") from error
+        return CachedModel(revision, folder, files, _context_length(config))
+
+
+def _index_key(entry: CatalogueEntry) -> str:
+    fingerprint = []
+    folder = Path(entry.source)
+    if folder.is_dir():
+        # A folder may get other files under the same name.
+        for path in sorted(folder.rglob("*")):
+            status = path.stat()
+            fingerprint.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+    return hashlib.sha256(canonical_json([entry.id, entry.source, fingerprint])).hexdigest()
+
+
+@asynccontextmanager
+async def _exclusive(path: Path) -> AsyncIterator[None]:
+    with path.open("wb") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_POLL_SECONDS)
+        yield
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _importer_environment() -> dict[str, str]:
+    # The importer reads files and perhaps the hub; this server's own secrets are no business of its.
+    return {name: value for name, value in os.environ.items() if not name.startswith(("TUNESMITH_", "AWS_"))}
+
+
+async def _last_line(stream: asyncio.StreamReader) -> bytes:
+    last = b""
+    async for line in stream:
+        last = line.strip() or last
+    return last
+
+
+async def _relay(stream: asyncio.StreamReader, progress: Progress, last_words: deque[str]) -> None:
+    async for line in stream:
+        text = line.decode(errors="replace").strip()
+        if text:
+            last_words.append(text)
+            progress(text)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+
+
+def _check_file(path: Path, file: ManifestFile, *, hashes: bool) -> None:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+        raise ImportFailedError(f"{path} does not have the {file.size} bytes that its manifest says.")
+    if hashes:
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest != file.sha256:
+            raise ImportFailedError(f"{path} does not have the hash that its manifest says.")
+
+
+def _context_length(config: object) -> int | None:
+    length = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    return length if type(length) is int and length > 0 else None
