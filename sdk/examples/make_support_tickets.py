@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_rows() -> dict[Split, list[dict[str, Any]]]:
-    """Both splits as chat rows. No message occurs twice, in one split or across them."""
+    """Both splits as chat rows. No message occurs twice, however it is punctuated."""
     families = json.loads((FOLDER / "support_ticket_phrases.json").read_text(encoding="utf-8"))
     rng = random.Random(SEED)
     seen: set[str] = set()
@@ -80,9 +80,10 @@ def _split_rows(writer: "_Writer", count: int, seen: set[str]) -> list[dict[str,
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
         message, ticket = writer.write(intents[len(rows) % len(intents)])
-        if message.lower() in seen or len(message.split()) > MAX_WORDS:
+        words = re.findall(r"\w+", message.lower())
+        if " ".join(words) in seen or len(message.split()) > MAX_WORDS:
             continue
-        seen.add(message.lower())
+        seen.add(" ".join(words))
         rows.append(_chat_row(message, ticket))
     writer.rng.shuffle(rows)
     return rows

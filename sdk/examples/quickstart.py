@@ -7,6 +7,7 @@ Exit status 0: the tuned model was served and beats the base model on exact matc
 
 import argparse
 import contextlib
+import itertools
 import shutil
 import signal
 import sys
@@ -157,11 +158,11 @@ def _fine_tune(client: Tunesmith, training_file: Path) -> tuple[FineTune, list[F
 
 def _training_file(plan: Plan) -> Path:
     """The whole example file, or a copy of its first rows."""
-    lines = TRAINING_DATA.read_text(encoding="utf-8").splitlines(keepends=True)
-    if plan.rows == len(lines):
+    if plan.rows == _line_count(TRAINING_DATA):
         return TRAINING_DATA
     part = plan.folder / f"{TRAINING_DATA.stem}_{plan.rows}.jsonl"
-    part.write_text("".join(lines[: plan.rows]), encoding="utf-8")
+    with TRAINING_DATA.open("rb") as lines:
+        part.write_bytes(b"".join(itertools.islice(lines, plan.rows)))
     return part
 
 
@@ -203,7 +204,7 @@ def _explain_keeping(platform: RunningPlatform, plan: Plan) -> None:
 
 
 def _line_count(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
+    return path.read_bytes().count(b"\n")
 
 
 if __name__ == "__main__":

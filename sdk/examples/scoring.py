@@ -3,6 +3,7 @@
 It knows the chat endpoint only: nothing of jobs, processes or pages.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,11 +40,9 @@ class Comparison:
 
 def load_rows(path: Path, limit: int) -> list[Row]:
     """The first `limit` rows of a chat JSONL file whose last message is the expected answer."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
-        messages = json.loads(line)["messages"]
-        rows.append(Row(prompt=messages[:-1], expected=messages[-1]["content"]))
-    return rows
+    with path.open(encoding="utf-8") as lines:
+        conversations = [json.loads(line)["messages"] for line in itertools.islice(lines, limit)]
+    return [Row(prompt=messages[:-1], expected=messages[-1]["content"]) for messages in conversations]
 
 
 def ask(client: Tunesmith, model: str, rows: Sequence[Row], threads: int) -> list[str]:
