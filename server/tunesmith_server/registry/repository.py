@@ -130,13 +130,13 @@ async def publish_model(
 ) -> None:
     """Makes the name point at the revision; nothing changes when it does already or when it was deleted."""
     row = await session.get(ModelRow, name)
+    if row is not None and (row.revision == revision_id or row.deleted_at is not None):
+        return
+    version = await next_version(session)
     if row is None:
         row = ModelRow(name=name, project_id=project_id, job_id=job_id, created_at=now)
         session.add(row)
-    elif row.revision == revision_id or row.deleted_at is not None:
-        return
-    row.revision, row.checkpoint = revision_id, checkpoint
-    row.version = await next_version(session)
+    row.revision, row.checkpoint, row.version = revision_id, checkpoint, version
     await session.flush()
 
 
@@ -175,7 +175,7 @@ async def changed_models(session: AsyncSession, after: int, upto: int) -> list[t
         .where(ModelRow.version > after, ModelRow.version <= upto)
         .order_by(ModelRow.version)
     )
-    return [(model, revision) for model, revision in (await session.execute(query)).tuples()]
+    return [(model, revision) for model, revision in await session.execute(query)]
 
 
 async def changed_base_models(session: AsyncSession, after: int, upto: int) -> list[BaseModelRow]:
