@@ -1,0 +1,142 @@
+"""`client.files`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.sdk.conftest import Pauses
+from tests.support.fake_api import FakeApi, Fault
+from tunesmith import AsyncTunesmith, NotFoundError, Tunesmith, WaitTimeoutError
+
+ROWS = '{"messages": ["é"]}\n{"messages": []}\n'.encode()
+
+
+class TestCreate:
+    def test_from_a_path(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        for source in (path, str(path)):
+            file = client.files.create(file=source, purpose="fine-tune")
+            assert (file.filename, file.bytes, file.purpose) == ("rows.jsonl", len(ROWS), "fine-tune")
+            assert api.files[file.id][1] == ROWS
+
+    def test_from_bytes(self, api: FakeApi, client: Tunesmith) -> None:
+        file = client.files.create(file=ROWS, purpose="evals")
+        assert (file.filename, file.purpose) == ("upload.jsonl", "evals")
+        assert api.files[file.id][1] == ROWS
+
+    def test_from_an_open_file(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        with path.open("rb") as stream:
+            stream.read(5)
+            file = client.files.create(file=stream)
+        assert (file.filename, api.files[file.id][1]) == ("rows.jsonl", ROWS)
+
+    def test_with_a_name(self, client: Tunesmith) -> None:
+        assert client.files.create(file=("mine.jsonl", ROWS)).filename == "mine.jsonl"
+        assert client.files.create(file=("mine.jsonl", io.BytesIO(ROWS))).filename == "mine.jsonl"
+
+    def test_from_a_pipe_that_cannot_be_read_twice(self, api: FakeApi, client: Tunesmith) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, ROWS)
+        os.close(writing)
+        api.faults.append(Fault())
+        with os.fdopen(reading, "rb") as stream:
+            file = client.files.create(file=stream)
+        assert api.files[file.id][1] == ROWS
+
+    def test_text_mode_is_refused(self, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        with path.open("r", encoding="utf-8") as stream, pytest.raises(TypeError, match="binary mode"):
+            client.files.create(file=stream)  # type: ignore[arg-type] # the mistake under test
+
+    def test_missing_path(self, client: Tunesmith, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            client.files.create(file=tmp_path / "none.jsonl")
+
+
+class TestCreateOnce:
+    def test_the_same_bytes_are_uploaded_once(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+        first.write_bytes(ROWS)
+        second.write_bytes(ROWS)
+        stored = client.files.create_once(file=first)
+        assert client.files.create_once(file=second).id == stored.id
+        assert api.received[-1].query == {"purpose": "fine-tune", "sha256": hashlib.sha256(ROWS).hexdigest()}
+        assert client.files.create_once(file=first, purpose="evals").id != stored.id
+
+    def test_other_bytes_are_uploaded(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        client.files.create_once(file=path)
+        path.write_bytes(ROWS * 2)
+        client.files.create_once(file=path)
+        assert len(api.files) == 2
+
+    def test_a_file_that_was_found_broken_is_not_reused(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        broken = client.files.create_once(file=path)
+        api.files[broken.id][0]["status"] = "error"
+        assert client.files.create_once(file=path).id != broken.id
+
+    def test_a_server_without_the_filter(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        other = client.files.create(file=b"other")
+        api.ignores_filters = True
+        assert client.files.create_once(file=path).id != other.id
+
+
+class TestWaitForProcessing:
+    def test_it_returns_the_processed_file(self, api: FakeApi, client: Tunesmith, pauses: Pauses) -> None:
+        file = client.files.create(file=ROWS)
+        stored = api.files[file.id][0]
+        stored["status"] = "uploaded"
+        pauses.on_pause = lambda number: stored.update(status="processed") if number == 3 else None
+        assert client.files.wait_for_processing(file.id, poll_interval=2).status == "processed"
+        assert pauses.lengths == [2, 2, 2]
+
+    def test_it_gives_up(self, api: FakeApi, client: Tunesmith) -> None:
+        file = client.files.create(file=ROWS)
+        api.files[file.id][0]["status"] = "uploaded"
+        with pytest.raises(WaitTimeoutError, match="still uploaded after 0 seconds"):
+            client.files.wait_for_processing(file.id, timeout=0)
+
+
+class TestOtherVerbs:
+    def test_retrieve_content_list_delete(self, client: Tunesmith) -> None:
+        file = client.files.create(file=ROWS)
+        assert client.files.retrieve(file.id) == file
+        assert client.files.content(file.id) == ROWS
+        assert [listed.id for listed in client.files.list(purpose="fine-tune")] == [file.id]
+        assert client.files.delete(file.id).deleted
+        with pytest.raises(NotFoundError):
+            client.files.retrieve(file.id)
+
+    async def test_async_twin(self, async_client: AsyncTunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        file = await async_client.files.create(file=path)
+        assert (await async_client.files.create_once(file=path)).id == file.id
+        assert await async_client.files.content(file.id) == ROWS
+        assert (await async_client.files.wait_for_processing(file.id)).id == file.id
+        assert [listed.id async for listed in async_client.files.list()] == [file.id]
+        assert (await async_client.files.delete(file.id)).deleted
+
+
+def test_one_client_serves_several_threads(api: FakeApi, client: Tunesmith) -> None:
+    threads = [threading.Thread(target=lambda: client.files.create(file=ROWS)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(api.files) == 8

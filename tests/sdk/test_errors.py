@@ -1,0 +1,76 @@
+"""One error class per status, and what an error tells."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import tunesmith
+from tests.support.fake_api import FakeApi, Fault, error_answer
+from tests.support.loopback_http import Answer
+from tunesmith import APIStatusError, NotFoundError, Tunesmith, TunesmithError, _errors
+
+
+class TestStatusError:
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [
+            (400, tunesmith.BadRequestError),
+            (401, tunesmith.AuthenticationError),
+            (403, tunesmith.PermissionDeniedError),
+            (404, tunesmith.NotFoundError),
+            (409, tunesmith.ConflictError),
+            (413, tunesmith.RequestTooLargeError),
+            (422, tunesmith.UnprocessableEntityError),
+            (429, tunesmith.RateLimitError),
+            (500, tunesmith.InternalServerError),
+            (503, tunesmith.InternalServerError),
+            (418, tunesmith.APIStatusError),
+        ],
+    )
+    def test_each_status_has_its_class(
+        self, api: FakeApi, client: Tunesmith, status: int, expected: type[APIStatusError]
+    ) -> None:
+        refusal = error_answer(
+            status, "Row 7 has no messages.", "invalid_file", "file", headers={"x-should-retry": "false"}
+        )
+        api.faults.append(Fault(refusal))
+        with pytest.raises(APIStatusError) as caught:
+            client.models.list()
+        error = caught.value
+        assert type(error) is expected
+        assert str(error) == error.message == "Row 7 has no messages."
+        assert (error.status_code, error.code, error.param) == (status, "invalid_file", "file")
+        assert (error.type, error.request_id) == ("invalid_request_error", "req-1")
+
+    @pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b"", b"[]", b'{"error": "x"}', b"\xff"])
+    def test_a_body_that_is_not_ours(self, api: FakeApi, client: Tunesmith, body: bytes) -> None:
+        api.faults.append(Fault(Answer(404, body)))
+        with pytest.raises(NotFoundError, match="status 404") as caught:
+            client.models.list()
+        assert (caught.value.code, caught.value.param) == (None, None)
+
+    def test_a_wrong_key(self, api: FakeApi) -> None:
+        with (
+            Tunesmith(base_url=api.url, api_key="sk-wrong") as stranger,
+            pytest.raises(tunesmith.AuthenticationError) as caught,
+        ):
+            stranger.models.list()
+        assert caught.value.code == "invalid_api_key"
+
+
+def test_the_docstring_draws_the_real_hierarchy() -> None:
+    drawn: list[tuple[str, str]] = []
+    ancestors: list[str] = []
+    for line in (_errors.__doc__ or "").splitlines():
+        if match := re.match(r"^    ([│├└─ ]*)(\w+Error)\b", line):
+            depth = len(match[1]) // 4
+            ancestors[depth:] = [match[2]]
+            drawn.append((match[2], ancestors[depth - 1] if depth else "Exception"))
+    real = [
+        (name, thing.__bases__[0].__name__)
+        for name, thing in vars(_errors).items()
+        if isinstance(thing, type) and issubclass(thing, TunesmithError)
+    ]
+    assert sorted(drawn) == sorted(real)

@@ -1,0 +1,79 @@
+"""The public surface, and what importing it costs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tunesmith
+
+FORBIDDEN = ("torch", "fastapi", "grpc", "sqlalchemy", "numpy", "typer", "rich", "tunesmith_server")
+LONGEST_IMPORT_S = 0.3
+MOST_PACKAGES = 15
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(program: str) -> str:
+    """Run a program in a fresh interpreter and return what it printed."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def needed_by(requirements: list[str]) -> set[str]:
+    """Distributions that installing these brings, by the metadata of those installed here."""
+    found: set[str] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
+        # Extras, other systems and older Pythons do not count.
+        if name in found or "extra ==" in requirement or "platform_system" in requirement or '< "3.11' in requirement:
+            continue
+        found.add(name)
+        waiting += importlib.metadata.requires(name) or []
+    return found
+
+
+def test_all_is_sorted_and_complete() -> None:
+    public = {name for name in vars(tunesmith) if not name.startswith("_")} - {"resources", "types", "cli"}
+    assert sorted(public | {"__version__"}) == sorted(tunesmith.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in tunesmith.__all__ if name != "__version__"])
+def test_tracebacks_name_what_users_import(name: str) -> None:
+    assert getattr(tunesmith, name).__module__ == "tunesmith"
+
+
+def test_the_version_is_the_platforms() -> None:
+    assert tunesmith.__version__ == importlib.metadata.version("tunesmith-platform")
+
+
+def test_importing_needs_nothing_heavy() -> None:
+    blocked = f"import sys\nfor name in {FORBIDDEN!r}: sys.modules[name] = None\n"
+    assert run_python(f"{blocked}import tunesmith; print(tunesmith.Tunesmith(api_key='k').base_url)").strip()
+
+
+def test_importing_is_quick() -> None:
+    program = "import time; start = time.process_time(); import tunesmith; print(time.process_time() - start)"
+    # Processor time, and the best of three: other work on the machine must not decide.
+    best = min(float(run_python(program)) for _ in range(3))
+    assert best <= LONGEST_IMPORT_S, f"import tunesmith takes {best:.2f} s of processor time"
+
+
+def test_installing_brings_few_packages() -> None:
+    manifest = tomllib.loads((ROOT / "sdk/pyproject.toml").read_text("utf-8"))
+    packages = {"tunesmith", *needed_by(manifest["project"]["dependencies"])}
+    assert len(packages) <= MOST_PACKAGES, json.dumps(sorted(packages))
+
+
+def test_the_command_without_its_extra_says_what_to_install() -> None:
+    program = "import sys; sys.modules['typer'] = None\nimport tunesmith.cli"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip() == "The command line needs typer: pip install 'tunesmith[cli]'"
