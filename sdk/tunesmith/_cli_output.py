@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveProgress
-from rich.table import Table
 from rich.text import Text
 
 from tunesmith._errors import FineTuneFailedError
@@ -46,14 +45,13 @@ def print_json_line(shape: BaseModel) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print aligned columns; when piped, no column is cut."""
-    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
-    console = _standard()
-    console.print(table, width=None if console.is_terminal else 1000)
+    """Print aligned columns, whole: an id that is cut or folded cannot be copied."""
+    lines = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
+    if any(headings):
+        print_line(_aligned(headings, widths), style="bold")
+    for line in lines:
+        print_line(_aligned(line, widths))
 
 
 def print_fine_tune(job: FineTune) -> None:
@@ -208,6 +206,10 @@ def _evaluation_text(evaluation: Evaluation) -> str:
         if base is not None and tuned is not None
     ]
     return f"Base → tuned on {evaluation.rows} rows: {', '.join(parts)}"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _write_raw(text: str) -> None:

@@ -304,16 +304,21 @@ def _pairs(given: list[str] | None) -> dict[str, str] | None:
 
 
 def _report_created(client: Tunesmith, job: FineTune, *, follow: bool, as_json: bool) -> None:
-    if as_json:
-        if follow:
-            with _resumable(job.id):
-                job = client.fine_tunes.wait(job.id, raise_on_failure=False)
-        print_json(job)
-        return
-    print_line(f"Created {job.id}")
+    if not as_json:
+        print_line(f"Created {job.id}")
     if follow:
-        _exit_by(_followed(client, job.id))
-    print_line(f"Follow it: {_follow_command(job.id)}")
+        job = _awaited(client, job.id) if as_json else _followed(client, job.id)
+    if as_json:
+        print_json(job)
+    elif not follow:
+        print_line(f"Follow it: {_follow_command(job.id)}")
+    if follow:
+        _exit_by(job)
+
+
+def _awaited(client: Tunesmith, fine_tune_id: str) -> FineTune:
+    with _resumable(fine_tune_id):
+        return client.fine_tunes.wait(fine_tune_id, raise_on_failure=False)
 
 
 def _followed(client: Tunesmith, fine_tune_id: str) -> FineTune:

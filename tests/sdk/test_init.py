@@ -60,7 +60,9 @@ def test_importing_needs_nothing_heavy() -> None:
 
 
 def test_importing_is_quick() -> None:
-    program = "import time; start = time.process_time(); import tunesmith; print(time.process_time() - start)"
+    # As installed alone: where click and rich are present, the HTTP library loads them for a command of its own.
+    alone = "import sys, time\nsys.modules['click'] = sys.modules['rich'] = None\n"
+    program = f"{alone}start = time.process_time(); import tunesmith; print(time.process_time() - start)"
     # Processor time, and the best of three: other work on the machine must not decide.
     best = min(float(run_python(program)) for _ in range(3))
     assert best <= LONGEST_IMPORT_S, f"import tunesmith takes {best:.2f} s of processor time"
