@@ -104,8 +104,8 @@ def _body_limit(scope: Scope, settings: Settings) -> tuple[int, PayloadTooLargeE
     if scope["path"].startswith("/internal/objects/"):
         return None
     if scope["path"] == "/v1/files":
-        message = f"Files may have at most {settings.max_upload_bytes} bytes. Split the file or ask for a higher limit."
         # The rest of a multipart body is small beside the file; the service checks the file's exact size.
+        message = f"The file may have at most {settings.max_upload_bytes} bytes. Split it into several files."
         return settings.max_upload_bytes + MEBIBYTE, PayloadTooLargeError("file_too_large", message, param="file")
     message = f"The body may have at most {settings.max_body_bytes} bytes. Send less in one request."
     return settings.max_body_bytes, PayloadTooLargeError("body_too_large", message)

@@ -14,11 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import Counter, Histogram
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith_server.error_rendering import http_response
-from tunesmith_server.errors import InternalError
+from tunesmith_server.errors import InternalError, InvalidRequestError, TunesmithError, UnavailableError
 from tunesmith_server.ids import new_id
 
 _log = logging.getLogger(__name__)
@@ -49,10 +52,15 @@ def record_call(transport: str, method: str, status: str, seconds: float, reques
     _log.info("call answered", extra={"fields": fields | {"milliseconds": round(seconds * 1000, 1)}})
 
 
-def unexpected(error: Exception, method: str, request_id: str) -> InternalError:
-    """Logs a defect of ours with its cause and returns what the caller may see of it."""
+def unexpected(error: Exception, method: str, request_id: str) -> TunesmithError:
+    """Logs an error that is not the caller's with its cause and returns what the caller may see of it."""
     fields = {"method": method, "request_id": request_id}
+    if isinstance(error, DataError):
+        _log.warning("the database cannot hold a value of the request", extra={"fields": fields})
+        return InvalidRequestError("invalid_value", "A text of the request has a character that cannot be stored.")
     _log.error("call failed unexpectedly", exc_info=error, extra={"fields": fields})
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
+        return UnavailableError("database_unavailable", "The server's database cannot be reached. Try again later.")
     return InternalError(
         "internal_error", f"The server failed on this request. Tell its operator the request id {request_id}."
     )
@@ -72,6 +80,8 @@ class RequestTelemetry:
         call = _HttpCall(scope, send)
         try:
             await self._app(scope, receive, call.send)
+        except ClientDisconnect:
+            _log.info("the client went away", extra={"fields": {"request_id": call.request_id}})
         except Exception as error:  # the last place where an answer can still be given
             problem = unexpected(error, call.route, call.request_id)
             if call.status is not None:

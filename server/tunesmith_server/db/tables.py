@@ -5,6 +5,7 @@ It must not know how rows are used; SQL lives in each domain's repository.py.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
@@ -52,7 +53,7 @@ class FileRow(Base):
 
     __tablename__ = "files"
     __table_args__ = (
-        Index("ix_files_project_created", "project_id", "created_at", "id"),
+        Index("ix_files_project_position", "project_id", "position", "id"),
         Index("ix_files_project_sha256", "project_id", "sha256"),
     )
 
@@ -66,6 +67,8 @@ class FileRow(Base):
     rows: Mapped[int | None]
     """Lines with data, for datasets."""
     storage_key: Mapped[str] = mapped_column(Text)
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    """Microseconds at which the row was made: the order of lists and nothing else."""
     created_at: Mapped[int]
     deleted_at: Mapped[int | None]
 
@@ -121,7 +124,7 @@ class FineTuneRow(Base):
     """Last part of the model name."""
     seed: Mapped[int]
     requested: Mapped[JsonObject]
-    """weights, n_epochs, batch_size, learning_rate_multiplier, lora_rank, lora_alpha as asked for; absent means auto."""
+    """weights and n_epochs, batch_size, learning_rate_multiplier, lora_rank, lora_alpha; a number absent means auto."""
     resolved: Mapped[JsonObject | None]
     """The same with every number set, plus context_length, learning_rate, total_steps; after preflight."""
     user_metadata: Mapped[JsonObject | None]

@@ -78,19 +78,18 @@ async def test_list_takes_any_prefix(store: ObjectStore) -> None:
     assert await store.list("files/p") == ["files/pq/1"]
 
 
-@pytest.mark.parametrize(
-    "key", ["../x", "a/../../x", "/etc/passwd", "a//b", "a/", "", ".drafts/x", "a\0b", "a\\b", "ü", "a/\n", "x" * 300]
-)
-async def test_keys_that_leave_their_place_are_refused(store: ObjectStore, key: str) -> None:
-    with pytest.raises(InvalidRequestError) as raised:
-        await store.put_bytes(key, b"x")
-    assert raised.value.code == "invalid_object_key"
-    with pytest.raises(InvalidRequestError):
-        await content_of(store.read(key))
-    with pytest.raises(InvalidRequestError):
-        await store.copy("a", key)
-    with pytest.raises(InvalidRequestError):
-        await store.presign_put(key, 60, size=1, sha256="0" * 64)
+async def test_keys_that_leave_their_place_are_refused(store: ObjectStore) -> None:
+    leaving = ("../x", "a/../../x", "/etc/passwd", "a//b", "a/", "", ".drafts/x")
+    for key in (*leaving, "a\0b", "a\\b", "ü", "a/\n", "x" * 300):
+        with pytest.raises(InvalidRequestError) as raised:
+            await store.put_bytes(key, b"x")
+        assert raised.value.code == "invalid_object_key"
+        with pytest.raises(InvalidRequestError):
+            await content_of(store.read(key))
+        with pytest.raises(InvalidRequestError):
+            await store.copy("a", key)
+        with pytest.raises(InvalidRequestError):
+            await store.presign_put(key, 60, size=1, sha256="0" * 64)
 
 
 @pytest.fixture

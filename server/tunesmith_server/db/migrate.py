@@ -1,0 +1,78 @@
+"""Owns bringing a database to the newest schema, at every start of the server.
+
+It must not know any table. `python -m tunesmith_server.db.migrate "what changes"` drafts the next migration.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, event, text
+
+from tunesmith_server.db.session import sync_url
+
+_LOCK_NUMBER = 7_265_310_918
+_LOCK_SECONDS = 120
+
+
+def upgrade(url: str) -> None:
+    """Applies what is missing, whole or not at all. Servers that start together take turns. Blocks."""
+    with _locked_connection(url) as connection:
+        command.upgrade(_config(connection), "head")
+
+
+def draft(message: str) -> None:
+    """Writes the migration from the newest one to tables.py, for a person to read and correct."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/head.db"
+        upgrade(url)
+        with _locked_connection(url) as connection:
+            config = _config(connection)
+            number = len(list(Path(__file__).with_name("migrations").glob("versions/*.py"))) + 1
+            command.revision(config, message, autogenerate=True, rev_id=f"{number:04}")
+
+
+@contextmanager
+def _locked_connection(url: str) -> Iterator[Connection]:
+    """One transaction that no second migration can have at the same time."""
+    target = sync_url(url)
+    is_sqlite = target.startswith("sqlite")
+    engine = create_engine(target, connect_args={"timeout": _LOCK_SECONDS} if is_sqlite else {})
+    if is_sqlite:
+        # The driver would commit at each DDL statement; here a migration is one transaction.
+        event.listen(engine, "connect", _leave_transactions_to_us)
+        event.listen(engine, "begin", _begin_exclusively)
+    try:
+        with engine.begin() as connection:
+            if not is_sqlite:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _leave_transactions_to_us(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+
+
+def _begin_exclusively(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+if __name__ == "__main__":
+    draft(sys.argv[1])

@@ -1,0 +1,147 @@
+"""Owns whether a file of rows can be trained on: reads every line and names all that is wrong. Pure.
+
+It must not know tokenizers (preflight's part), storage or HTTP. What a chat row must look like is in chat_rows.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn
+
+from tunesmith_server.errors import Problem
+from tunesmith_server.files.chat_rows import chat_row_faults
+from tunesmith_server.files.faults import Fault, shown
+
+MAX_LINE_BYTES = 8 * 1024 * 1024
+MAX_LISTED_PROBLEMS = 100
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PREFERENCE_KEYS = ("preferred_output", "non_preferred_output", "preferred_completion", "non_preferred_completion")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What a file holds. `rows` counts lines with data; of `problem_count` problems the first are listed."""
+
+    rows: int
+    problems: tuple[Problem, ...]
+    problem_count: int
+
+
+def check_dataset(file: BinaryIO, *, max_line_bytes: int = MAX_LINE_BYTES) -> DatasetReport:
+    """Reads the file once, line by line. Blank lines and a byte order mark are skipped, as training skips them."""
+    rows = problem_count = 0
+    problems: list[Problem] = []
+    shape: str | None = None
+    for number, line in _lines(file, max_line_bytes):
+        rows += 1
+        faults, row_shape = _check_line(line, max_line_bytes)
+        shape = shape or row_shape
+        if row_shape is not None and row_shape != shape:
+            faults.append(Fault("mixed_row_types", f"is a {row_shape} row, but the first row is a {shape} row"))
+        problem_count += len(faults)
+        room = MAX_LISTED_PROBLEMS - len(problems)
+        problems += [Problem(fault.code, f"Line {number} {fault.what}.", "file", number) for fault in faults[:room]]
+    if rows == 0:
+        problem_count = 1
+        problems = [Problem("empty_file", "The file has no rows. Put one JSON object on each line.", "file")]
+    return DatasetReport(rows, tuple(problems), problem_count)
+
+
+def _lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """1-based numbers and the lines with data; of a line over the limit only its start."""
+    number = 0
+    while line := file.readline(max_line_bytes + 1):
+        number += 1
+        rest = line
+        while len(rest) > max_line_bytes and not rest.endswith(b"\n"):
+            rest = file.readline(max_line_bytes + 1)
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if line.strip():
+            yield number, line
+
+
+def _check_line(line: bytes, max_line_bytes: int) -> tuple[list[Fault], str | None]:
+    """Faults of one line and its shape, `chat` or `prompt`, as far as it can be told."""
+    if len(line) > max_line_bytes:
+        return [Fault("line_too_long", f"is longer than {max_line_bytes} bytes; shorten or split the row")], None
+    try:
+        value = _parse(line)
+    except _BadLine as error:
+        return [error.fault], None
+    if not isinstance(value, dict):
+        return [Fault("not_an_object", "is not a JSON object; write {…} on each line")], None
+    return _check_row(value)
+
+
+def _check_row(row: dict[str, Any]) -> tuple[list[Fault], str | None]:
+    if any(key in row for key in _PREFERENCE_KEYS):
+        what = "is a preference row; only chat rows and prompt-completion rows can be trained on"
+        return [Fault("unsupported_row_type", what)], None
+    if "messages" in row:
+        return list(chat_row_faults(row)), "chat"
+    if "prompt" in row or "completion" in row:
+        return list(_prompt_row_faults(row)), "prompt"
+    what = 'needs a list "messages", or "prompt" and "completion"'
+    return [Fault("missing_messages_list", what)], None
+
+
+def _prompt_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
+    for key in ("prompt", "completion"):
+        text = row.get(key)
+        if not isinstance(text, str):
+            yield Fault(f"missing_{key}", f'needs "{key}" as a text')
+        elif not text.strip():
+            yield Fault(f"missing_{key}", f'has an empty "{key}"')
+    for key in sorted(row.keys() - {"prompt", "completion"}):
+        yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
+
+
+class _BadLine(Exception):
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(code)
+        self.fault = Fault(code, what)
+
+
+def _parse(line: bytes) -> object:
+    """Strict JSON: no NaN, no key twice, no half of a character."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _BadLine("not_utf8", f"is not UTF-8 at its byte {error.start + 1}; save the file as UTF-8") from None
+    try:
+        value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        encodable = "\\u" not in text or _is_encodable(value)
+    except json.JSONDecodeError as error:
+        raise _BadLine("invalid_json", f"is not valid JSON: {error.msg} at character {error.colno}") from None
+    except RecursionError:
+        raise _BadLine("invalid_json", "is nested too deeply") from None
+    except ValueError:
+        raise _BadLine("invalid_json", "has a number with too many digits") from None
+    if not encodable:
+        raise _BadLine("invalid_unicode", r"has half of a \ud800-style pair, which is no character")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _BadLine("duplicate_key", f"has the key {shown(twice)} twice in one object")
+    return made
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _BadLine("invalid_json", f"has {name}, which is not JSON")
+
+
+def _is_encodable(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
