@@ -120,7 +120,7 @@ def _tune_and_compare(client: Tunesmith, plan: Plan, watch: Stopwatch) -> bool:
         job=job,
         training_rows=plan.rows,
         curve=curve_of(client, job),
-        settings=settings_of(job, events),
+        settings=settings_of(events),
         comparisons=[Comparison(r.message, r.expected, b, t) for r, b, t in zip(rows, base, tuned, strict=True)],
         served_base=exact_match(base, [row.expected for row in rows]),
         served_tuned=exact_match(tuned, [row.expected for row in rows]),
@@ -144,16 +144,25 @@ def _fine_tune(client: Tunesmith, training_file: Path) -> tuple[FineTune, list[F
             job = update.fine_tune
             events.extend(update.events)
             line.show(job, update.events)
-    except BaseException:  # Ctrl-C as well: a run outlives the platform and would train on for nobody
+    except BaseException:  # Ctrl-C as well
         with contextlib.suppress(TunesmithError):
-            client.fine_tunes.cancel(job.id)
-            client.fine_tunes.wait(job.id, timeout=CANCEL_LIMIT_S, raise_on_failure=False)
+            _cancel(client, job)
         raise
     finally:
         line.close()
     if job.status != "succeeded":
         raise FineTuneFailedError(job)
     return job, events
+
+
+def _cancel(client: Tunesmith, job: FineTune) -> None:
+    """Cancels the job and waits for its run to end: it outlives the platform and would train on for nobody."""
+    client.fine_tunes.cancel(job.id)
+    deadline = time.monotonic() + CANCEL_LIMIT_S
+    while job.status != "queued" and time.monotonic() < deadline:
+        if any("run of the cancelled job has ended" in event.message for event in client.fine_tunes.events(job.id)):
+            return
+        time.sleep(0.5)
 
 
 def _training_file(plan: Plan) -> Path:

@@ -5,6 +5,7 @@ It knows nothing of clients or processes: all it shows is handed in. Every text 
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +18,7 @@ from tunesmith.types import Evaluation, FineTune
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 320, 52, 14, 12, 40  # of the chart, in its own units
 _LONGEST_ANSWER = 300  # characters shown
+_ALIKE = 0.6  # below this likeness (0 to 1) of answer and expectation, marks would cover everything
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def render(report: Report) -> str:
     page = Template(_TEMPLATE.read_text(encoding="utf-8"))
     return page.substitute(
         title=escape(f"{job.model}, before and after {report.training_rows} rows"),
-        subtitle=f"Served as <code>{escape(job.fine_tuned_model or '')}</code> by <code>{escape(job.id)}</code>",
+        subtitle=f"Served as <code>{escape(job.fine_tuned_model or '')}</code>. Fine-tune "
+        f"<code>{escape(job.id)}</code>, {job.trained_tokens or 0:,} tokens trained.",
         figures=_figures(report),
         curve=_curve(report.curve),
         metrics=_metrics(report),
@@ -185,7 +188,7 @@ def _answers(comparisons: Sequence[Comparison]) -> str:
     rows = [
         (
             escape(c.message),
-            f'<span class="answer">{escape(c.expected)}</span>',
+            f'<div class="answer">{_breakable(c.expected)}</div>',
             _verdict(c.base, c.expected),
             _verdict(c.tuned, c.expected),
         )
@@ -196,24 +199,34 @@ def _answers(comparisons: Sequence[Comparison]) -> str:
 
 def _verdict(answer: str, expected: str) -> str:
     if is_exact(answer, expected):
-        return f'<span class="badge yes">exact</span><div class="answer right">{escape(answer.strip())}</div>'
+        return f'<span class="badge yes">exact</span><div class="answer right">{_breakable(answer.strip())}</div>'
     return f'<span class="badge no">differs</span><div class="answer wrong">{_marked(answer.strip(), expected)}</div>'
 
 
 def _marked(answer: str, expected: str) -> str:
     """The answer with its differing parts marked, or plain where hardly anything agrees."""
     shown = answer if len(answer) <= _LONGEST_ANSWER else answer[:_LONGEST_ANSWER] + "…"
-    matcher = difflib.SequenceMatcher(None, expected, shown, autojunk=False)
-    if not shown or matcher.ratio() < 0.6:
-        return escape(shown) or "(empty)"
+    wanted, words = _words(expected), _words(shown)
+    matcher = difflib.SequenceMatcher(None, wanted, words, autojunk=False)
+    if matcher.ratio() < _ALIKE:
+        return _breakable(shown) or "(empty)"
     parts = []
     for tag, _, _, start, end in matcher.get_opcodes():
-        text = escape(shown[start:end])
+        text = _breakable("".join(words[start:end]))
         if tag == "delete":
             parts.append("<mark>‸</mark>")  # something is missing here
         else:
             parts.append(text if tag == "equal" else f"<mark>{text}</mark>")
     return "".join(parts)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+|\W", text)
+
+
+def _breakable(text: str) -> str:
+    """Escaped text that a narrow column breaks after a comma rather than inside a word."""
+    return escape(text).replace(",", ",<wbr>")
 
 
 def _next_steps(report: Report) -> str:

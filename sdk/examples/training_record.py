@@ -29,22 +29,13 @@ def parse_curve(text: str) -> list[CurvePoint]:
     ]
 
 
-def settings_of(job: FineTune, events: Sequence[FineTuneEvent]) -> list[Setting]:
-    """What the service chose, with its reasons, and then what the job was asked to use."""
-    chosen = [
-        Setting(str(data["name"]), str(data["value"]), str(data["reason"]))
-        for data in (event.data or {} for event in events)
-        if {"name", "value", "reason"} <= data.keys()
+def settings_of(events: Sequence[FineTuneEvent]) -> list[Setting]:
+    """Every number that the service settled on, with its reason; empty if the job ended before that."""
+    return [
+        Setting(str(setting["name"]), str(setting["value"]), str(setting["reason"]))
+        for event in events
+        for setting in (event.data or {}).get("resolved", [])
     ]
-    known = {setting.name for setting in chosen}
-    numbers = {**_numbers(job.hyperparameters), **_numbers(job.training)}
-    return chosen + [Setting(name, str(value), "asked for") for name, value in numbers.items() if name not in known]
-
-
-def _numbers(shape: object) -> dict[str, object]:
-    if shape is None:
-        return {}
-    return {name: value for name, value in vars(shape).items() if value is not None}
 
 
 def _optional(cell: str | None) -> float | None:

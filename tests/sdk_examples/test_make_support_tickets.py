@@ -45,7 +45,7 @@ def test_labels_are_strict_compact_json(rows: dict[Split, list[dict[str, Any]]])
 def test_what_the_label_copies_stands_in_the_message(rows: dict[Split, list[dict[str, Any]]]) -> None:
     for row in rows["train"] + rows["heldout"]:
         message, label = row["messages"][1]["content"].lower(), json.loads(row["messages"][2]["content"])
-        assert label["product"] is None or label["product"] in message
+        assert label["product"] in message
         assert label["order"] is None or re.search(r"{}\W?\W?_?{}".format(*label["order"].lower().split("-")), message)
 
 
@@ -78,11 +78,9 @@ def test_no_message_repeats_and_heldout_ones_resemble_no_trained_one(rows: dict[
     everything = [normal(message) for split in ROWS for message in messages(rows, split)]
     assert len(set(everything)) == len(everything)
     trained = [character_grams(message) for message in messages(rows, "train")]
-    nearest = [
-        max(jaccard(character_grams(message), other) for other in trained) for message in messages(rows, "heldout")
-    ]
-    assert max(nearest) < 0.5
-    assert sum(likeness < 0.3 for likeness in nearest) >= 0.9 * len(nearest)
+    nearest = [highest_jaccard(character_grams(message), trained) for message in messages(rows, "heldout")]
+    assert max(nearest) < 0.65
+    assert sum(likeness < 0.35 for likeness in nearest) >= 0.9 * len(nearest)
 
 
 def test_most_heldout_messages_have_a_construction_that_training_never_shows(
@@ -122,5 +120,6 @@ def word_pairs(message: str) -> set[tuple[str, str]]:
     return set(itertools.pairwise(words))
 
 
-def jaccard(one: set[str], other: set[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
+def highest_jaccard(grams: set[str], others: list[set[str]]) -> float:
+    shared = [(len(grams & other), len(other)) for other in others]
+    return max(common / (len(grams) + size - common) for common, size in shared)
