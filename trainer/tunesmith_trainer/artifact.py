@@ -1,0 +1,116 @@
+"""Owns the files that become a revision: adapter or whole model, and the golden answers that prove it when served.
+Must not know optimizers or the control plane."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from tunesmith_trainer import lora
+from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.model import load_for_generation
+from tunesmith_trainer.rendering import Example
+
+GOLDEN_FILE = "golden.json"
+_GOLDEN_PROMPTS = 3
+_GOLDEN_TOKENS = 8
+_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
+
+
+class ArtifactWriter:
+    """Writes artifacts of one run. `prompts` are token ids; `stop_ids` end an answer."""
+
+    def __init__(
+        self,
+        base_folder: Path,
+        base_model_id: str,
+        config: TrainingConfig,
+        prompts: Sequence[list[int]],
+        stop_ids: Sequence[int],
+    ) -> None:
+        self._base_folder = base_folder
+        self._base_model_id = base_model_id
+        self._config = config
+        self._prompts = prompts
+        self._stop_ids = stop_ids
+        self._base_answers: list[dict[str, Any]] | None = None
+
+    def write(self, model: nn.Module, folder: Path) -> None:
+        """Writes the trained weights into `folder` and, read back from there, the golden answers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._config.full_weights:
+            model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
+            self._copy_small_files(folder)
+        else:
+            lora.save(model, folder, self._base_model_id)
+        golden = self._golden(folder, next(model.parameters()).device)
+        (folder / GOLDEN_FILE).write_text(json.dumps(golden))
+
+    def _copy_small_files(self, folder: Path) -> None:
+        """Tokenizer, template and configuration are the base's own, byte for byte."""
+        for path in self._base_folder.iterdir():
+            if path.is_file() and path.name != "manifest.json" and not path.name.endswith(_WEIGHT_SUFFIXES):
+                shutil.copyfile(path, folder / path.name)
+
+    def _golden(self, folder: Path, device: torch.device) -> dict[str, Any]:
+        """Greedy answers in float32 of base and tuned model, the latter loaded from the written files."""
+        if self._base_answers is None:
+            self._base_answers = self._answers(load_for_generation(self._base_folder, device))
+        if self._config.full_weights:
+            tuned = load_for_generation(folder, device)
+        else:
+            tuned = load_for_generation(self._base_folder, device)
+            lora.attach(tuned, self._config.lora_rank, self._config.lora_alpha, self._config.seed)
+            lora.load(tuned, folder)
+        pairs = zip(self._prompts, self._answers(tuned), self._base_answers, strict=True)
+        prompts = [
+            {
+                "prompt_token_ids": prompt,
+                "token_ids": answer["token_ids"],
+                "logprobs": answer["logprobs"],
+                "base_token_ids": base["token_ids"],
+                "base_logprobs": base["logprobs"],
+            }
+            for prompt, answer, base in pairs
+        ]
+        return {"dtype": "float32", "prompts": prompts}
+
+    def _answers(self, model: nn.Module) -> list[dict[str, Any]]:
+        return [_greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
+
+
+def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example]) -> list[list[int]]:
+    """The shortest prompts, evaluation rows first: cheap to prove, and none is seen in training if it can be helped."""
+    ordered = [
+        example.prompt_token_ids
+        for examples in (evaluation, training)
+        for example in sorted(examples, key=lambda example: len(example.prompt_token_ids))[:_GOLDEN_PROMPTS]
+    ]
+    return [prompt for prompt in ordered if prompt][:_GOLDEN_PROMPTS]
+
+
+def _greedy(model: nn.Module, prompt: list[int], stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Greedy tokens and their natural log-probabilities; ends with the stop token where one comes."""
+    ids = torch.tensor([prompt], device=next(model.parameters()).device)
+    answer = model.generate(  # type: ignore[operator]  # transformers models have it
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=GenerationConfig(
+            max_new_tokens=_GOLDEN_TOKENS,
+            do_sample=False,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        ),
+    )
+    token_ids = answer.sequences[0, len(prompt) :].tolist()
+    logprobs = [
+        float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(answer.logits, token_ids, strict=True)
+    ]
+    return {"token_ids": token_ids, "logprobs": logprobs}

@@ -1,0 +1,118 @@
+"""Owns bringing a base model into the cache as a plain safetensors folder with a content-derived name.
+Must not know jobs or the control plane."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from tunesmith_trainer.base_model import read_facts, refuse_unsafe, unsupported
+from tunesmith_trainer.rendering import load_tokenizer
+from tunesmith_trainer.transfer import MANIFEST_FILE, list_files, manifest_bytes, publish
+
+logger = logging.getLogger(__name__)
+
+_KEPT = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+
+
+def import_base(model_id: str, source: str, cache: Path) -> tuple[str, Path]:
+    """Imports from `wheel:NAME`, a folder or a hub id. Returns the revision and the folder in the cache.
+
+    The same source gives the same revision. Raises UnsupportedModel when the model is refused.
+    """
+    models = cache / "base_models"
+    models.mkdir(parents=True, exist_ok=True)
+    filling = Path(tempfile.mkdtemp(prefix=".importing-", dir=models))
+    try:
+        _filler(source)(filling)
+        logger.info("checking")
+        refuse_unsafe(filling)
+        tokenizer = load_tokenizer(filling)
+        _complete_stop_ids(filling, read_facts(filling, tokenizer.eos_token_id).stop_ids)
+        manifest = manifest_bytes(model_id, list_files(filling))
+        revision = hashlib.sha256(manifest).hexdigest()
+        (filling / MANIFEST_FILE).write_bytes(manifest)
+        publish(filling, models / revision)
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)
+    logger.info("imported %s", revision)
+    return revision, models / revision
+
+
+def _filler(source: str) -> Callable[[Path], None]:
+    if source.startswith("wheel:"):
+        gguf = _gguf_in_wheel(source.removeprefix("wheel:"))
+        return lambda folder: _convert_gguf(gguf, folder)
+    if Path(source).is_dir():
+        return lambda folder: _copy_folder(Path(source), folder)
+    return lambda folder: _download_from_hub(source, folder)
+
+
+def _gguf_in_wheel(name: str) -> Path:
+    """Finds a wheel's GGUF by its list of files; none of the package's code runs."""
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError as error:
+        raise unsupported(f"the package {name} is not installed") from error
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise unsupported(f"the package {name} holds {len(found)} GGUF files instead of one")
+    return found[0]
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantises to a bfloat16 safetensors folder that knows nothing of GGUF."""
+    import torch  # here, with transformers, because they take seconds to import
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    logger.info("reading the tokenizer of %s", gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    logger.info("dequantising %s", gguf.name)
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    config = type(quantised.config)(
+        **{key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+    )
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id
+    )
+    logger.info("writing safetensors")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _copy_folder(source: Path, folder: Path) -> None:
+    refuse_unsafe(source)
+    for pattern in _KEPT:
+        for path in sorted(source.glob(pattern)):
+            if path.name != MANIFEST_FILE:
+                logger.info("copying %s", path.name)
+                shutil.copyfile(path, folder / path.name)
+    if not any(folder.glob("*.safetensors")):
+        raise unsupported("it has no safetensors weights")
+
+
+def _download_from_hub(model_id: str, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    logger.info("downloading %s", model_id)
+    try:
+        fetched = snapshot_download(model_id, allow_patterns=list(_KEPT))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise unsupported(f"{model_id!r} is neither a folder nor a model that can be downloaded") from error
+    _copy_folder(Path(fetched), folder)
+
+
+def _complete_stop_ids(folder: Path, stop_ids: tuple[int, ...]) -> None:
+    """Writes every token that ends an answer where servers look for it."""
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_bytes()) if path.exists() else {}
+    generation["eos_token_id"] = list(stop_ids)
+    path.write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,53 @@
+"""Owns saving and restoring a run between two steps: what is needed to go on exactly as if nothing had happened.
+Must not know URLs or when to save."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tunesmith_trainer import lora
+from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.errors import BadSpec, Problem
+from tunesmith_trainer.optim import Optimizer
+
+STATE_FILES = ("training_state.json", "training_state.safetensors")
+_DOCUMENT, _TENSORS = STATE_FILES
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. The order of the data follows from `step`; nothing random is drawn during training.
+
+    `dtype` is what the run computes in; `history` holds the metrics of every step, in order.
+    """
+
+    step: int
+    trained_tokens: int
+    dtype: str
+    history: list[dict[str, Any]]
+
+
+def save_state(folder: Path, optimizer: Optimizer, config: TrainingConfig, progress: Progress) -> None:
+    """Writes the training state beside the weights."""
+    save_file(optimizer.state(), folder / _TENSORS)
+    (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), **asdict(progress)}))
+
+
+def read_progress(folder: Path, config: TrainingConfig) -> Progress:
+    """Reads how far a saved run was. Raises BadSpec when it was saved under other numbers."""
+    document = json.loads((folder / _DOCUMENT).read_text())
+    if document.pop("config") != asdict(config):
+        raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
+    return Progress(**document)
+
+
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: TrainingConfig) -> None:
+    """Puts saved weights and optimizer state back into place."""
+    if not config.full_weights:
+        lora.load(model, folder)
+    # Full weights: the float32 master copies in the state hold more than the served weights.
+    optimizer.load_state(load_file(folder / _TENSORS))

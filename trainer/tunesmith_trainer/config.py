@@ -1,0 +1,170 @@
+"""Owns the numbers of a run: every "auto" becomes a number with a reason, by pure functions.
+Must not know torch, files or the control plane."""
+
+import math
+from dataclasses import dataclass
+
+from tunesmith_trainer.data import steps_per_pass
+from tunesmith_trainer.errors import BadSpec, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the job asks for. None means auto. `max_rank` and `max_context_length` are what serving accepts."""
+
+    full_weights: bool
+    seed: int
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    context_length: int | None = None
+    max_rank: int = 0
+    max_context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the rules look at. `rows` are the rows trained on; `longest` is the longest of all rows in tokens."""
+
+    rows: int
+    longest: int
+    hidden_size: int
+    model_type: str
+    max_context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """Every number of a run. `learning_rate` is the peak."""
+
+    full_weights: bool
+    seed: int
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+    learning_rate: float
+    warmup_steps: int
+    total_steps: int
+    steps_per_pass: int
+    lora_rank: int
+    lora_alpha: float
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """One number and why it is what it is."""
+
+    name: str
+    value: str
+    reason: str
+
+
+def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resolution]]:
+    """Turns what is wanted into numbers. The same arguments always give the same numbers."""
+    n_epochs, why_epochs = _epochs(wanted, facts)
+    batch_size, why_batch = _batch_size(wanted, facts, n_epochs)
+    per_pass = steps_per_pass(facts.rows, batch_size)
+    total = per_pass * n_epochs
+    multiplier = 1.0 if wanted.learning_rate_multiplier is None else wanted.learning_rate_multiplier
+    base_rate, why_rate = _learning_rate(wanted.full_weights, facts)
+    warmup = min(100, max(5, round(0.03 * total)), max(1, total // 4))
+    rank, why_rank = _rank(wanted)
+    alpha = 32.0 if wanted.lora_alpha is None else wanted.lora_alpha
+    config = TrainingConfig(
+        full_weights=wanted.full_weights,
+        seed=wanted.seed,
+        n_epochs=n_epochs,
+        batch_size=batch_size,
+        learning_rate_multiplier=multiplier,
+        learning_rate=base_rate * multiplier,
+        warmup_steps=warmup,
+        total_steps=total,
+        steps_per_pass=per_pass,
+        lora_rank=rank,
+        lora_alpha=alpha,
+        context_length=wanted.context_length or facts.max_context_length,
+    )
+    why_alpha = "requested" if wanted.lora_alpha is not None else "fixed, so that the learning rate is free of the rank"
+    why_context = "requested" if wanted.context_length else f"the model's; the longest row has {facts.longest} tokens"
+    resolutions = [
+        Resolution("n_epochs", str(n_epochs), why_epochs),
+        Resolution("batch_size", str(batch_size), why_batch),
+        Resolution("learning_rate", f"{config.learning_rate:.3g}", f"{why_rate}, times the multiplier {multiplier:g}"),
+        Resolution("warmup_steps", str(warmup), f"3 % of {total} steps, 5 to 100, at most a quarter; then linear to 0"),
+        Resolution("context_length", str(config.context_length), why_context),
+    ]
+    if not wanted.full_weights:
+        resolutions += [Resolution("lora_rank", str(rank), why_rank), Resolution("lora_alpha", f"{alpha:g}", why_alpha)]
+    return config, resolutions
+
+
+def check(wanted: Wanted, max_context_length: int) -> None:
+    """Raises BadSpec when a requested number is out of its domain or beyond what model and serving take."""
+    limits = (
+        ("n_epochs", wanted.n_epochs, 1, 50),
+        ("batch_size", wanted.batch_size, 1, 256),
+        ("lora_rank", wanted.lora_rank, 1, wanted.max_rank or 1024),
+        ("context_length", wanted.context_length, 16, max_context_length),
+    )
+    for name, value, least, most in limits:
+        if value is not None and not least <= value <= most:
+            raise _out_of_range(name, f"must be between {least} and {most}, not {value}")
+    positive = (("learning_rate_multiplier", wanted.learning_rate_multiplier), ("lora_alpha", wanted.lora_alpha))
+    for name, number in positive:
+        if number is not None and not 0 < number < math.inf:
+            raise _out_of_range(name, f"must be a number above 0, not {number}")
+
+
+def learning_rate_at(config: TrainingConfig, step: int) -> float:
+    """Rate of the 1-based `step`: linear warm-up to the peak, then linear towards 0 after the last step."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    remaining = config.total_steps - step + 1
+    return config.learning_rate * remaining / (config.total_steps - config.warmup_steps + 1)
+
+
+def _epochs(wanted: Wanted, facts: Facts) -> tuple[int, str]:
+    if wanted.n_epochs is not None:
+        return wanted.n_epochs, "requested"
+    rows = facts.rows
+    if rows * 3 < 100:
+        return max(1, min(25, 100 // rows)), f"{rows} rows are few: enough passes for about 100 rows, at most 25"
+    if rows * 3 > 25_000:
+        return max(1, 25_000 // rows), f"{rows} rows are many: as many passes as stay within 25,000 rows"
+    return 3, "the usual number of passes"
+
+
+def _batch_size(wanted: Wanted, facts: Facts, n_epochs: int) -> tuple[int, str]:
+    if wanted.batch_size is not None:
+        return min(wanted.batch_size, facts.rows), "requested, at most all rows"
+    seen = facts.rows * n_epochs
+    batch = 2 ** max(0, min(5, math.floor(math.log2(max(1.0, seen / 50)))))
+    return min(batch, facts.rows), f"the largest power of two up to 32 that leaves 50 steps for {seen} rows seen"
+
+
+_EXPONENTS = {"llama": 0.781, "mistral": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
+
+
+def _learning_rate(full_weights: bool, facts: Facts) -> tuple[float, str]:
+    exponent = _EXPONENTS.get(facts.model_type, 0.43)
+    rate = 5e-4 * (2000 / facts.hidden_size) ** exponent
+    clamped = min(1e-3, max(5e-5, rate))
+    reason = f"5e-4 · (2000 / {facts.hidden_size})^{exponent:g}, kept within 5e-5 and 1e-3"
+    if full_weights:
+        return clamped / 10, f"a tenth of LoRA's {reason}"
+    return clamped, reason
+
+
+def _rank(wanted: Wanted) -> tuple[int, str]:
+    if wanted.lora_rank is not None:
+        return wanted.lora_rank, "requested"
+    if 0 < wanted.max_rank < 16:
+        return wanted.max_rank, "the highest rank that serving accepts"
+    return 16, "enough for data sets of this kind, and every serving engine accepts it"
+
+
+def _out_of_range(name: str, what: str) -> BadSpec:
+    return BadSpec(Problem("invalid_hyperparameter", f"{name} {what}.", f"hyperparameters.{name}"))

@@ -1,0 +1,128 @@
+"""Owns the rows of a data set: reading them, setting some aside for evaluation, and the order in which they are seen.
+Must not know tokenizers, models or the control plane."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith_trainer.errors import Problem
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `weight` 0 keeps an assistant's turn out of the loss; `extra` is passed to the chat template as is."""
+
+    role: str
+    content: str
+    weight: int
+    extra: dict[str, Any]
+
+    def wire(self) -> dict[str, Any]:
+        """The message as chat templates know it."""
+        return {**self.extra, "role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a file. A prompt and completion are held as a user's and an assistant's message.
+
+    `number` is the 1-based line, `param` the field of the job that named the file.
+    """
+
+    number: int
+    param: str
+    messages: tuple[Message, ...]
+    tools: list[Any] | None
+
+
+def read_rows(path: Path, param: str) -> tuple[list[Row], list[Problem]]:
+    """Reads a JSONL file of `{messages, tools?}` or `{prompt, completion}` lines. Finds every bad line, raises none."""
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(json.loads(line), number, param))
+        except (ValueError, RecursionError) as error:
+            detail = str(error) if isinstance(error, _BadRow) else "is not valid JSON"
+            problems.append(Problem("invalid_file_format", f"Row {number} {detail}.", param, number))
+    return rows, problems
+
+
+def held_out_indices(rows: int, seed: int) -> list[int]:
+    """Which of `rows` training rows to keep for evaluation when there is no validation file: a tenth, 1 to 100."""
+    count = min(100, max(1, rows // 10)) if rows > 1 else 0
+    return sorted(int(index) for index in np.random.default_rng([seed, 0]).permutation(rows)[:count])
+
+
+def steps_per_pass(rows: int, batch_size: int) -> int:
+    """Optimizer steps of one pass; the last may be smaller."""
+    return -(-rows // batch_size)
+
+
+def indices_of_step(rows: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The rows of a step (1-based over the whole run): a pure function, so that resuming replays nothing."""
+    pass_index, step_index = divmod(step - 1, steps_per_pass(rows, batch_size))
+    order = np.random.default_rng([seed, 1 + pass_index]).permutation(rows)
+    return [int(index) for index in order[step_index * batch_size : (step_index + 1) * batch_size]]
+
+
+class _BadRow(ValueError):
+    """Its text completes the sentence "Row 7 …"."""
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+
+
+def _row(value: object, number: int, param: str) -> Row:
+    if not isinstance(value, dict):
+        raise _BadRow("is not a JSON object")
+    if "messages" in value:
+        messages = value["messages"]
+        if not isinstance(messages, list) or not messages:
+            raise _BadRow('needs a non-empty list "messages"')
+        tools = value.get("tools")
+        if tools is not None and not isinstance(tools, list):
+            raise _BadRow('has "tools" that are not a list')
+        return Row(number, param, tuple(_message(message) for message in messages), tools or None)
+    prompt, completion = value.get("prompt"), value.get("completion")
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        raise _BadRow('needs "messages", or "prompt" and "completion" as texts')
+    pair = (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {}))
+    return Row(number, param, pair, None)
+
+
+def _message(value: object) -> Message:
+    if not isinstance(value, dict) or value.get("role") not in _ROLES:
+        raise _BadRow(f"has a message whose role is not one of {', '.join(_ROLES)}")
+    weight = value.get("weight", 1)
+    if weight not in (0, 1):
+        raise _BadRow("has a message whose weight is neither 0 nor 1")
+    extra = {key: part for key, part in value.items() if key not in ("role", "content", "weight")}
+    return Message(value["role"], _text(value.get("content"), extra), int(weight), extra)
+
+
+def _text(content: object, extra: dict[str, Any]) -> str:
+    """Text of a message; parts of type text are joined. Empty only where a tool call says the rest."""
+    if isinstance(content, list):
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+        ]
+        if not all(isinstance(part, str) for part in parts):
+            raise _BadRow("has a message part that is not text")
+        return "".join(str(part) for part in parts)
+    if content is None and ("tool_calls" in extra or "function_call" in extra):
+        return ""
+    if not isinstance(content, str):
+        raise _BadRow("has a message without text")
+    return content

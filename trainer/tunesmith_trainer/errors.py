@@ -1,0 +1,68 @@
+"""Owns the ways a run can end: exit codes, and failures in words that a user can act on.
+Must not know how failures travel or what a model is."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_BAD_SPEC = 64
+EXIT_BAD_DATA = 65
+EXIT_UNSUPPORTED_MODEL = 66
+EXIT_INFRASTRUCTURE = 69
+EXIT_DEFECT = 70
+EXIT_OUT_OF_MEMORY = 71
+EXIT_YIELDED = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `row` is the 1-based line of the file that `param` names."""
+
+    code: str
+    message: str
+    param: str | None = None
+    row: int | None = None
+
+
+class RunFailed(Exception):
+    """A run that cannot go on. `problems` is never empty; the first is the headline."""
+
+    exit_code: ClassVar[int] = EXIT_DEFECT
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(problems[0].message)
+        self.problems = problems
+
+
+class BadSpec(RunFailed):
+    """The job asks for something that does not exist or cannot be combined."""
+
+    exit_code = EXIT_BAD_SPEC
+
+
+class BadData(RunFailed):
+    """The user's files cannot be trained on."""
+
+    exit_code = EXIT_BAD_DATA
+
+
+class UnsupportedModel(RunFailed):
+    """The base model is of a kind that this trainer cannot train correctly or safely."""
+
+    exit_code = EXIT_UNSUPPORTED_MODEL
+
+
+class InfrastructureFailed(RunFailed):
+    """Something around the run failed for longer than it could wait: network, storage, control plane."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+
+class OutOfMemory(RunFailed):
+    """The device has too little memory for this run."""
+
+    exit_code = EXIT_OUT_OF_MEMORY
+
+
+class Yielded(Exception):
+    """The run stops because it was told to: paused, cancelled, or replaced by a newer attempt (fenced)."""

@@ -1,0 +1,79 @@
+"""Owns measuring a model on rows: loss, token accuracy, exact match, and what changed between two measurements.
+Must not know optimizers, files' destinations or the control plane."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tunesmith_trainer.objectives import score
+from tunesmith_trainer.packing import pack
+from tunesmith_trainer.rendering import Example
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """One row: its mean loss in nats per labelled token, hits among `labels` tokens, and whether all were hits.
+
+    If at every labelled position, the stop token included, the most likely token is the label, then the greedy answer
+    equals the label, and the other way round: exact match needs no generation.
+    """
+
+    row: int
+    loss: float
+    hits: int
+    labels: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the greedy answer equals the label."""
+        return self.hits == self.labels
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Means over rows: `loss` and `token_accuracy` per labelled token, `exact_match` per row."""
+
+    loss: float
+    token_accuracy: float
+    exact_match: float
+
+
+def evaluate(
+    model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
+) -> list[RowScore]:
+    """Scores every example, in order. `after_pack` is called between packs and may raise to stop."""
+    scores: dict[int, RowScore] = {}
+    with torch.inference_mode():
+        for batch in pack(examples, pack_tokens):
+            scored = score(model, batch)
+            parts = zip(
+                batch.members,
+                scored.losses.cpu().split(batch.label_counts),
+                scored.hits.cpu().split(batch.label_counts),
+                strict=True,
+            )
+            for member, losses, hits in parts:
+                row = examples[member].row
+                scores[member] = RowScore(row, float(losses.mean()), int(hits.sum()), len(losses))
+            after_pack()
+    return [scores[index] for index in range(len(examples))]
+
+
+def summarise(scores: Sequence[RowScore]) -> Score:
+    """Means of a non-empty list of row scores."""
+    labels = sum(score.labels for score in scores)
+    return Score(
+        loss=sum(score.loss * score.labels for score in scores) / labels,
+        token_accuracy=sum(score.hits for score in scores) / labels,
+        exact_match=sum(score.exact for score in scores) / len(scores),
+    )
+
+
+def flips(base: Sequence[RowScore], tuned: Sequence[RowScore]) -> tuple[int, int]:
+    """How many rows became right, and how many became wrong."""
+    pairs = list(zip(base, tuned, strict=True))
+    to_right = sum(after.exact and not before.exact for before, after in pairs)
+    to_wrong = sum(before.exact and not after.exact for before, after in pairs)
+    return to_right, to_wrong

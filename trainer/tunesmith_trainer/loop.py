@@ -1,0 +1,180 @@
+"""Owns the training loop: steps, their numbers, when to validate, when to save.
+Must not know files, URLs or the wire; `Host` is all it sees of the world."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith_trainer.checkpoint import Progress
+from tunesmith_trainer.config import TrainingConfig, learning_rate_at
+from tunesmith_trainer.data import indices_of_step
+from tunesmith_trainer.evaluation import RowScore, evaluate, summarise
+from tunesmith_trainer.objectives import score
+from tunesmith_trainer.optim import Optimizer
+from tunesmith_trainer.packing import pack
+from tunesmith_trainer.rendering import Example
+
+_VALIDATIONS_PER_RUN = 20
+_LEAST_STEPS_BETWEEN_VALIDATIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Numbers of one step, as the contract names them: losses in nats per labelled token, accuracies 0 to 1."""
+
+    step: int
+    train_loss: float
+    train_mean_token_accuracy: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class Host(Protocol):
+    """What the loop needs from around it. Every method may raise to stop the run."""
+
+    def check(self) -> None:
+        """Called between micro-batches."""
+
+    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
+        """Called after each step. True asks to save now."""
+
+    def evaluating(self, step: int) -> None:
+        """Called before an evaluation at the end of a pass."""
+
+    def save(self, progress: Progress, metrics: Metrics) -> None:
+        """Saves and commits a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Where the loop ended: `tuned` are the evaluation rows' scores after the last step."""
+
+    progress: Progress
+    tuned: list[RowScore]
+
+
+class Loop:
+    """Trains a model, which is changed in place, from `progress` to the last step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: TrainingConfig,
+        training: Sequence[Example],
+        evaluation: Sequence[Example],
+        pack_tokens: int,
+        host: Host,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._config = config
+        self._training = training
+        self._evaluation = evaluation
+        self._pack_tokens = pack_tokens
+        self._host = host
+        self._clock = clock
+        self._glance = _within(evaluation, pack_tokens)
+        self._validate_every = max(_LEAST_STEPS_BETWEEN_VALIDATIONS, config.total_steps // _VALIDATIONS_PER_RUN)
+
+    def run(self, progress: Progress) -> Trained:
+        """Runs the remaining steps; saves at the end of each pass and whenever the host asks."""
+        if progress.step == self._config.total_steps:
+            return self._finish_again(progress)
+        tuned: list[RowScore] = []
+        spent: list[float] = []
+        for step in range(progress.step + 1, self._config.total_steps + 1):
+            metrics = self._step(step)
+            spent.append(metrics.seconds)
+            pass_ends = step % self._config.steps_per_pass == 0
+            if pass_ends:
+                self._host.evaluating(step)
+                tuned = self._evaluate()
+                metrics = _with_full_validation(metrics, tuned)
+            progress = replace(
+                progress,
+                step=step,
+                trained_tokens=progress.trained_tokens + metrics.tokens,
+                history=[*progress.history, asdict(metrics)],
+            )
+            asked = self._host.step_done(metrics, _remaining(spent, self._config.total_steps - step))
+            if pass_ends or asked:
+                self._host.save(progress, metrics)
+        return Trained(progress, tuned)
+
+    def _finish_again(self, progress: Progress) -> Trained:
+        """The last step was saved by an attempt that did not get to the end: its result is saved as this one's."""
+        tuned = self._evaluate()
+        self._host.save(progress, Metrics(**progress.history[-1]))
+        return Trained(progress, tuned)
+
+    def _step(self, step: int) -> Metrics:
+        """One optimizer step: the mean over all its labelled tokens, however they fall into packs."""
+        started = self._clock()
+        config = self._config
+        chosen = indices_of_step(len(self._training), config.batch_size, config.seed, step)
+        packs = pack([self._training[index] for index in chosen], self._pack_tokens)
+        labels = sum(len(batch.targets) for batch in packs)
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        for batch in packs:
+            scored = score(self._model, batch)
+            (scored.total / labels).backward()  # type: ignore[no-untyped-call]  # torch
+            losses.append(scored.total.detach())
+            hits.append(scored.hits.sum())
+            self._host.check()
+        rate = learning_rate_at(config, step)
+        self._optimizer.step(rate)
+        loss, accuracy = (float(torch.stack(values).sum()) / labels for values in (losses, hits))
+        valid = self._glance_at_validation() if step % self._validate_every == 0 else (None, None)
+        return Metrics(
+            step=step,
+            train_loss=loss,
+            train_mean_token_accuracy=accuracy,
+            learning_rate=rate,
+            tokens=sum(len(batch.token_ids) for batch in packs),
+            seconds=self._clock() - started,
+            valid_loss=valid[0],
+            valid_mean_token_accuracy=valid[1],
+        )
+
+    def _evaluate(self) -> list[RowScore]:
+        return evaluate(self._model, self._evaluation, self._pack_tokens, self._host.check)
+
+    def _glance_at_validation(self) -> tuple[float, float]:
+        """Loss and token accuracy on one pack of evaluation rows: cheap enough to do often."""
+        glance = summarise(evaluate(self._model, self._glance, self._pack_tokens, self._host.check))
+        return glance.loss, glance.token_accuracy
+
+
+def _within(examples: Sequence[Example], tokens: int) -> list[Example]:
+    """The first examples that fit into `tokens`, at least one."""
+    chosen = [examples[0]]
+    room = tokens - len(examples[0].token_ids)
+    for example in examples[1:]:
+        room -= len(example.token_ids)
+        if room < 0:
+            break
+        chosen.append(example)
+    return chosen
+
+
+def _with_full_validation(metrics: Metrics, scores: Sequence[RowScore]) -> Metrics:
+    full = summarise(scores)
+    return replace(metrics, full_valid_loss=full.loss, full_valid_mean_token_accuracy=full.token_accuracy)
+
+
+def _remaining(spent: Sequence[float], steps: int) -> float:
+    """Seconds that `steps` more steps will take, from the latest twenty."""
+    latest = spent[-20:]
+    return steps * sum(latest) / len(latest)

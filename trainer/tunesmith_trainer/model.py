@@ -1,0 +1,71 @@
+"""Owns getting a base model into memory: on which device, in which dtype.
+Must not know data, losses or the control plane."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tunesmith_trainer import attention
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where the run computes. `pack_tokens` is the size of a micro-batch that keeps the device busy."""
+
+    device: torch.device
+    dtype: str  # float32 | bfloat16
+    pack_tokens: int
+    reason: str
+
+
+def choose_hardware(dtype: str | None = None) -> Hardware:
+    """Picks the device, and the dtype that it multiplies fastest unless one is given (as when resuming)."""
+    if torch.cuda.is_available():
+        return Hardware(torch.device("cuda"), dtype or "bfloat16", 16_384, "a GPU multiplies bfloat16 natively")
+    device = torch.device("cpu")
+    if dtype is not None:
+        return Hardware(device, dtype, 1024, "as before the run was resumed")
+    full, half = _seconds_of_product(torch.float32), _seconds_of_product(torch.bfloat16)
+    reason = f"a product took {full * 1e3:.2f} ms in float32 and {half * 1e3:.2f} ms in bfloat16"
+    return Hardware(device, "bfloat16" if half < 0.7 * full else "float32", 1024, reason)
+
+
+def load(folder: Path, hardware: Hardware) -> nn.Module:
+    """Loads a model folder for training and scoring packs. Runs none of the folder's code; safetensors only."""
+    attention.register()
+    return _load(folder, _DTYPES[hardware.dtype], hardware.device, attention.NAME)
+
+
+def load_for_generation(folder: Path, device: torch.device) -> nn.Module:
+    """Loads a model folder in float32, the dtype in which proofs are recorded, for `generate`."""
+    return _load(folder, torch.float32, device, "sdpa")
+
+
+def _load(folder: Path, dtype: torch.dtype, device: torch.device, attention_name: str) -> nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention_name,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return cast("nn.Module", model).to(device).eval()
+
+
+def _seconds_of_product(dtype: torch.dtype) -> float:
+    """Best of several timed matrix products of a typical layer's size; flags about the hardware have lied."""
+    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    return best

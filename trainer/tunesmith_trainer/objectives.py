@@ -1,0 +1,82 @@
+"""Owns what is minimised: the loss over labelled tokens, and the accuracies that come with it for free.
+Must not know optimizers, files or the control plane."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from tunesmith_trainer.packing import Pack
+
+_HEAD_ROWS = 2048  # labelled positions scored at once: bounds the logits' memory
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Per labelled token of a pack, on the device: `losses` (L,) float32 in nats, `hits` (L,) bool.
+
+    `total` is the sum of the losses as a scalar that can be differentiated.
+    """
+
+    total: Tensor
+    losses: Tensor
+    hits: Tensor
+
+
+def score(model: nn.Module, batch: Pack) -> Scored:
+    """Runs the model over a pack and scores its labelled tokens; the head sees only their positions."""
+    device = next(model.parameters()).device
+    boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    hidden = model.base_model(  # type: ignore[operator]  # transformers models have it: the decoder without the head
+        input_ids=torch.from_numpy(batch.token_ids).to(device)[None],
+        position_ids=torch.from_numpy(batch.positions).to(device)[None],
+        use_cache=False,
+        lengths=batch.lengths,
+        boundaries=boundaries.to(device),
+    ).last_hidden_state[0]
+    labelled = hidden.index_select(0, torch.from_numpy(batch.label_positions).to(device))
+    head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]  # as above
+    total, losses, hits = _HeadLoss.apply(labelled, head, torch.from_numpy(batch.targets).to(device))  # type: ignore[no-untyped-call]  # torch
+    return Scored(total, losses, hits)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of cross-entropies whose gradients are formed in the forward pass, so that logits are never kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # torch
+        losses = hidden.new_empty(targets.shape, dtype=torch.float32)
+        hits = torch.empty_like(targets, dtype=torch.bool)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
+        for start in range(0, len(targets), _HEAD_ROWS):
+            part = slice(start, start + _HEAD_ROWS)
+            logits = (hidden[part] @ head.t()).float()
+            wanted = targets[part, None]
+            normalizer = logits.logsumexp(1, keepdim=True)
+            losses[part] = (normalizer - logits.gather(1, wanted))[:, 0]
+            hits[part] = logits.argmax(1) == targets[part]
+            if grad_hidden is None and grad_head is None:
+                continue
+            grad_logits = logits.sub_(normalizer).exp_()
+            grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+            cast_grad = grad_logits.to(head.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = cast_grad @ head
+            if grad_head is not None:
+                grad_head += cast_grad.t() @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.mark_non_differentiable(losses, hits)  # type: ignore[attr-defined]  # torch
+        return losses.sum(), losses, hits
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]  # torch types the arguments as Any
+        grad_hidden, grad_head = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
+            None if grad_head is None else grad_head * grad,
+            None,
+        )

@@ -1,0 +1,178 @@
+"""Owns joining loop, checkpoints and uploads of one training run to the control plane.
+Must not know how numbers are computed or bytes are moved."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer import checkpoint, lora
+from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
+from tunesmith_trainer.checkpoint import Progress
+from tunesmith_trainer.errors import Yielded
+from tunesmith_trainer.evaluation import RowScore, Score, evaluate, flips, summarise
+from tunesmith_trainer.loop import Loop, Metrics, Trained
+from tunesmith_trainer.model import Hardware, choose_hardware, load
+from tunesmith_trainer.optim import Optimizer
+from tunesmith_trainer.preflight import Prepared
+from tunesmith_trainer.reporter import Reporter
+from tunesmith_trainer.transfer import list_files, safe_path, upload
+from tunesmith_trainer.workspace import resume_folder
+
+
+class Training:
+    """One training run: the first four methods are called once each in their order, the others by the loop."""
+
+    def __init__(self, spec: pb.TrainingSpec, base: Path, data: Prepared, work: Path, reporter: Reporter) -> None:
+        self._spec = spec
+        self._base = base
+        self._data = data
+        self._work = work
+        self._reporter = reporter
+        self._resume = resume_folder(spec, work)
+        self._progress = checkpoint.read_progress(self._resume, data.config) if self._resume else None
+        self._hardware: Hardware = choose_hardware(self._progress.dtype if self._progress else None)
+        self._artifacts = ArtifactWriter(
+            base,
+            spec.base_model.id,
+            data.config,
+            golden_prompts(data.evaluation, data.training),
+            data.model.stop_ids,
+        )
+        self._artifact: pb.Artifact | None = None
+        self._command = pb.COMMAND_UNSPECIFIED
+
+    def load_model(self) -> None:
+        """Loads the base model, fresh adapters on it where the run trains adapters."""
+        self._report("loading")
+        hardware, config = self._hardware, self._data.config
+        self._reporter.add_event(f"Training on {hardware.device.type} in {hardware.dtype}: {hardware.reason}.")
+        self._model: nn.Module = load(self._base, hardware)
+        if not config.full_weights:
+            lora.attach(self._model, config.lora_rank, config.lora_alpha, config.seed)
+
+    def evaluate_base(self) -> list[RowScore]:
+        """Scores the evaluation rows before anything is learnt: fresh adapters change nothing."""
+        self._report("evaluating")
+        return evaluate(self._model, self._data.evaluation, self._hardware.pack_tokens, self._reporter.check)
+
+    def run_loop(self) -> Trained:
+        """Trains to the last step, from where a former attempt was saved if the spec says so."""
+        config, data = self._data.config, self._data
+        optimizer = Optimizer(self._model.named_parameters())
+        progress = Progress(step=0, trained_tokens=0, dtype=self._hardware.dtype, history=[])
+        if self._resume and self._progress:
+            checkpoint.restore(self._resume, self._model, optimizer, config)
+            progress = self._progress
+            self._reporter.add_event(f"Resuming after step {progress.step} of {config.total_steps}.")
+        self._optimizer = optimizer
+        self._report("training", progress.step)
+        return Loop(
+            self._model, optimizer, config, data.training, data.evaluation, self._hardware.pack_tokens, host=self
+        ).run(progress)
+
+    def complete(self, before: Sequence[RowScore], trained: Trained) -> None:
+        """Reports the evaluation and makes the last checkpoint the job's result."""
+        step = trained.progress.step
+        self._report("uploading", step)
+        results = self._work / "results"
+        results.mkdir()
+        _write_results(results / "results.csv", trained.progress)
+        _write_evaluation(results / "evaluation.jsonl", before, trained.tuned)
+        to_right, to_wrong = flips(before, trained.tuned)
+        self._reporter.complete_training(
+            pb.CompleteTrainingRequest(
+                step=step,
+                artifact=self._artifact,
+                trained_tokens=trained.progress.trained_tokens,
+                evaluation=pb.Evaluation(
+                    rows=len(before),
+                    held_out_from_training=self._data.held_out_from_training,
+                    base=_wire_score(summarise(before)),
+                    tuned=_wire_score(summarise(trained.tuned)),
+                    flipped_to_right=to_right,
+                    flipped_to_wrong=to_wrong,
+                ),
+                result_files=self._upload(results, prefix=""),
+            )
+        )
+
+    def check(self) -> None:
+        """Raises Yielded once this attempt is to stop."""
+        self._reporter.check()
+
+    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
+        """Reports a step. Returns whether the control plane wants a checkpoint."""
+        self._reporter.add_metrics(pb.StepMetrics(**asdict(metrics)))
+        self._report("training", metrics.step, remaining_seconds)
+        self._command = self._reporter.take_command()
+        return self._command in (pb.COMMAND_CHECKPOINT, pb.COMMAND_PAUSE)
+
+    def evaluating(self, step: int) -> None:
+        """Reports that a pass is being evaluated."""
+        self._report("evaluating", step)
+
+    def save(self, progress: Progress, metrics: Metrics) -> None:
+        """Writes, uploads and commits a checkpoint; then stops if the control plane asked to pause."""
+        self._report("uploading", progress.step)
+        prefix = f"step-{progress.step}"
+        folder = self._work / prefix
+        self._artifacts.write(self._model, folder)
+        checkpoint.save_state(folder, self._optimizer, self._data.config, progress)
+        files = self._upload(folder, f"{prefix}/")
+        self._artifact = pb.Artifact(
+            kind=pb.ARTIFACT_KIND_FULL if self._data.config.full_weights else pb.ARTIFACT_KIND_ADAPTER,
+            prefix=prefix,
+            files=[file for file in files if file.path not in checkpoint.STATE_FILES],
+            training_state=[file for file in files if file.path in checkpoint.STATE_FILES],
+        )
+        self._reporter.commit_checkpoint(progress.step, self._artifact, pb.StepMetrics(**asdict(metrics)))
+        shutil.rmtree(folder)
+        if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
+            raise Yielded("paused after saving")
+        self._report("training", progress.step)
+
+    def _upload(self, folder: Path, prefix: str) -> list[pb.UploadFile]:
+        """Uploads a folder's files below `prefix` of the attempt. Returns them by their paths within the folder."""
+        files = [pb.UploadFile(path=file.path, size=file.size, sha256=file.sha256) for file in list_files(folder)]
+        wanted = [pb.UploadFile(path=prefix + file.path, size=file.size, sha256=file.sha256) for file in files]
+        for target in self._reporter.create_uploads(wanted):
+            self._reporter.check()
+            upload(folder / safe_path(target.path.removeprefix(prefix)), target.url, target.headers)
+        return files
+
+    def _report(self, phase: str, step: int = 0, remaining_seconds: float | None = None) -> None:
+        total = self._data.config.total_steps
+        self._reporter.report(phase=phase, step=step, total_steps=total, remaining_seconds=remaining_seconds)
+
+
+def _wire_score(score: Score) -> pb.Score:
+    return pb.Score(loss=score.loss, token_accuracy=score.token_accuracy, exact_match=score.exact_match)
+
+
+def _write_results(path: Path, progress: Progress) -> None:
+    """The result file that users of hosted fine-tuning know: one line per step, empty where not measured."""
+    columns = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"))
+        writer.writerows([entry[column] for column in columns] for entry in progress.history)
+
+
+def _write_evaluation(path: Path, before: Sequence[RowScore], after: Sequence[RowScore]) -> None:
+    """One line per evaluated row: numbers only, the texts stay in the user's file."""
+    with path.open("w") as file:
+        for base, tuned in zip(before, after, strict=True):
+            line = {
+                "row": base.row,
+                "base_exact": base.exact,
+                "tuned_exact": tuned.exact,
+                "base_loss": base.loss,
+                "tuned_loss": tuned.loss,
+            }
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,71 @@
+"""Owns what a run has on its disk: base model, data files, the checkpoint to go on from; and the spec in our own words.
+Must not know torch or what is done with the files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer.config import Wanted
+from tunesmith_trainer.errors import BadSpec, Problem
+from tunesmith_trainer.preflight import Prepared, prepare
+from tunesmith_trainer.transfer import Remote, cached_base_model, download
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+def prepare_run(spec: pb.TrainingSpec, base: Path, work: Path, still_wanted: Callable[[], None]) -> Prepared:
+    """Fetches the data files and checks, renders and resolves everything."""
+    download([_remote(spec.training_file, "training.jsonl")], work)
+    validation = None
+    if spec.HasField("validation_file"):
+        download([_remote(spec.validation_file, "validation.jsonl")], work)
+        validation = work / "validation.jsonl"
+    return prepare(base, work / "training.jsonl", validation, wanted_of(spec), still_wanted)
+
+
+def base_model(spec: pb.TrainingSpec, cache: Path, work: Path, *, weights: bool) -> Path:
+    """Folder of the base model. Without `weights` the small files suffice, and a cold cache stays cold."""
+    base = spec.base_model
+    files = [_remote(file) for file in base.files]
+    if weights or (cache / "base_models" / base.revision).is_dir():
+        return cached_base_model(cache, base.id, base.revision, files)
+    folder = work / "base_model"
+    download([file for file in files if not file.path.endswith(_WEIGHTS)], folder)
+    return folder
+
+
+def resume_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
+    """Folder of the checkpoint to go on from, if the spec names one."""
+    if not spec.HasField("resume"):
+        return None
+    folder = work / "resume"
+    # Only the last part of a path counts: a checkpoint is one flat folder, whatever prefix it was listed under.
+    download([_remote(file, file.path.rpartition("/")[2]) for file in spec.resume.files], folder)
+    return folder
+
+
+def wanted_of(spec: pb.TrainingSpec) -> Wanted:
+    """What the job asks for, in this package's words. Raises BadSpec for what this trainer cannot do."""
+    if spec.method != "supervised":
+        raise BadSpec(Problem("unsupported_method", f"The method {spec.method!r} is not supported.", "method"))
+    if spec.weights not in (pb.WEIGHTS_LORA, pb.WEIGHTS_FULL):
+        raise BadSpec(Problem("unsupported_weights", "Choose lora or full weights.", "training.weights"))
+    numbers = spec.hyperparameters
+    return Wanted(
+        full_weights=spec.weights == pb.WEIGHTS_FULL,
+        seed=spec.seed,
+        n_epochs=numbers.n_epochs if numbers.HasField("n_epochs") else None,
+        batch_size=numbers.batch_size if numbers.HasField("batch_size") else None,
+        learning_rate_multiplier=(
+            numbers.learning_rate_multiplier if numbers.HasField("learning_rate_multiplier") else None
+        ),
+        lora_rank=numbers.lora_rank if numbers.HasField("lora_rank") else None,
+        lora_alpha=numbers.lora_alpha if numbers.HasField("lora_alpha") else None,
+        context_length=numbers.context_length if numbers.HasField("context_length") else None,
+        max_rank=spec.max_lora_rank,
+        max_context_length=spec.max_context_length if spec.HasField("max_context_length") else None,
+    )
+
+
+def _remote(file: pb.RemoteFile, path: str | None = None) -> Remote:
+    return Remote(path or file.path, file.size, file.sha256, file.url)
