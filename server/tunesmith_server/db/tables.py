@@ -143,8 +143,8 @@ class FineTuneRow(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     error_param: Mapped[str | None]
-    position: Mapped[int]
-    """Microseconds of the clock at creation: the order of lists."""
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    """Microseconds at which the row was made: the order of lists and nothing else."""
     created_at: Mapped[int]
     finished_at: Mapped[int | None]
 

@@ -1,0 +1,198 @@
+"""Owns the SQL of jobs and their history; `transition` and `claim` are the only writers of a job's state.
+
+It must not know why a state changes. Every write is a compare-and-set, so the same SQL serves SQLite and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from sqlalchemy import ColumnElement, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tunesmith_server.db.tables import EventRow, FineTuneRow, IdempotencyRow
+from tunesmith_server.fine_tunes.events import NewEvent
+from tunesmith_server.fine_tunes.state import TERMINAL, State, may_follow
+from tunesmith_server.ids import new_id
+
+
+async def insert(session: AsyncSession, row: FineTuneRow, event: NewEvent) -> None:
+    """Adds a job in its first state together with the first line of its history."""
+    row.event_count = 1
+    session.add(row)
+    await session.flush()
+    session.add(_event_row(row.id, 1, event, row.created_at))
+
+
+async def transition(
+    session: AsyncSession,
+    job_id: str,
+    expected: Set[State],
+    to: State,
+    *,
+    lease: str | None,
+    now: int,
+    events: Sequence[NewEvent],
+    changes: Mapping[str, Any] | None = None,
+) -> bool:
+    """Moves the job to `to` if it is in one of `expected` and `lease` is its lease token (None: it has none).
+
+    Other columns in `changes` and the events are written with it. False: somebody else was faster, nothing changed.
+    A job whose cancellation was asked for moves to cancelled only: its user has been told so.
+    """
+    conditions = [*_in_states(expected, to), _leased_by(lease)]
+    if to is not State.CANCELLED:
+        conditions.append(FineTuneRow.cancel_requested.is_(False))
+    values = {**(changes or {}), "state": to.value}
+    return await _compare_and_set(session, job_id, conditions, values, events, now) is not None
+
+
+async def claim(
+    session: AsyncSession,
+    job_id: str,
+    expected: State,
+    to: State,
+    *,
+    attempt_id: str,
+    lease_expires_at: float,
+    now: int,
+    events: Sequence[NewEvent],
+) -> int | None:
+    """Gives the job to a new attempt and returns its epoch; None when the job is no longer free."""
+    conditions = [*_in_states({expected}, to), _leased_by(None)]
+    values = {
+        "state": to.value,
+        "lease_token": attempt_id,
+        "lease_expires_at": lease_expires_at,
+        "epoch": FineTuneRow.epoch + 1,
+        "last_sequence": 0,
+        "progress": None,
+    }
+    return await _compare_and_set(session, job_id, conditions, values, events, now)
+
+
+async def amend(
+    session: AsyncSession,
+    job_id: str,
+    *,
+    lease: str | None,
+    now: int,
+    events: Sequence[NewEvent] = (),
+    changes: Mapping[str, Any] | None = None,
+    newer_than_sequence: int | None = None,
+) -> bool:
+    """Writes columns other than the state of a job that has not ended, under the same lease rule as `transition`.
+
+    `newer_than_sequence` refuses a heartbeat that was delivered before.
+    """
+    conditions = [FineTuneRow.state.not_in(TERMINAL), _leased_by(lease)]
+    if newer_than_sequence is not None:
+        conditions.append(FineTuneRow.last_sequence < newer_than_sequence)
+    return await _compare_and_set(session, job_id, conditions, changes or {}, events, now) is not None
+
+
+async def get(session: AsyncSession, job_id: str, project_id: str | None = None) -> FineTuneRow | None:
+    """The job as it is now, or None; with a project, only if it is that project's."""
+    query = select(FineTuneRow).where(FineTuneRow.id == job_id).execution_options(populate_existing=True)
+    if project_id is not None:
+        query = query.where(FineTuneRow.project_id == project_id)
+    return await session.scalar(query)
+
+
+async def list_page(
+    session: AsyncSession,
+    project_id: str,
+    *,
+    after: FineTuneRow | None,
+    limit: int,
+    metadata: Mapping[str, str] | None,
+) -> list[FineTuneRow]:
+    """The project's jobs, newest first.
+
+    `metadata`: pairs that must all match; an empty mapping selects jobs without metadata, None selects all.
+    """
+    query = select(FineTuneRow).where(FineTuneRow.project_id == project_id)
+    if metadata is not None and not metadata:
+        query = query.where(FineTuneRow.user_metadata.is_(None))
+    for key, value in (metadata or {}).items():
+        query = query.where(FineTuneRow.user_metadata[key].as_string() == value)
+    if after is not None:
+        query = query.where(tuple_(FineTuneRow.position, FineTuneRow.id) < (after.position, after.id))
+    query = query.order_by(FineTuneRow.position.desc(), FineTuneRow.id.desc()).limit(limit)
+    return list(await session.scalars(query))
+
+
+async def get_event(session: AsyncSession, job_id: str, event_id: str) -> EventRow | None:
+    """One line of this job's history, or None."""
+    return await session.scalar(select(EventRow).where(EventRow.id == event_id, EventRow.job_id == job_id))
+
+
+async def list_events(session: AsyncSession, job_id: str, *, after: EventRow | None, limit: int) -> list[EventRow]:
+    """The job's history, newest first."""
+    query = select(EventRow).where(EventRow.job_id == job_id)
+    if after is not None:
+        query = query.where(EventRow.number < after.number)
+    return list(await session.scalars(query.order_by(EventRow.number.desc()).limit(limit)))
+
+
+async def get_idempotency(session: AsyncSession, project_id: str, key: str) -> IdempotencyRow | None:
+    """What a create call with this key made before, or None."""
+    return await session.get(IdempotencyRow, (project_id, key))
+
+
+async def insert_idempotency(session: AsyncSession, row: IdempotencyRow) -> None:
+    """Remembers a create call; raises IntegrityError when another call with the key was faster."""
+    session.add(row)
+    await session.flush()
+
+
+async def _compare_and_set(
+    session: AsyncSession,
+    job_id: str,
+    conditions: Sequence[ColumnElement[bool]],
+    values: Mapping[str, Any],
+    events: Sequence[NewEvent],
+    now: int,
+) -> int | None:
+    """Writes values and events if all conditions hold, and returns the job's epoch; None when one does not."""
+    statement = (
+        update(FineTuneRow)
+        .where(FineTuneRow.id == job_id, *conditions)
+        # Counting in the same statement numbers events without gaps, whoever else writes.
+        .values(**values, event_count=FineTuneRow.event_count + len(events))
+        .returning(FineTuneRow.event_count, FineTuneRow.epoch)
+        .execution_options(synchronize_session=False)
+    )
+    written = (await session.execute(statement)).one_or_none()
+    if written is None:
+        return None
+    event_count, epoch = written
+    first = event_count - len(events) + 1
+    session.add_all(_event_row(job_id, first + index, event, now) for index, event in enumerate(events))
+    await session.flush()
+    return int(epoch)
+
+
+def _in_states(expected: Set[State], to: State) -> list[ColumnElement[bool]]:
+    forbidden = [state for state in expected if not may_follow(state, to)]
+    if forbidden:
+        raise ValueError(f"{to} may not follow {forbidden}")
+    return [FineTuneRow.state.in_([state.value for state in expected])]
+
+
+def _leased_by(lease: str | None) -> ColumnElement[bool]:
+    return FineTuneRow.lease_token.is_(None) if lease is None else FineTuneRow.lease_token == lease
+
+
+def _event_row(job_id: str, number: int, event: NewEvent, now: int) -> EventRow:
+    return EventRow(
+        id=new_id("ftevent-"),
+        job_id=job_id,
+        number=number,
+        created_at=now,
+        level=event.level,
+        type=event.type,
+        message=event.message,
+        data=event.data,
+    )

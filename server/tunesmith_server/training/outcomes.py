@@ -1,0 +1,92 @@
+"""Owns what the end of a run means for its job: causes, exit codes, retries and back-off. Pure.
+
+It must not know where jobs are stored or how runs are started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+_INFRASTRUCTURE_RETRIES = 5
+_TRAINER_RETRIES = 1
+_FIRST_DELAY_SECONDS = 5
+
+
+class Cause(StrEnum):
+    """Who or what ended a run before its work was done; retries are counted by cause."""
+
+    USER = "user"
+    """Data or spec: it would fail again."""
+    TRAINER = "trainer"
+    """A defect of ours."""
+    INFRASTRUCTURE = "infrastructure"
+    """The machine, the network, a kill."""
+    PREEMPTION = "preemption"
+    """The run was asked to make room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, in the words that become the job's error if it is not tried again."""
+
+    cause: Cause
+    code: str
+    message: str
+    param: str | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The job waits for another attempt."""
+
+    delay_seconds: int
+    retries: dict[str, int]
+    """Retries used so far, this one included, by cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The job has failed for good."""
+
+    code: str
+    message: str
+
+
+LOST = Ending(Cause.INFRASTRUCTURE, "run_lost", "The run was lost: its process or its machine died.")
+
+# Exit codes that a run chooses itself (BSD sysexits); the trainer's command line documents the same table.
+_EXIT_CODES: Mapping[int, Ending] = {
+    0: Ending(Cause.TRAINER, "incomplete_run", "The run ended without delivering a result."),
+    64: Ending(Cause.USER, "invalid_spec", "The trainer cannot do what the job asks for; check its parameters."),
+    65: Ending(
+        Cause.USER, "invalid_training_data", "The data cannot be trained on; check the rows of the training file."
+    ),
+    66: Ending(Cause.USER, "unsupported_model", "This base model cannot be tuned; choose another one."),
+    70: Ending(Cause.TRAINER, "trainer_defect", "The trainer failed by a defect of its own; see the run's log."),
+    71: Ending(
+        Cause.USER,
+        "out_of_memory",
+        "The run needs more memory than its machine has. Use a smaller batch_size, shorter rows or weights lora.",
+    ),
+    75: Ending(Cause.PREEMPTION, "preempted", "The run was stopped before it was done."),
+}
+
+
+def chosen_exit(code: int) -> Ending | None:
+    """What an exit code says that the run itself chose; None for signals and unknown codes: then the run is lost."""
+    return _EXIT_CODES.get(code)
+
+
+def decide(ending: Ending, retries: Mapping[str, int]) -> Retry | GiveUp:
+    """Whether the job is tried again after `ending`, given the retries used so far by cause."""
+    used = retries.get(ending.cause, 0)
+    if ending.cause is Cause.USER or (ending.cause is Cause.TRAINER and used >= _TRAINER_RETRIES):
+        return GiveUp(ending.code, ending.message)
+    if ending.cause is Cause.INFRASTRUCTURE and used >= _INFRASTRUCTURE_RETRIES:
+        message = f"The job was tried {used + 1} times and lost each time, last because: {ending.message}"
+        return GiveUp("retries_exhausted", message)
+    doublings = used if ending.cause is Cause.INFRASTRUCTURE else 0
+    return Retry(_FIRST_DELAY_SECONDS * 2**doublings, {**retries, ending.cause.value: used + 1})

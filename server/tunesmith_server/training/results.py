@@ -1,0 +1,202 @@
+"""Owns how uploaded bytes become checkpoints and the final model: verified outside of any transaction, then one write.
+
+It must not know how bytes are verified (registry) or how runs are started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sqlalchemy.exc import IntegrityError
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.core import Core
+from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
+from tunesmith_server.errors import FencedError, InvalidRequestError
+from tunesmith_server.files import repository as files
+from tunesmith_server.fine_tunes import events
+from tunesmith_server.fine_tunes import repository as jobs
+from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.ids import new_id
+from tunesmith_server.registry import repository as registry_repository
+from tunesmith_server.registry.manifest import ManifestFile
+from tunesmith_server.registry.repository import Revision
+from tunesmith_server.registry.service import RegistryService
+from tunesmith_server.training import deliveries, reports, repository
+from tunesmith_server.training.ownership import amend, owned
+from tunesmith_server.training.settlement import finish_cancelled
+from tunesmith_server.training.spec import attempt_prefix
+
+_TRAINING_STATES = frozenset({State.RUNNING, State.PAUSING})
+
+
+async def commit_checkpoint(
+    core: Core, registry: RegistryService, identity: AttemptIdentity, request: pb.CommitCheckpointRequest
+) -> str:
+    """Makes the checkpoint exist and returns its model name; a step that was committed before stays as it is.
+
+    Raises InvalidRequestError when the uploaded bytes are not what they are said to be or could not be served.
+    """
+    async with core.database.read() as session:
+        job = await owned(session, identity)
+        known = await repository.find_checkpoint(session, job.id, request.step)
+        base = await registry_repository.find_base_model(session, job.base_model_id)
+    if known is not None:
+        return known.model_name
+    if job.state not in _TRAINING_STATES or request.step < 1:
+        raise InvalidRequestError("invalid_checkpoint", "Only a training run has checkpoints, from step 1 on.")
+    kind = deliveries.checked_artifact(request.artifact, job.requested["weights"])
+    prefix = f"{attempt_prefix(identity)}/{request.artifact.prefix}"
+    training_state = deliveries.checked_files(request.artifact.training_state)
+    await deliveries.require_stored(core.store, prefix, training_state)
+    revision = await registry.promote(
+        kind=kind,
+        prefix=prefix,
+        files=deliveries.checked_files(request.artifact.files),
+        base_model_id=job.base_model_id,
+        base_revision=(base.revision if base else None) or "",
+        max_lora_rank=core.settings.max_lora_rank,
+    )
+    name = f"{model_name(job)}:ckpt-step-{request.step}"
+    now = int(core.clock())
+    row = CheckpointRow(
+        id=new_id("ftckpt_"),
+        job_id=job.id,
+        step=request.step,
+        epoch=identity.epoch,
+        prefix=prefix,
+        training_state=[asdict(file) for file in training_state],
+        revision=revision.id,
+        model_name=name,
+        metrics=reports.public_metrics(request.metrics) | {"step": request.step},
+        created_at=now,
+    )
+    try:
+        await _write_checkpoint(core, identity, job, revision, row)
+    except IntegrityError:
+        # The same call, repeated while the first one was still verifying, has been faster.
+        return name
+    registry.changes.announce()
+    return name
+
+
+async def complete_training(
+    core: Core, registry: RegistryService, identity: AttemptIdentity, request: pb.CompleteTrainingRequest
+) -> str:
+    """Ends the job as succeeded and returns the model name; repeated, it returns the same.
+
+    The artifact must be that of a committed checkpoint: it was verified then, and nothing is uploaded twice.
+    """
+    async with core.database.read() as session:
+        job = await jobs.get(session, identity.job_id)
+        if job is not None and job.state == State.SUCCEEDED and job.epoch == identity.epoch and job.fine_tuned_model:
+            return job.fine_tuned_model
+        job = await owned(session, identity)
+        checkpoint = await repository.find_checkpoint(session, job.id, request.step)
+        revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
+    if checkpoint is None or revision is None:
+        raise InvalidRequestError("checkpoint_not_committed", f"Commit the checkpoint of step {request.step} first.")
+    deliveries.checked_artifact(request.artifact, job.requested["weights"])
+    declared = deliveries.checked_files(request.artifact.files)
+    if {file.path: file.sha256 for file in declared} != {file["path"]: file["sha256"] for file in revision.files}:
+        message = f"The artifact is not the committed checkpoint of step {request.step}."
+        raise InvalidRequestError("artifact_not_committed", message)
+    results = deliveries.checked_files(request.result_files)
+    await deliveries.require_identical(core.store, attempt_prefix(identity), results)
+    name = await _write_success(core, identity, request, revision.id, results)
+    registry.changes.announce()
+    return name
+
+
+def model_name(job: FineTuneRow) -> str:
+    """`ft:<base>:<project>:<suffix>:<id>`; without a suffix its place is empty."""
+    return f"ft:{job.base_model_id}:{job.project_id}:{job.suffix or ''}:{job.name_id}"
+
+
+async def _write_checkpoint(
+    core: Core, identity: AttemptIdentity, job: FineTuneRow, revision: Revision, row: CheckpointRow
+) -> None:
+    async with core.database.write() as session:
+        line = events.checkpoint_created(row.step, row.model_name)
+        await amend(session, identity, row.created_at, events=[line])
+        await registry_repository.record_revision(session, revision, row.created_at)
+        await repository.insert_checkpoint(session, row)
+        await registry_repository.publish_model(
+            session,
+            name=row.model_name,
+            project_id=job.project_id,
+            job_id=job.id,
+            revision_id=revision.id,
+            checkpoint=True,
+            now=row.created_at,
+        )
+
+
+async def _write_success(
+    core: Core,
+    identity: AttemptIdentity,
+    request: pb.CompleteTrainingRequest,
+    revision_id: str,
+    results: Sequence[ManifestFile],
+) -> str:
+    now = int(core.clock())
+    cancelled = False
+    async with core.database.write() as session:
+        job = await owned(session, identity)
+        name = model_name(job)
+        if job.cancel_requested:
+            cancelled = await finish_cancelled(session, job, identity.attempt_id, now) is not None
+        else:
+            rows = [_result_file(job, attempt_prefix(identity), file, now) for file in results]
+            changes = {
+                "lease_token": None,
+                "lease_expires_at": None,
+                "fine_tuned_model": name,
+                "revision": revision_id,
+                "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
+                "result_file_ids": [row.id for row in rows],
+                "trained_tokens": request.trained_tokens,
+                "finished_at": now,
+            }
+            lines = [events.model_created(name), events.completed()]
+            if not await jobs.transition(
+                session,
+                job.id,
+                _TRAINING_STATES,
+                State.SUCCEEDED,
+                lease=identity.attempt_id,
+                now=now,
+                events=lines,
+                changes=changes,
+            ):
+                raise FencedError
+            for row in rows:
+                await files.insert(session, row)
+            await registry_repository.publish_model(
+                session,
+                name=name,
+                project_id=job.project_id,
+                job_id=job.id,
+                revision_id=revision_id,
+                checkpoint=False,
+                now=now,
+            )
+    if cancelled:
+        raise FencedError
+    return name
+
+
+def _result_file(job: FineTuneRow, prefix: str, file: ManifestFile, now: int) -> FileRow:
+    return FileRow(
+        id=new_id("file-"),
+        project_id=job.project_id,
+        filename=file.path.rpartition("/")[2],
+        purpose="fine-tune-results",
+        bytes=file.size,
+        sha256=file.sha256,
+        status="processed",
+        storage_key=f"{prefix}/{file.path}",
+        created_at=now,
+    )

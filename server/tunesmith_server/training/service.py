@@ -1,0 +1,217 @@
+"""Owns what a run may read and write of its own job; every write holds only while its attempt owns the job.
+
+It must not know how runs are started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.core import Core
+from tunesmith_server.db.tables import FileRow, FineTuneRow
+from tunesmith_server.errors import FencedError
+from tunesmith_server.files import repository as files
+from tunesmith_server.fine_tunes import events
+from tunesmith_server.fine_tunes import repository as jobs
+from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.registry import repository as registry_repository
+from tunesmith_server.registry.service import RegistryService
+from tunesmith_server.training import deliveries, reports, repository, results, spec
+from tunesmith_server.training.outcomes import Cause, Ending
+from tunesmith_server.training.ownership import amend, owned
+from tunesmith_server.training.settlement import finish_cancelled, settle
+
+
+def _nobody() -> None:
+    """Stands where no scheduler runs in this process."""
+
+
+class TrainingService:
+    """The control plane as runs see it. All methods raise FencedError for an attempt that is no longer current."""
+
+    def __init__(self, core: Core, registry: RegistryService, wake: Callable[[], None] = _nobody) -> None:
+        self._core = core
+        self._registry = registry
+        self._wake = wake
+
+    async def get_spec(self, identity: AttemptIdentity) -> pb.TrainingSpec:
+        """What the run is to do. A job whose file was deleted meanwhile fails here."""
+        async with self._core.database.write() as session:
+            job = await owned(session, identity)
+            training_file = await files.get(session, job.project_id, job.training_file_id)
+            validation_file = None
+            if job.validation_file_id is not None:
+                validation_file = await files.get(session, job.project_id, job.validation_file_id)
+            missing = _missing_param(job, training_file, validation_file)
+            if missing is not None:
+                await settle(session, job, identity.attempt_id, [_file_deleted(missing)], self._now())
+            elif job.progress is None:
+                # The reconciler takes it as proof that the run was launched.
+                total_steps = job.resolved["total_steps"] if job.resolved else 0
+                changes = {"progress": reports.starting(total_steps)}
+                await amend(session, identity, self._now(), changes=changes)
+        if training_file is None or missing is not None:
+            raise FencedError
+        return await self._build_spec(identity, job, training_file, validation_file)
+
+    async def heartbeat(self, identity: AttemptIdentity, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
+        """Extends the lease and says what the run shall do. A sequence number seen before delivers nothing again."""
+        async with self._core.database.write() as session:
+            job = await owned(session, identity)
+            await self._record(session, identity, request)
+        command = pb.COMMAND_UNSPECIFIED
+        if job.cancel_requested:
+            command = pb.COMMAND_STOP
+        elif job.state == State.PAUSING:
+            command = pb.COMMAND_PAUSE
+        return pb.HeartbeatResponse(command=command, lease_ttl_seconds=self._core.settings.lease_ttl_seconds)
+
+    async def create_uploads(
+        self, identity: AttemptIdentity, request: pb.CreateUploadsRequest
+    ) -> pb.CreateUploadsResponse:
+        """Presigned PUTs below the attempt's own prefix; raises InvalidRequestError for paths that lead elsewhere."""
+        checked = deliveries.checked_files(request.files)
+        async with self._core.database.read() as session:
+            await owned(session, identity)
+        response = pb.CreateUploadsResponse()
+        for file in checked:
+            key = f"{spec.attempt_prefix(identity)}/{file.path}"
+            ttl = self._core.settings.url_ttl_seconds
+            signed = await self._core.store.presign_put(key, ttl, size=file.size, sha256=file.sha256)
+            response.uploads.append(pb.Upload(path=file.path, url=signed.url, headers=dict(signed.headers)))
+        return response
+
+    async def commit_checkpoint(self, identity: AttemptIdentity, request: pb.CommitCheckpointRequest) -> str:
+        """See results.commit_checkpoint."""
+        return await results.commit_checkpoint(self._core, self._registry, identity, request)
+
+    async def complete_preflight(self, identity: AttemptIdentity, request: pb.CompletePreflightRequest) -> None:
+        """Moves the job to queued with every number set; raises InvalidRequestError when one is missing."""
+        now = self._now()
+        cancelled = False
+        async with self._core.database.write() as session:
+            job = await jobs.get(session, identity.job_id)
+            if job is not None and job.epoch == identity.epoch and job.lease_token is None and job.resolved:
+                return  # said before
+            job = await owned(session, identity)
+            if job.cancel_requested:
+                cancelled = await finish_cancelled(session, job, identity.attempt_id, now) is not None
+            else:
+                await self._queue(session, job, identity, request, now)
+        self._wake()
+        if cancelled:
+            raise FencedError
+
+    async def complete_training(self, identity: AttemptIdentity, request: pb.CompleteTrainingRequest) -> str:
+        """See results.complete_training."""
+        name = await results.complete_training(self._core, self._registry, identity, request)
+        self._wake()
+        return name
+
+    async def fail_run(self, identity: AttemptIdentity, request: pb.FailRunRequest) -> None:
+        """Ends the attempt by what its run says: the job fails, waits for another try or is cancelled."""
+        async with self._core.database.write() as session:
+            job = await jobs.get(session, identity.job_id)
+            if job is not None and job.epoch == identity.epoch and job.lease_token is None:
+                return  # said before, or noticed by the reconciler
+            job = await owned(session, identity)
+            await settle(session, job, identity.attempt_id, reports.endings(request), self._now())
+        self._wake()
+
+    async def _build_spec(
+        self, identity: AttemptIdentity, job: FineTuneRow, training_file: FileRow, validation_file: FileRow | None
+    ) -> pb.TrainingSpec:
+        base_files = await self._registry.base_model_files(job.base_model_id)
+        async with self._core.database.read() as session:
+            base = await registry_repository.find_base_model(session, job.base_model_id)
+            newest = await repository.list_checkpoints(session, job.id, limit=1)
+            checkpoint = newest[0] if newest else None
+            revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
+        inputs = spec.Inputs(
+            job=job,
+            training_file=training_file,
+            validation_file=validation_file,
+            base_revision=(base.revision if base else None) or "",
+            base_files=base_files,
+            checkpoint=checkpoint,
+            checkpoint_files=[*revision.files, *checkpoint.training_state] if checkpoint and revision else [],
+        )
+        return await spec.build(identity, inputs, self._core.store, self._core.settings)
+
+    async def _record(self, session: AsyncSession, identity: AttemptIdentity, request: pb.HeartbeatRequest) -> None:
+        now = self._core.clock()
+        renewed = {"lease_expires_at": now + self._core.settings.lease_ttl_seconds}
+        told = renewed | {"last_sequence": request.sequence, "progress": reports.progress(request, now)}
+        # First of all, so that of two equal heartbeats at the same moment one waits and then is the repeated one.
+        if not await jobs.amend(
+            session,
+            identity.job_id,
+            lease=identity.attempt_id,
+            now=int(now),
+            changes=told,
+            newer_than_sequence=request.sequence,
+        ):
+            await amend(session, identity, int(now), changes=renewed)
+            return
+        metrics = [reports.step_metrics(message) for message in request.metrics]
+        new_steps = await repository.upsert_metrics(session, identity.job_id, metrics)
+        # A resumed run repeats the steps after its checkpoint; the history shows each step once.
+        lines = [
+            events.step(reports.public_metrics(message), request.total_steps)
+            for message in request.metrics
+            if message.step in new_steps
+        ]
+        lines += [reports.run_event(message) for message in request.events]
+        if lines:
+            await amend(session, identity, int(now), events=lines)
+
+    async def _queue(
+        self,
+        session: AsyncSession,
+        job: FineTuneRow,
+        identity: AttemptIdentity,
+        request: pb.CompletePreflightRequest,
+        now: int,
+    ) -> None:
+        lines = [reports.run_event(warning) for warning in request.warnings]
+        if request.resolved:
+            settings = [{"name": each.name, "value": each.value, "reason": each.reason} for each in request.resolved]
+            lines.append(events.resolved(settings))
+        lines.append(events.validated())
+        changes = {
+            "lease_token": None,
+            "lease_expires_at": None,
+            "progress": None,
+            "resolved": reports.resolved(request, job.requested),
+        }
+        if not await jobs.transition(
+            session,
+            job.id,
+            {State.VALIDATING_FILES},
+            State.QUEUED,
+            lease=identity.attempt_id,
+            now=now,
+            events=lines,
+            changes=changes,
+        ):
+            raise FencedError
+
+    def _now(self) -> int:
+        return int(self._core.clock())
+
+
+def _missing_param(job: FineTuneRow, training_file: FileRow | None, validation_file: FileRow | None) -> str | None:
+    if training_file is None:
+        return "training_file"
+    if job.validation_file_id is not None and validation_file is None:
+        return "validation_file"
+    return None
+
+
+def _file_deleted(param: str) -> Ending:
+    message = f"The {param.replace('_', ' ')} was deleted before it was read. Upload it again and make a new job."
+    return Ending(Cause.USER, "file_not_found", message, param)

@@ -1,0 +1,91 @@
+"""Owns how a job becomes the TrainingSpec of one attempt, with URLs minted for it.
+
+It must not know leases or transports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.config import Settings
+from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
+from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.registry.service import SignedFile
+from tunesmith_server.storage.base import ObjectStore
+
+WEIGHTS = {"lora": pb.WEIGHTS_LORA, "full": pb.WEIGHTS_FULL}
+
+_NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "lora_rank", "lora_alpha", "context_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The rows and files that a spec is made of."""
+
+    job: FineTuneRow
+    training_file: FileRow
+    validation_file: FileRow | None
+    base_revision: str
+    base_files: list[SignedFile]
+    checkpoint: CheckpointRow | None
+    checkpoint_files: list[Mapping[str, Any]]
+    """path, size and sha256 below the checkpoint's prefix: weights and training state."""
+
+
+def attempt_prefix(identity: AttemptIdentity) -> str:
+    """The only place in object storage that a run may write to, without a slash at the end."""
+    return f"runs/{identity.job_id}/e{identity.epoch}"
+
+
+async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, settings: Settings) -> pb.TrainingSpec:
+    """The spec of this attempt; after preflight it carries every number."""
+    job = inputs.job
+    spec = pb.TrainingSpec(
+        job_id=job.id,
+        attempt_id=identity.attempt_id,
+        epoch=identity.epoch,
+        kind=pb.RUN_KIND_PREFLIGHT if job.state == State.VALIDATING_FILES else pb.RUN_KIND_TRAINING,
+        base_model=pb.BaseModel(
+            id=job.base_model_id, revision=inputs.base_revision, files=_remote_files(inputs.base_files)
+        ),
+        training_file=await _dataset(inputs.training_file, store, settings),
+        method=job.method,
+        weights=WEIGHTS[job.requested["weights"]],
+        hyperparameters=_hyperparameters(job.resolved or job.requested),
+        seed=job.seed,
+        heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+        url_ttl_seconds=settings.url_ttl_seconds,
+        max_lora_rank=settings.max_lora_rank,
+        max_context_length=settings.max_context_length,
+    )
+    if inputs.validation_file is not None:
+        spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))
+    if inputs.checkpoint is not None and spec.kind == pb.RUN_KIND_TRAINING:
+        files = [
+            SignedFile(**file, url=(await _get_url(store, f"{inputs.checkpoint.prefix}/{file['path']}", settings)))
+            for file in inputs.checkpoint_files
+        ]
+        spec.resume.CopyFrom(pb.Resume(step=inputs.checkpoint.step, files=_remote_files(files)))
+    return spec
+
+
+def _hyperparameters(numbers: Mapping[str, Any]) -> pb.Hyperparameters:
+    return pb.Hyperparameters(**{name: numbers[name] for name in _NUMBERS if numbers.get(name) is not None})
+
+
+async def _dataset(file: FileRow, store: ObjectStore, settings: Settings) -> pb.RemoteFile:
+    url = await _get_url(store, file.storage_key, settings)
+    # The user's own file name stays here: the run gets one that is safe as a path.
+    return pb.RemoteFile(path=f"{file.id}.jsonl", size=file.bytes, sha256=file.sha256, url=url)
+
+
+async def _get_url(store: ObjectStore, key: str, settings: Settings) -> str:
+    return (await store.presign_get(key, settings.url_ttl_seconds)).url
+
+
+def _remote_files(files: Iterable[SignedFile]) -> list[pb.RemoteFile]:
+    return [pb.RemoteFile(path=file.path, size=file.size, sha256=file.sha256, url=file.url) for file in files]
