@@ -1,0 +1,121 @@
+"""Owns the gateway as an ASGI application: its parts, their life, request ids, errors as answers.
+
+It must not know what a route does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunesmith_inference.auth import Authenticator
+from tunesmith_inference.config import Settings
+from tunesmith_inference.deployment import Command
+from tunesmith_inference.endpoints import ClientGone, Gateway, router
+from tunesmith_inference.engine import vllm_command
+from tunesmith_inference.errors import GatewayError, error_response, internal_error
+from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.registry_client import connect
+from tunesmith_inference.revisions import RevisionCache
+from tunesmith_inference.usage import Usage
+
+_log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CLIENT_GONE_STATUS = 499
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings, command: Command = vllm_command) -> AsyncIterator[FastAPI]:
+    """A gateway that follows its control plane; its engines end with the block. `command` starts an engine."""
+    async with connect(settings.control_plane, settings.service_token.get_secret_value()) as registry:
+        fleet = Fleet(settings, RevisionCache(settings.cache_dir, registry.revision_files), command)
+        gateway = Gateway(settings, Authenticator(registry.authenticate), registry, fleet, Usage())
+        following = asyncio.create_task(registry.follow(lambda: fleet.follow(registry.models.values())))
+        running = asyncio.create_task(fleet.run())
+        try:
+            yield create_app(gateway)
+        finally:
+            following.cancel()
+            running.cancel()
+            await asyncio.wait({following, running})
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The routes of a gateway whose parts run already."""
+    app = FastAPI(title="Tunesmith gateway", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(router(gateway))
+    app.add_exception_handler(GatewayError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientGone, _answer_nobody)
+    app.add_middleware(_Accounts, usage=gateway.usage)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, GatewayError):
+        raise error
+    return error_response(error)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, wrong method."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
+    message = "There is no such route here. Inference is at /v1/chat/completions and /v1/completions, with POST."
+    return error_response(GatewayError(status, code, message))
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE_STATUS)
+
+
+class _Accounts:
+    """Outermost middleware: gives every request an id, counts and times it, answers defects of ours."""
+
+    def __init__(self, app: ASGIApp, usage: Usage) -> None:
+        self._app = app
+        self._usage = usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection as ASGI asks."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
+        began = time.perf_counter()
+        status = "aborted"
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-version"] = "2020-10-01"
+                headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("request %s failed", request_id)
+            if status != "aborted":
+                # Part of an answer is out; only a broken connection tells the client that it is not whole.
+                raise
+            await error_response(internal_error())(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._usage.count_request(route, status, time.perf_counter() - began)

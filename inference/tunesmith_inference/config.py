@@ -1,0 +1,91 @@
+"""Owns the gateway's settings, all read from environment variables with the prefix TUNESMITH_.
+
+It must not know what the settings are used for.
+
+Engine defaults come from measurements with vLLM 0.32 on two cores, SmolLM2-135M, eight requests at once through an
+adapter, counted in tokens per second of processor time and given as ratios:
+
+* `max_lora_rank` 8 : 16 : 32 = 1.95 : 1.45 : 1. The CPU kernels copy a whole slot of that rank for every token, however
+  small the adapter is, so the smallest value that covers the adapters in use is the fastest.
+* two different adapters in a batch cost what one costs (1 : 1), so four slots are kept.
+* one process for scheduler and model instead of the default two: start-up 0.8 : 1, processor time while idle 0.1 : 1.
+* threads that sleep while they wait: two of them cost per token what one does (1 : 1) with the machine busy otherwise;
+  with threads that spin it was 6 : 1.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that the engine takes for its largest adapter rank."""
+
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+class Device(StrEnum):
+    """What engines compute on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set; frozen, so that it means the same for the life of the process."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", frozen=True, extra="ignore")
+
+    control_plane: str = "127.0.0.1:8001"
+    """host:port of the control plane's gRPC."""
+    service_token: SecretStr = SecretStr("")
+    """Bearer token of gateways."""
+    cache_dir: Path = Path("~/.cache/tunesmith")
+    """Models on this machine: `base_models/`, `revisions/`, and the engines' logs in `engine_logs/`."""
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8010, ge=0, le=65535)
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0)
+    """Larger request bodies are answered with 413."""
+    hold_seconds: float = Field(default=300.0, ge=0)
+    """How long a request waits for its engine and its model before it is answered with 503."""
+
+    engine_python: Path = Path(".venv-engine/bin/python")
+    """The interpreter that has vLLM."""
+    engine_device: Literal["auto"] | Device = "auto"
+    """`auto` takes the GPU when an NVIDIA driver is loaded."""
+    engine_threads: int | None = Field(default=None, gt=0)
+    """Threads of one CPU engine. Default: all cores this process may use."""
+    max_engines: int = Field(default=2, gt=0)
+    """Engines alive at once, the base model's included."""
+    max_model_len: int | None = Field(default=None, gt=0)
+    """Longest prompt and answer together, in tokens; never more than the model's own. Default: 2048 on CPU."""
+    kv_cache_gib: int = Field(default=1, gt=0)
+    """Memory for keys and values of one CPU engine, in GiB."""
+    max_lora_rank: int = Field(default=32, gt=0, le=512)
+    """Largest adapter rank that can be served; rounded up to the next one the engine knows."""
+    max_loras: int = Field(default=4, gt=1)
+    """Different adapters in one batch; on CPU one of the slots serves the base model."""
+    max_loaded_adapters: int = Field(default=32, gt=1)
+    """Adapters that an engine holds in memory; the least recently used idle one goes first."""
+
+    @field_validator("cache_dir", "engine_python")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        # Never resolved: a virtual environment's interpreter is a link that must be called by its own name.
+        return value.expanduser().absolute()
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _on_the_ladder(cls, value: int) -> int:
+        return next(rank for rank in LORA_RANKS if rank >= value)
+
+    @property
+    def device(self) -> Device:
+        """What engines compute on, with `auto` resolved."""
+        if self.engine_device != "auto":
+            return self.engine_device
+        return Device.CUDA if _NVIDIA_DRIVER.exists() else Device.CPU

@@ -1,0 +1,175 @@
+"""Owns one engine and what it serves: made fit for traffic at each start, out of rotation when it is gone.
+
+It must not know other engines, requests or the engine's HTTP API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith_inference import proof
+from tunesmith_inference.config import Device, Settings
+from tunesmith_inference.engine import EngineProcess, EngineSpec
+from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
+from tunesmith_inference.router import Kind, Servable
+from tunesmith_inference.served_set import ServedSet, Unservable
+from tunesmith_inference.vllm import EngineUnavailable, VllmClient
+
+_log = logging.getLogger(__name__)
+
+Command = Callable[[EngineSpec, Settings, Path], list[str]]
+
+_BASE_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 0.2
+_FAILURE_SECONDS = 60.0
+_MAX_FAILED_STARTS = 3
+_CLEAN_ON_CPU = (0, 33)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes: an engine, and the engine's name for the model."""
+
+    client: VllmClient
+    model: str
+
+
+class Deployment:
+    """The engine of a base model and its adapters, or of one full-weight model. Starts at once; `stop` ends it.
+
+    `on_up` is called each time the engine is fit for traffic.
+    """
+
+    def __init__(
+        self,
+        servable: Servable,
+        settings: Settings,
+        revisions: RevisionCache,
+        command: Command,
+        on_up: Callable[[], None],
+    ) -> None:
+        self.kind = Kind.FULL if servable.kind is Kind.FULL else Kind.BASE
+        self.users = 0
+        self.last_used = time.monotonic()
+        self.served: ServedSet | None = None
+        self._servable = servable
+        self._revision = servable.revision if self.kind is Kind.FULL else servable.base_revision
+        self._name = f"{self.kind.value}-{self._revision[:16]}"
+        self._settings = settings
+        self._revisions = revisions
+        self._on_up = on_up
+        self._process = EngineProcess(settings, command)
+        self._failure: tuple[float, Exception] | None = None
+        self._changed = asyncio.Event()
+        self._running = asyncio.create_task(self._run())
+
+    @contextlib.asynccontextmanager
+    async def lease(self, servable: Servable) -> AsyncIterator[Target]:
+        """Waits until the model answers and keeps it inside the block; raises Unservable or NotFetched."""
+        self.users += 1
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                target = None
+                while target is None:
+                    served = await self._up()
+                    try:
+                        model = await stack.enter_async_context(served.lease(servable))
+                        target = Target(served.client, model)
+                    except EngineUnavailable:
+                        await asyncio.sleep(_RETRY_SECONDS)
+                yield target
+        finally:
+            self.users -= 1
+            self.last_used = time.monotonic()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the engine failed for good, long enough ago to deserve a new one."""
+        return self._failure is not None and time.monotonic() - self._failure[0] > _FAILURE_SECONDS
+
+    async def stop(self) -> None:
+        """Ends the process."""
+        self._running.cancel()
+        await asyncio.wait({self._running})
+
+    def state(self) -> dict[str, Any]:
+        """For people who look; names revisions, not models."""
+        failure = self._failure[1] if self._failure else None
+        return {
+            "kind": self.kind.value,
+            "revision": self._revision[:16],
+            "state": "ready" if self.served else "failed" if failure else "starting",
+            "reason": str(failure) if failure else self._process.last_error,
+            "starts": self._process.starts,
+            "adapters": {key[:16]: text for key, text in self.served.states().items()} if self.served else {},
+        }
+
+    async def _up(self) -> ServedSet:
+        while self.served is None:
+            if self._failure is not None:
+                raise self._failure[1]
+            self._changed.clear()
+            await self._changed.wait()
+        return self.served
+
+    async def _run(self) -> None:
+        try:
+            spec = EngineSpec(self._name, await self._folder(), adapters=self.kind is Kind.BASE)
+            limit = _MAX_FAILED_STARTS if self.kind is Kind.FULL else None
+            await self._process.run(spec, self._is_up, self._is_gone, limit)
+        except NotFetched as error:
+            self._fail(error)
+        except (RevisionRefused, proof.ProofFailed, EngineUnavailable, ValueError) as error:
+            self._fail(Unservable(str(error)))
+
+    def _fail(self, error: Exception) -> None:
+        _log.error("engine %s is given up: %s", self._name, error)
+        self._failure = (time.monotonic(), error)
+        self._changed.set()
+
+    async def _folder(self) -> Path:
+        if self.kind is Kind.FULL:
+            return await self._revisions.tuned_folder(self._revision, Kind.FULL)
+        while True:
+            with contextlib.suppress(BaseMissing):
+                return self._revisions.base_folder(self._revision)
+            await asyncio.sleep(_BASE_POLL_SECONDS)
+
+    async def _is_up(self, client: VllmClient) -> None:
+        """Makes a fresh engine fit for traffic: a zero adapter under the base model, a proof of full weights."""
+        dtype = "float32" if self._settings.device is Device.CPU else "bfloat16"
+        base_name = self._name
+        if self.kind is Kind.FULL:
+            golden = proof.read_golden(await self._revisions.tuned_folder(self._revision, Kind.FULL))
+            await proof.prove(client.complete_greedily, golden, self._name, None, dtype)
+        elif self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
+            base_name = "zero"
+            await client.load_adapter(base_name, await self._revisions.zero_adapter_folder(self._revision))
+        self.served = ServedSet(
+            client,
+            base_name,
+            fetch=lambda servable: self._revisions.tuned_folder(servable.revision, Kind.ADAPTER),
+            capacity=self._settings.max_loaded_adapters - 1,
+            dtype=dtype,
+        )
+        self._changed.set()
+        self._on_up()
+
+    def _is_gone(self) -> None:
+        if self.served is not None:
+            self.served.close()
+            self.served = None
+
+
+def _mixes_batches_up(version: str) -> bool:
+    """CPU engines before 0.33 read slot -1, the last adapter, for rows that want none (vllm-project/vllm#48421)."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is None or (int(numbers[1]), int(numbers[2])) < _CLEAN_ON_CPU

@@ -1,0 +1,154 @@
+"""Owns the gateway's routes: from a request to the engine that answers it, and back.
+
+It must not know how models are found, loaded or proven.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from tunesmith_inference.auth import Authenticator, Principal
+from tunesmith_inference.config import Settings
+from tunesmith_inference.deployment import Target
+from tunesmith_inference.errors import GatewayError, model_loading, model_unservable
+from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.registry_client import RegistryClient
+from tunesmith_inference.request_body import InferenceRequest, Route, parse
+from tunesmith_inference.revisions import NotFetched
+from tunesmith_inference.router import route
+from tunesmith_inference.served_set import Unservable
+from tunesmith_inference.streaming import public, relay
+from tunesmith_inference.usage import Usage
+
+T = TypeVar("T")
+
+_SALT = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What the routes work with."""
+
+    settings: Settings
+    authenticator: Authenticator
+    registry: RegistryClient
+    fleet: Fleet
+    usage: Usage
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is there to be answered."""
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """The routes of one gateway."""
+    routes = APIRouter()
+
+    @routes.post(Route.CHAT)
+    async def chat_completions(request: Request) -> Response:
+        return await _infer(gateway, request, Route.CHAT)
+
+    @routes.post(Route.COMPLETIONS)
+    async def completions(request: Request) -> Response:
+        return await _infer(gateway, request, Route.COMPLETIONS)
+
+    @routes.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok", "engines": gateway.fleet.states()})
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(gateway.usage.exposition(), media_type="text/plain; version=0.0.4")
+
+    return routes
+
+
+async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
+    principal = await gateway.authenticator.principal(request.headers.get("authorization"))
+    asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
+    async with contextlib.AsyncExitStack() as stack:
+        target = await _unless_gone(request, _target(gateway, asked, principal, stack))
+        body = _engine_body(asked, target, principal)
+        if asked.stream:
+            chunks = await _unless_gone(request, stack.enter_async_context(target.client.stream(path, body)))
+            meter = partial(gateway.usage.count_tokens, principal)
+            return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
+        answer = await _unless_gone(request, target.client.answer(path, body))
+    gateway.usage.count_tokens(principal, answer.get("usage") or {})
+    return JSONResponse(public(answer, asked.model))
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > limit:
+            raise GatewayError(413, "request_too_large", f"The body is larger than {limit} bytes. Send less at once.")
+    return bytes(content)
+
+
+async def _target(
+    gateway: Gateway, asked: InferenceRequest, principal: Principal, stack: contextlib.AsyncExitStack
+) -> Target:
+    """What answers the request, held in `stack`; waits for engine and model as long as requests are held."""
+    try:
+        async with asyncio.timeout(gateway.settings.hold_seconds):
+            servable = route(await gateway.registry.known(), asked.model, principal.project_id)
+            return await stack.enter_async_context(gateway.fleet.lease(servable))
+    except (TimeoutError, NotFetched):
+        raise model_loading() from None
+    except Unservable:
+        raise model_unservable() from None
+
+
+def _engine_body(asked: InferenceRequest, target: Target, principal: Principal) -> dict[str, Any]:
+    body = {**asked.parameters, "model": target.model}
+    # Projects share no cached prefix, or the time to an answer would tell one what another has asked.
+    body["cache_salt"] = hashlib.sha256(_SALT + principal.project_id.encode()).hexdigest()
+    if asked.stream:
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; cancels it and raises ClientGone when the client closes the connection."""
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        gone.cancel()
+        working.cancel()
+        await asyncio.wait({working, gone})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _StreamedAnswer(StreamingResponse):
+    """Server-sent events that let go of their engine at the end, however it comes."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: contextlib.AsyncExitStack) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)

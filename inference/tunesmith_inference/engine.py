@@ -1,0 +1,201 @@
+"""Owns the life of one engine process: command line, start, readiness, restart with back-off, end.
+
+It must not know which models are routed where, nor the engine's HTTP API beyond its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith_inference import engine_guard
+from tunesmith_inference.config import Device, Settings
+from tunesmith_inference.vllm import EngineUnavailable, VllmClient
+
+_log = logging.getLogger(__name__)
+
+START_SECONDS = 900.0
+"""An engine that does not answer by then is started anew."""
+DEFAULT_CPU_MODEL_LEN = 2048
+
+_PROBE_SECONDS = 5.0
+_PROBE_MISSES = 6
+_STEADY_SECONDS = 60.0
+_MAX_BACKOFF_SECONDS = 60.0
+_STOP_SECONDS = engine_guard.GRACE_SECONDS + 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine serves: a model folder under a name, with or without adapters on top."""
+
+    name: str
+    model_folder: Path
+    adapters: bool
+
+
+class EngineProcess:
+    """Keeps one engine alive until cancelled; `command` gives the command line for a spec, settings and socket."""
+
+    def __init__(self, settings: Settings, command: Callable[[EngineSpec, Settings, Path], list[str]]) -> None:
+        self.starts = 0
+        self.last_error: str | None = None
+        self._settings = settings
+        self._command = command
+
+    async def run(
+        self,
+        spec: EngineSpec,
+        ready: Callable[[VllmClient], Awaitable[None]],
+        gone: Callable[[], None],
+        max_failed_starts: int | None,
+    ) -> None:
+        """Starts the engine again and again; awaits `ready` when it answers and `gone` when it is of no use any more.
+
+        Raises EngineUnavailable after so many starts in a row that gave no answer, and whatever else `ready` raises.
+        """
+        backoff, failed_starts = 1.0, 0
+        while True:
+            began = time.monotonic()
+            try:
+                async with self._alive(spec) as (client, process):
+                    try:
+                        await ready(client)
+                        failed_starts = 0
+                        self.last_error = await _until_unusable(client, process)
+                    finally:
+                        gone()
+            except EngineUnavailable as error:
+                self.last_error = str(error)
+                failed_starts += 1
+                if failed_starts == max_failed_starts:
+                    raise
+            _log.error("engine %s ended: %s", spec.name, self.last_error)
+            backoff = 1.0 if time.monotonic() - began > _STEADY_SECONDS else min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            await asyncio.sleep(backoff)
+
+    @contextlib.asynccontextmanager
+    async def _alive(self, spec: EngineSpec) -> AsyncIterator[tuple[VllmClient, Process]]:
+        """One process, from a ready answer until the block is left; nothing of it is left behind."""
+        self.starts += 1
+        with tempfile.TemporaryDirectory(prefix="tunesmith-engine-") as folder:
+            socket = Path(folder) / "engine.sock"
+            key = secrets.token_urlsafe(32)
+            process = await self._spawn(spec, socket, key)
+            try:
+                async with VllmClient(socket, key) as client:
+                    await _until_answering(client, process)
+                    yield client, process
+            finally:
+                await _end(process)
+
+    async def _spawn(self, spec: EngineSpec, socket: Path, key: str) -> Process:
+        logs = self._settings.cache_dir / "engine_logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        guard = [sys.executable, engine_guard.__file__]
+        with (logs / f"{spec.name}.log").open("wb") as log:
+            return await asyncio.create_subprocess_exec(
+                *guard,
+                *self._command(spec, self._settings, socket),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=engine_environment(self._settings, key),
+                start_new_session=True,
+            )
+
+
+def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str]:
+    """The command line of a vLLM engine behind a unix socket."""
+    # The CPU build's `vllm` command looks up a distribution name it does not have; the module works in both builds.
+    command = [str(settings.engine_python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(spec.model_folder), "--served-model-name", spec.name, "--uds", str(socket)]
+    command += ["--max-model-len", _model_len(spec.model_folder, settings)]
+    command += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--generation-config", "vllm"]
+    if settings.device is Device.CPU:
+        command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
+    else:
+        command += ["--gpu-memory-utilization", f"{0.9 / settings.max_engines:.3f}", "--api-server-count", "1"]
+    if spec.adapters:
+        command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
+        command += ["--max-lora-rank", str(settings.max_lora_rank)]
+        command += ["--max-cpu-loras", str(max(settings.max_loaded_adapters, settings.max_loras))]
+    return command
+
+
+def engine_environment(settings: Settings, key: str) -> dict[str, str]:
+    """The gateway's environment without its secrets, plus what the engine reads."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TUNESMITH_", "AWS_"))}
+    environment |= {
+        # Not on the command line, where every user of the machine could read it.
+        "VLLM_API_KEY": key,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_PLUGINS": "",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(settings.cache_dir / "engine_cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    if settings.device is Device.CPU:
+        threads = settings.engine_threads or len(os.sched_getaffinity(0))
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
+            # Scheduler and model in one process; without this the engine turns the executor `uni` into `mp`.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+    return environment
+
+
+async def _until_answering(client: VllmClient, process: Process) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not await client.healthy():
+        if process.returncode is not None:
+            raise EngineUnavailable("it ended while starting; its log tells why")
+        if time.monotonic() > deadline:
+            raise EngineUnavailable(f"it did not answer within {START_SECONDS:.0f} s")
+        await asyncio.sleep(0.2)
+
+
+async def _until_unusable(client: VllmClient, process: Process) -> str:
+    """Returns why the engine cannot be used any more."""
+    misses = 0
+    while misses < _PROBE_MISSES:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _PROBE_SECONDS)
+            return "it ended; its log tells why"
+        misses = 0 if await client.healthy() else misses + 1
+    return f"it did not answer {_PROBE_MISSES} health probes"
+
+
+async def _end(process: Process) -> None:
+    """Lets the guard end the engine, and makes sure that nothing of its process group is left."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _model_len(folder: Path, settings: Settings) -> str:
+    cap = settings.max_model_len or (DEFAULT_CPU_MODEL_LEN if settings.device is Device.CPU else None)
+    config = json.loads((folder / "config.json").read_bytes())
+    own = config.get("max_position_embeddings")
+    lengths = [length for length in (cap, own) if isinstance(length, int)]
+    # `auto`: the longest that fits into the GPU's memory.
+    return str(min(lengths)) if cap is not None else "auto"

@@ -1,0 +1,95 @@
+"""Owns every error a client of the gateway can get, and its one shape on the wire: OpenAI's envelope.
+
+It must not know what raises them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+
+class GatewayError(Exception):
+    """An answer other than the one asked for.
+
+    `status` is HTTP's, `code` stable snake_case, `message` a sentence that tells what to do, `param` the request
+    parameter at fault, `retry_after` whole seconds after which the same request may work.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+def invalid_request(code: str, message: str, param: str | None = None) -> GatewayError:
+    """400: the client has to change the request."""
+    return GatewayError(400, code, message, param=param)
+
+
+def model_not_found(name: str) -> GatewayError:
+    """404: no such model, or another project's, which must look the same."""
+    message = f"The model `{name[:200]}` does not exist or your key has no access to it."
+    return GatewayError(404, "model_not_found", message, param="model")
+
+
+def model_loading() -> GatewayError:
+    """503: known, but not ready within the time a request is held."""
+    message = "The model is still being loaded. Send the request again in a few seconds."
+    return GatewayError(503, "model_loading", message, param="model", retry_after=5)
+
+
+def model_unservable() -> GatewayError:
+    """503: the engine does not reproduce what was trained, so the model is kept from traffic; /health says why."""
+    message = "The model failed its check in the engine and is not served. Ask the operator for the gateway's /health."
+    return GatewayError(503, "model_failed_verification", message, param="model", retry_after=60)
+
+
+def control_plane_unavailable() -> GatewayError:
+    """503: the key cannot be checked right now."""
+    message = "API keys cannot be checked at the moment. Send the request again in a few seconds."
+    return GatewayError(503, "control_plane_unavailable", message, retry_after=5)
+
+
+def engine_failed() -> GatewayError:
+    """500: the engine failed on this request, or went away before it had answered."""
+    message = "The engine failed on this request. Send it again; tell the operator if it keeps failing."
+    return GatewayError(500, "engine_error", message)
+
+
+def internal_error() -> GatewayError:
+    """500: a defect of the gateway."""
+    return GatewayError(500, "internal_error", "The gateway failed on this request. Tell its operator the request id.")
+
+
+def envelope(error: GatewayError) -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`, always with all four keys."""
+    return {
+        "error": {"message": error.message, "type": _type_of(error.status), "param": error.param, "code": error.code}
+    }
+
+
+def error_response(error: GatewayError) -> Response:
+    """The HTTP answer of an error. ASCII only, because a message may quote text that UTF-8 cannot hold."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = json.dumps(envelope(error)).encode("ascii")
+    return Response(body, error.status, headers, media_type="application/json")
+
+
+def _type_of(status: int) -> str:
+    if status == 503:
+        return "service_unavailable_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"

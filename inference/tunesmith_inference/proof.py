@@ -1,0 +1,116 @@
+"""Owns the proof before traffic: an engine must reproduce what the run recorded, alone and beside the base model.
+
+It must not know how an adapter gets into an engine, or what follows from a failed proof.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tunesmith_inference.vllm import Completion
+
+TOLERANCES = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.25}
+"""Largest difference of a token's log-probability, by the coarser of the run's and the engine's dtype."""
+
+_MAX_GOLDEN_BYTES = 4 * 1024 * 1024
+
+TokenId = Annotated[int, Field(ge=0)]
+Complete = Callable[[str, Sequence[int], int], Awaitable[Completion]]
+"""(engine's model name, prompt token ids, number of tokens) → greedy answer; raises ValueError when refused."""
+
+
+class ProofFailed(Exception):
+    """The engine does not serve what was trained; the text says where it differs."""
+
+
+class GoldenPrompt(BaseModel):
+    """A prompt with the greedy answers of the tuned and of the base model, as the run computed them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    prompt_token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=64)]
+    logprobs: list[float]
+    base_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=64)]
+    base_logprobs: list[float]
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if len(self.token_ids) != len(self.logprobs) or len(self.base_token_ids) != len(self.base_logprobs):
+            raise ValueError("every token needs one log-probability")
+        return self
+
+
+class Golden(BaseModel):
+    """golden.json."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    dtype: Literal["float32", "float16", "bfloat16"]
+    prompts: Annotated[list[GoldenPrompt], Field(min_length=1, max_length=16)]
+
+
+def read_golden(folder: Path) -> Golden:
+    """The record in a revision's folder; raises ProofFailed when there is none to hold the engine against."""
+    path = folder / "golden.json"
+    try:
+        if path.stat().st_size > _MAX_GOLDEN_BYTES:
+            raise ProofFailed("golden.json is too large")
+        return Golden.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ProofFailed("golden.json is missing or has another shape") from error
+
+
+async def prove(complete: Complete, golden: Golden, tuned: str, base: str | None, engine_dtype: str) -> None:
+    """Replays every prompt on `tuned`, then all of them at once on `tuned` and `base`; raises ProofFailed.
+
+    `base` is None where the tuned model has an engine of its own.
+    """
+    tolerance = max(TOLERANCES[golden.dtype], TOLERANCES[engine_dtype])
+    await asyncio.gather(*(_replay(complete, prompt, tuned, tolerance) for prompt in golden.prompts))
+    if base is None:
+        return
+    mixed = [_replay(complete, prompt, tuned, tolerance) for prompt in golden.prompts]
+    mixed += [_replay_base(complete, prompt, base, tolerance) for prompt in golden.prompts]
+    await asyncio.gather(*mixed)
+
+
+async def _replay(complete: Complete, prompt: GoldenPrompt, model: str, tolerance: float) -> None:
+    answer = await _completed(complete, model, prompt.prompt_token_ids, len(prompt.token_ids))
+    _compare("tuned", answer, prompt.token_ids, prompt.logprobs, tolerance)
+
+
+async def _replay_base(complete: Complete, prompt: GoldenPrompt, model: str, tolerance: float) -> None:
+    answer = await _completed(complete, model, prompt.prompt_token_ids, len(prompt.base_token_ids))
+    _compare("base, beside the tuned,", answer, prompt.base_token_ids, prompt.base_logprobs, tolerance)
+
+
+async def _completed(complete: Complete, model: str, prompt: Sequence[int], tokens: int) -> Completion:
+    try:
+        return await complete(model, prompt, tokens)
+    except ValueError as error:
+        raise ProofFailed(str(error)) from error
+
+
+def _compare(what: str, answer: Completion, tokens: Sequence[int], logprobs: Sequence[float], tolerance: float) -> None:
+    """Holds an answer against the record, token by token.
+
+    Where two tokens are equally likely within the tolerance, either may win; what follows then has nothing to compare.
+    """
+    for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+        if place >= len(answer.token_ids):
+            raise ProofFailed(f"the {what} model stopped after {place} tokens")
+        difference = abs(answer.logprobs[place] - logprob)
+        if not math.isfinite(difference) or difference > tolerance:
+            raise ProofFailed(
+                f"the {what} model's token {place} has a log-probability {difference:.4f} off the run's "
+                f"(allowed: {tolerance})"
+            )
+        if answer.token_ids[place] != token:
+            return

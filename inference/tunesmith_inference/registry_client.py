@@ -1,0 +1,136 @@
+"""Owns the talk with the control plane: the followed list of models, files of revisions, who a key belongs to.
+
+It must not know engines or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc.aio
+
+from tunesmith_inference.auth import KeyRejected, KeysUnavailable, Principal
+from tunesmith_inference.router import Kind, Servable
+from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+_KINDS = {
+    serving_pb2.SERVABLE_KIND_BASE: Kind.BASE,
+    serving_pb2.SERVABLE_KIND_ADAPTER: Kind.ADAPTER,
+    serving_pb2.SERVABLE_KIND_FULL: Kind.FULL,
+}
+_CALL_SECONDS = 10.0
+_MAX_BACKOFF_SECONDS = 5.0
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Finds a control plane whose machine vanished; servers refuse pings more frequent than five minutes.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a revision: relative path, size in bytes, SHA-256 in hex, and a URL to GET it from."""
+
+    path: str
+    size: int
+    sha256: str
+    url: str
+
+
+class RevisionUnavailable(Exception):
+    """The control plane could not be asked, or does not know the revision."""
+
+
+class RegistryClient:
+    """Follows the control plane's models. `models` is the newest complete list; it outlives the control plane."""
+
+    def __init__(self, channel: grpc.aio.Channel, service_token: str) -> None:
+        self._stub = serving_pb2_grpc.ServingServiceStub(channel)
+        self._metadata = (("authorization", f"Bearer {service_token}"),)
+        self._complete = asyncio.Event()
+        self.models: Mapping[str, Servable] = {}
+
+    async def known(self) -> Mapping[str, Servable]:
+        """The models, as soon as the list has been complete once."""
+        await self._complete.wait()
+        return self.models
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Keeps `models` up to date and calls `changed` after each change, for ever."""
+        backoff = 0.1
+        while True:
+            try:
+                async for _ in self._changes():
+                    backoff = 0.1
+                    changed()
+            except grpc.aio.AioRpcError as error:
+                _log.warning("the list of models is not followed: %s", error.code().name)
+            backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311  # spreads reconnects, no secret
+
+    async def revision_files(self, revision: str) -> list[RemoteFile]:
+        """The files of a revision with URLs minted now; raises RevisionUnavailable."""
+        request = serving_pb2.GetRevisionRequest(revision=revision)
+        try:
+            answer = await self._stub.GetRevision(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise RevisionUnavailable(f"the control plane answered {error.code().name}") from error
+        return [RemoteFile(file.path, file.size, file.sha256, file.url) for file in answer.files]
+
+    async def authenticate(self, api_key: str) -> Principal:
+        """Who the key belongs to; raises KeyRejected or KeysUnavailable."""
+        request = serving_pb2.AuthenticateRequest(api_key=api_key.encode("utf-8", "replace").decode())
+        try:
+            answer = await self._stub.Authenticate(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise KeyRejected from None
+            raise KeysUnavailable(error.code().name) from error
+        return Principal(answer.project_id, answer.key_id)
+
+    async def _changes(self) -> AsyncIterator[None]:
+        """One connection's changes, applied. The old list stays until the new one is complete."""
+        gathered: dict[str, Servable] = {}
+        complete = False
+        async for response in self._stub.WatchModels(serving_pb2.WatchModelsRequest(), metadata=self._metadata):
+            change = response.WhichOneof("change")
+            if change == "upserted" and response.upserted.kind in _KINDS:
+                gathered[response.upserted.name] = _servable(response.upserted)
+            elif change == "deleted":
+                gathered.pop(response.deleted, None)
+            elif change == "snapshot_complete":
+                complete = True
+            if complete:
+                self.models = dict(gathered)
+                self._complete.set()
+                yield
+
+
+@asynccontextmanager
+async def connect(address: str, service_token: str) -> AsyncIterator[RegistryClient]:
+    """A client over one channel to `address` (host:port)."""
+    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        yield RegistryClient(channel, service_token)
+
+
+def _servable(model: serving_pb2.ServableModel) -> Servable:
+    return Servable(
+        name=model.name,
+        project_id=model.project_id,
+        kind=_KINDS[model.kind],
+        revision=model.revision,
+        base_model_id=model.base_model_id,
+        base_revision=model.base_revision,
+        created=model.created,
+        checkpoint=model.checkpoint,
+    )

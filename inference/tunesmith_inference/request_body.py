@@ -1,0 +1,181 @@
+"""Owns what of a client's request body reaches an engine: one list of parameters that pass; all else is answered.
+
+It must not know HTTP or engines; everything here is pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Never
+
+from tunesmith_inference.errors import invalid_request
+
+
+class Route(StrEnum):
+    """The inference routes, with the same path here and in the engine."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+
+
+_BOTH = frozenset(
+    [
+        "model",
+        "stream",
+        "stream_options",
+        "stop",
+        "n",
+        "seed",
+        "logprobs",
+        "logit_bias",
+        "temperature",
+        "top_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "max_tokens",
+        "response_format",
+    ]
+)
+_OPEN_WEIGHTS = frozenset(["top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"])
+"""Not OpenAI's, but what clients of open models send and what cannot do harm."""
+_PASSED = {
+    Route.CHAT: _BOTH
+    | _OPEN_WEIGHTS
+    | frozenset(
+        [
+            "messages",
+            "top_logprobs",
+            "max_completion_tokens",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "reasoning_effort",
+            "chat_template_kwargs",
+        ]
+    ),
+    Route.COMPLETIONS: _BOTH | _OPEN_WEIGHTS | frozenset(["prompt", "echo", "suffix"]),
+}
+_IGNORED = frozenset(
+    [
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prediction",
+        "verbosity",
+        "modalities",
+        "chat_template",
+    ]
+)
+"""Known to clients, without meaning here. A chat template is the model's own, never the client's."""
+_CONTENT = {Route.CHAT: "messages", Route.COMPLETIONS: "prompt"}
+_MAX_ANSWERS = 128
+_MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """A checked request. `parameters` go to the engine; `model` is still the client's name."""
+
+    route: Route
+    model: str
+    stream: bool
+    usage_wanted: bool
+    parameters: Mapping[str, Any]
+
+
+def parse(route: Route, content: bytes) -> InferenceRequest:
+    """Checks a body; raises 400 with the parameter at fault."""
+    body = {name: value for name, value in _json_object(content).items() if value is not None}
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise _missing("model") if model is None else invalid_request("invalid_type", "`model` is a name.", "model")
+    if _CONTENT[route] not in body:
+        raise _missing(_CONTENT[route])
+    parameters = {name: value for name, value in body.items() if _passes(route, name, value)}
+    _check_values(route, parameters)
+    options = parameters.get("stream_options") or {}
+    stream = parameters.get("stream", False)
+    return InferenceRequest(
+        route, model, stream=stream, usage_wanted=options.get("include_usage") is True, parameters=parameters
+    )
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content, parse_constant=_refuse_constant)
+        # Half a surrogate pair is valid JSON and not valid text.
+        json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is not text that UTF-8 can hold"
+        raise invalid_request("invalid_json", f"The body is not valid JSON: {reason}.") from None
+    if not isinstance(body, dict):
+        raise invalid_request("invalid_json", "Send a JSON object.")
+    if _depth(body) > _MAX_DEPTH:
+        raise invalid_request("invalid_json", f"The body is nested deeper than {_MAX_DEPTH} levels.")
+    return body
+
+
+def _passes(route: Route, name: str, value: object) -> bool:
+    if name in _PASSED[route]:
+        return True
+    if name in _IGNORED or (name == "best_of" and value == 1):
+        return False
+    shown = name[:80]
+    raise invalid_request("unknown_parameter", f"`{shown}` is not supported. Remove it or check its spelling.", shown)
+
+
+def _check_values(route: Route, parameters: dict[str, Any]) -> None:
+    """What decides how the gateway itself acts; the engine checks the rest."""
+    for name, kind in (("stream", bool), ("stream_options", dict), ("chat_template_kwargs", dict), ("messages", list)):
+        if name in parameters and not isinstance(parameters[name], kind):
+            raise invalid_request("invalid_type", f"`{name}` has the wrong type.", name)
+    if route is Route.CHAT and not parameters["messages"]:
+        raise invalid_request("invalid_value", "Send at least one message.", "messages")
+    answers = parameters.get("n", 1)
+    if isinstance(answers, bool) or not isinstance(answers, int) or not 1 <= answers <= _MAX_ANSWERS:
+        raise invalid_request("invalid_value", f"`n` is a number from 1 to {_MAX_ANSWERS}.", "n")
+    if "stream_options" in parameters and not parameters.get("stream"):
+        raise invalid_request("invalid_value", "`stream_options` goes only with `stream`.", "stream_options")
+    if "chat_template_kwargs" in parameters:
+        given = parameters["chat_template_kwargs"]
+        parameters["chat_template_kwargs"] = {key: value for key, value in given.items() if key != "chat_template"}
+    for message in parameters.get("messages", ()):
+        _check_message(message)
+
+
+def _check_message(message: object) -> None:
+    """Text only: engines would fetch other content from addresses that the client names."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise invalid_request("invalid_type", "Every message is an object with a `role`.", "messages")
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, dict) or part.get("type") not in ("text", "refusal"):
+            raise invalid_request("invalid_value", "Message content must be text.", "messages")
+
+
+def _missing(name: str) -> Exception:
+    return invalid_request("missing_required_parameter", f"`{name}` is required.", name)
+
+
+def _refuse_constant(constant: str) -> Never:
+    raise ValueError(constant)
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return depth

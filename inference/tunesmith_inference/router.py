@@ -1,0 +1,42 @@
+"""Owns the way from a model name to what serves it: pure, over a snapshot of the registry.
+
+It must not know engines, the network or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tunesmith_inference.errors import model_not_found
+
+
+class Kind(StrEnum):
+    """How a model is served: by the base engine, by an adapter in it, or by an engine of its own."""
+
+    BASE = "base"
+    ADAPTER = "adapter"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """One model name and what it points at. Revisions are SHA-256 in hex; `project_id` "" means everybody's."""
+
+    name: str
+    project_id: str
+    kind: Kind
+    revision: str
+    base_model_id: str
+    base_revision: str
+    created: int
+    checkpoint: bool
+
+
+def route(models: Mapping[str, Servable], name: str, project_id: str) -> Servable:
+    """What `name` means for `project_id`; unknown names and other projects' raise 404 model_not_found alike."""
+    servable = models.get(name)
+    if servable is None or servable.project_id not in ("", project_id):
+        raise model_not_found(name)
+    return servable

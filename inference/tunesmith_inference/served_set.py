@@ -1,0 +1,154 @@
+"""Owns which adapters are loaded in one engine, from its start to its end, and that only proven ones get traffic.
+
+It must not know processes, projects or requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith_inference import proof
+from tunesmith_inference.revisions import NotFetched, RevisionRefused
+from tunesmith_inference.router import Kind, Servable
+from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
+
+_log = logging.getLogger(__name__)
+
+
+class Unservable(Exception):
+    """This revision must not get traffic from this engine; the text says why."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One adapter: the task that loads and proves it, and how many requests use it."""
+
+    name: str
+    loading: asyncio.Task[None]
+    users: int = 0
+
+
+class ServedSet:
+    """What one running engine serves.
+
+    `base_name` is what requests to the engine's own model go by: a zero adapter's name where the engine would otherwise
+    give base answers the delta of another request's adapter. `capacity` is the number of adapters kept, `fetch` gives
+    an adapter's folder, `dtype` is what the engine computes in.
+    """
+
+    def __init__(
+        self,
+        client: VllmClient,
+        base_name: str,
+        *,
+        fetch: Callable[[Servable], Awaitable[Path]],
+        capacity: int,
+        dtype: str,
+    ) -> None:
+        self.client = client
+        self._base_name = base_name
+        self._fetch = fetch
+        self._capacity = capacity
+        self._dtype = dtype
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._released = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def lease(self, servable: Servable) -> AsyncIterator[str]:
+        """The engine's name for a model, which stays loaded inside the block.
+
+        Raises Unservable, NotFetched, or EngineUnavailable.
+        """
+        if servable.kind is not Kind.ADAPTER:
+            yield self._base_name
+            return
+        slot = self._slot(servable)
+        slot.users += 1
+        try:
+            # Not awaited itself: the load goes on for others when this request is given up.
+            if not slot.loading.done():
+                await asyncio.wait({slot.loading})
+            if slot.loading.cancelled():
+                raise EngineUnavailable("the engine went away while the adapter was loading")
+            slot.loading.result()
+            yield slot.name
+        finally:
+            slot.users -= 1
+            self._released.set()
+
+    def knows(self, revision: str) -> bool:
+        """Whether the adapter is loaded, being loaded or refused."""
+        return revision in self._slots
+
+    def states(self) -> dict[str, str]:
+        """By revision: ready, loading, or why it is not served."""
+        return {revision: _state(slot) for revision, slot in self._slots.items()}
+
+    def close(self) -> None:
+        """Ends all loading: the engine is gone."""
+        for slot in self._slots.values():
+            slot.loading.cancel()
+
+    def _slot(self, servable: Servable) -> _Slot:
+        """The adapter's slot, new where there is none or where only the fetch failed; one load at a time each."""
+        slot = self._slots.get(servable.revision)
+        if slot is None or _may_try_again(slot.loading):
+            name = f"r-{servable.revision[:16]}"
+            slot = _Slot(name, asyncio.create_task(self._load(servable, name)))
+            # A failure is also kept for those who ask later; nobody may be waiting when it happens.
+            slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._slots[servable.revision] = slot
+        self._slots.move_to_end(servable.revision)
+        return slot
+
+    async def _load(self, servable: Servable, name: str) -> None:
+        try:
+            folder = await self._fetch(servable)
+            await self._make_room(servable.revision)
+            golden = proof.read_golden(folder)
+            await self.client.load_adapter(name, folder)
+            await proof.prove(self.client.complete_greedily, golden, name, self._base_name, self._dtype)
+        except (RevisionRefused, AdapterRefused, proof.ProofFailed) as error:
+            _log.error("revision %s is not served: %s", servable.revision[:16], error)
+            await self.client.unload_adapter(name)
+            raise Unservable(str(error)) from error
+        _log.info("revision %s is proven and served", servable.revision[:16])
+
+    async def _make_room(self, revision: str) -> None:
+        """Unloads the least recently used idle adapters, waiting for one to become idle if it must."""
+        while (
+            len(loaded := [r for r, slot in self._slots.items() if r != revision and _is_loaded(slot)])
+            >= self._capacity
+        ):
+            victim = next((r for r in loaded if self._slots[r].users == 0), None)
+            if victim is None:
+                self._released.clear()
+                await self._released.wait()
+                continue
+            slot = self._slots.pop(victim)
+            await self.client.unload_adapter(slot.name)
+
+
+def _is_loaded(slot: _Slot) -> bool:
+    return slot.loading.done() and not slot.loading.cancelled() and slot.loading.exception() is None
+
+
+def _may_try_again(loading: asyncio.Task[None]) -> bool:
+    if not loading.done():
+        return False
+    return loading.cancelled() or isinstance(loading.exception(), (NotFetched, EngineUnavailable))
+
+
+def _state(slot: _Slot) -> str:
+    if not slot.loading.done():
+        return "loading"
+    if slot.loading.cancelled():
+        return "engine gone"
+    error = slot.loading.exception()
+    return "ready" if error is None else f"not served: {error}"

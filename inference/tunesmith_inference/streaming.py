@@ -1,0 +1,48 @@
+"""Owns the relay of a streamed answer: chunk by chunk, under the client's name for the model, to a clean end.
+
+It must not know where the chunks come from or who reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from tunesmith_inference.errors import GatewayError, envelope
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def relay(
+    chunks: AsyncIterator[dict[str, Any]], model: str, usage_wanted: bool, meter: Callable[[dict[str, Any]], None]
+) -> AsyncIterator[bytes]:
+    """Server-sent events for the client.
+
+    The engine is always asked for usage; `meter` gets it, the client only if it is wanted. An engine that fails on the
+    way ends the stream with an error event and without `[DONE]`, which no client can take for a whole answer.
+    """
+    try:
+        async for chunk in chunks:
+            if usage := chunk.get("usage"):
+                meter(usage)
+                if not usage_wanted:
+                    if not chunk.get("choices"):
+                        continue
+                    del chunk["usage"]
+            yield event(public(chunk, model))
+    except GatewayError as error:
+        yield event(envelope(error))
+        return
+    yield DONE
+
+
+def public(answer: dict[str, Any], model: str) -> dict[str, Any]:
+    """An answer or chunk under the client's name for the model."""
+    answer["model"] = model
+    return answer
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"

@@ -1,0 +1,49 @@
+"""Owns what is counted: requests, their time, tokens by project and key; in Prometheus' form.
+
+It must not know what a request does; texts and keys never get here, only a key's id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from tunesmith_inference.auth import Principal
+
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Usage:
+    """The counters of one gateway."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "tunesmith_gateway_requests", "Requests answered.", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "tunesmith_gateway_request_seconds",
+            "Time until the last byte of the answer.",
+            ["route"],
+            registry=self._registry,
+            buckets=_SECONDS,
+        )
+        self._tokens = Counter(
+            "tunesmith_gateway_tokens", "Tokens.", ["project", "key", "direction"], registry=self._registry
+        )
+
+    def count_request(self, route: str, status: str, seconds: float) -> None:
+        """One answered request; `route` is a template, so that its values stay few."""
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def count_tokens(self, principal: Principal, usage: dict[str, Any]) -> None:
+        """An engine's usage object: prompt_tokens and completion_tokens."""
+        for direction, field in (("in", "prompt_tokens"), ("out", "completion_tokens")):
+            counter = self._tokens.labels(principal.project_id, principal.key_id, direction)
+            counter.inc(usage.get(field) or 0)
+
+    def exposition(self) -> bytes:
+        """All counters as Prometheus reads them."""
+        return generate_latest(self._registry)

@@ -1,0 +1,203 @@
+"""Owns the HTTP API of a vLLM engine: the only file that knows its routes, bodies and error texts.
+
+It must not know model names of ours, projects or processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tunesmith_inference.errors import GatewayError, engine_failed, invalid_request, model_loading
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = httpx.Timeout(None, connect=5.0)
+_HEALTH_SECONDS = 5.0
+_ADMIN_SECONDS = 120.0
+_MAX_MESSAGE = 500
+_CONTEXT = re.compile(r"maximum (?:context|model) length|max_model_len|longer than the maximum", re.IGNORECASE)
+
+
+class EngineUnavailable(Exception):
+    """The engine is not there: not started, gone, or not answering."""
+
+
+class AdapterRefused(Exception):
+    """The engine does not load this adapter, and will not another time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Token ids of an answer, with the natural logarithm of each one's probability."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+class VllmClient:
+    """Talks to one engine over its unix socket."""
+
+    def __init__(self, socket: Path, api_key: str) -> None:
+        self._http = httpx.AsyncClient(
+            base_url="http://engine",
+            headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
+            timeout=_TIMEOUT,
+            transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None)),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def healthy(self) -> bool:
+        """Whether the engine answers and its core lives."""
+        try:
+            return (await self._http.get("/health", timeout=_HEALTH_SECONDS)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def version(self) -> str:
+        """The engine's version, such as 0.32.0; raises EngineUnavailable."""
+        answer = await self._call("GET", "/version")
+        return str(answer.json().get("version", "")) if answer.status_code == 200 else ""
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Loads an adapter; loading it again is no error. Raises AdapterRefused or EngineUnavailable."""
+        answer = await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if answer.status_code != 200 and not (answer.status_code == 400 and "already been loaded" in answer.text):
+            raise AdapterRefused(f"the engine refused the adapter with status {answer.status_code}")
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter; forgetting it again is no error. Raises EngineUnavailable."""
+        await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def complete_greedily(self, model: str, prompt: Sequence[int], tokens: int) -> Completion:
+        """The `tokens` most likely tokens after `prompt`, one by one; never stops early.
+
+        Raises ValueError when the engine does not take the prompt, EngineUnavailable when it is gone.
+        """
+        body = {
+            "model": model,
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "temperature": 0,
+            "logprobs": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        answer = await self._call("POST", "/v1/completions", body)
+        if answer.status_code >= 500:
+            raise EngineUnavailable(f"status {answer.status_code}")
+        if answer.status_code != 200:
+            raise ValueError(f"the engine refused the prompt with status {answer.status_code}")
+        choice = answer.json()["choices"][0]
+        return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+
+    async def answer(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole answer of `/v1/chat/completions` or `/v1/completions`; raises GatewayError."""
+        try:
+            response = await self._http.post(route, content=_encoded(body))
+        except httpx.HTTPError as error:
+            raise _lost(error) from error
+        if response.status_code != 200:
+            raise translated(response.status_code, response.content)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    @asynccontextmanager
+    async def stream(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """The chunks of a streamed answer; raises GatewayError before the first chunk or between two.
+
+        Leaving the block early makes the engine drop the request.
+        """
+        request = self._http.build_request("POST", route, content=_encoded(body))
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise _lost(error) from error
+        try:
+            if response.status_code != 200:
+                raise translated(response.status_code, await response.aread())
+            yield _chunks(response)
+        finally:
+            await response.aclose()
+
+    async def _call(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        try:
+            async with asyncio.timeout(_ADMIN_SECONDS):
+                return await self._http.request(method, route, json=body)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise EngineUnavailable(type(error).__name__) from error
+
+
+def translated(status: int, body: bytes) -> GatewayError:
+    """What a client sees of an engine's error: our codes and words, never the engine's body."""
+    try:
+        error = json.loads(body)["error"]
+        message, param = str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, param = "", None
+    if status in (404, 503):
+        # The gateway asks only for what it has loaded: the engine was restarted under the request.
+        return model_loading()
+    if status >= 500 or status in (401, 403, 405) or not message:
+        # The engine's own log has the cause; its message may quote what the client sent.
+        _log.error("the engine answered with status %d", status)
+        return engine_failed()
+    if _CONTEXT.search(message):
+        return invalid_request("context_length_exceeded", _first_line(message), param or "messages")
+    return invalid_request("invalid_value", _first_line(message), param if isinstance(param, str) else None)
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
+    try:
+        async for line in response.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            data = line[5:].strip()
+            if data == "[DONE]":
+                return
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise translated(_status_of(chunk["error"]), data.encode())
+            yield chunk
+    except (httpx.HTTPError, ValueError) as error:
+        raise _lost(error) from error
+    raise _lost(EOFError("the stream ended early"))
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode("ascii")
+
+
+def _first_line(message: str) -> str:
+    line = message.strip().splitlines()[0][:_MAX_MESSAGE]
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _lost(error: Exception) -> GatewayError:
+    _log.error("engine lost during a request: %s", type(error).__name__)
+    if isinstance(error, httpx.ConnectError):
+        return model_loading()
+    return engine_failed()
+
+
+def _status_of(error: object) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 500
