@@ -173,11 +173,8 @@ def event_text(event: FineTuneEvent) -> str:
 
 def _metrics_text(event: FineTuneEvent) -> str:
     data = event.data or {}
-    parts = [
-        f"{label} {data[name]:.4f}"
-        for label, name in (("loss", "train_loss"), ("validation loss", "valid_loss"))
-        if isinstance(data.get(name), int | float)
-    ]
+    losses = (("loss", "train_loss"), ("validation loss", "valid_loss"), ("full validation loss", "full_valid_loss"))
+    parts = [f"{label} {data[name]:.4f}" for label, name in losses if isinstance(data.get(name), int | float)]
     tokens, seconds = data.get("tokens"), data.get("seconds")
     if isinstance(tokens, int | float) and isinstance(seconds, int | float) and seconds > 0:
         parts.append(f"{tokens / seconds:.0f} tokens/s")

@@ -40,7 +40,7 @@ _INTERRUPTED = 130
 
 
 class ReportingGroup(typer.core.TyperGroup):
-    """Turns the SDK's errors and unreadable paths into one red sentence and exit status 1."""
+    """Turns the SDK's errors, unreadable paths and impossible values into one red sentence and exit status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -52,6 +52,8 @@ class ReportingGroup(typer.core.TyperGroup):
             print_error(error.message, error.code)
         except OSError as error:
             print_error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        except ValueError as error:
+            print_error(str(error))
         raise typer.Exit(1)
 
 
@@ -214,7 +216,7 @@ def get_fine_tune(ctx: typer.Context, fine_tune_id: JobId, as_json: AsJson = Fal
 def cancel_fine_tune(ctx: typer.Context, fine_tune_id: JobId) -> None:
     """Stop a fine-tune; checkpoints that exist stay usable."""
     job = _client(ctx).fine_tunes.cancel(fine_tune_id)
-    print_line(f"{job.id} is {'cancelled' if job.finished else 'being cancelled'}.")
+    print_line(f"{job.id} is {job.status}.")
 
 
 @fine_tunes_app.command("events")
@@ -290,7 +292,8 @@ def chat(
 
 def _client(ctx: typer.Context) -> Tunesmith:
     path: Path | None = ctx.obj["api_key_file"]
-    client = Tunesmith(base_url=ctx.obj["base_url"], api_key=None if path is None else path.read_text("utf-8"))
+    key = None if path is None else path.read_text("utf-8", errors="replace")
+    client = Tunesmith(base_url=ctx.obj["base_url"], api_key=key)
     ctx.call_on_close(client.close)
     return client
 

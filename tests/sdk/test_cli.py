@@ -106,6 +106,11 @@ class TestErrors:
         assert result.exit_code == 1
         assert result.stderr == "Neither the id of an uploaded file nor a local file: none.jsonl\n"
 
+    def test_impossible_id(self, run: Run, api: FakeApi) -> None:
+        result = run("files", "delete", "..")
+        assert (result.exit_code, result.stderr) == (1, "An id is expected, not '..'.\n")
+        assert api.received == []
+
     def test_bad_metadata(self, run: Run) -> None:
         result = run("fine-tunes", "create", "file-1", "--model", MODEL, "--metadata", "team")
         assert "--metadata takes KEY=VALUE, not 'team'." in result.stderr
