@@ -45,12 +45,12 @@ def _run() -> int:
     reporter = Reporter(os.environ["TUNESMITH_CONTROL_PLANE"], token)
     try:
         with tempfile.TemporaryDirectory(prefix="run-", dir=scratch) as work:
-            return _guarded(reporter, cache, Path(work))
+            return execute(reporter, cache, Path(work))
     finally:
         reporter.close()
 
 
-def _guarded(reporter: Reporter, cache: Path, work: Path) -> int:
+def execute(reporter: Reporter, cache: Path, work: Path) -> int:
     """Runs, and tells the control plane when the run cannot go on."""
     from tunesmith_trainer.run import run
 
