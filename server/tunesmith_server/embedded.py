@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from tunesmith_server.config import Settings
+from tunesmith_server.parent_guard import guarded
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +28,16 @@ _HEALTHY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 # What only the control plane may know.
 _SECRETS = frozenset({"TUNESMITH_API_KEY", "TUNESMITH_SECRET_KEY", "TUNESMITH_DATABASE_URL", "TUNESMITH_STORAGE_URL"})
+
+
+class InferenceMode(StrEnum):
+    """What an operator can ask for."""
+
+    BESIDE = "beside"
+    """A gateway that this server starts."""
+    ELSEWHERE = "elsewhere"
+    """A gateway that somebody else runs."""
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +57,19 @@ def engine_python(settings: Settings) -> Path:
     return (settings.engine_python or Path(sys.prefix).parent / ".venv-engine" / "bin" / "python").absolute()
 
 
-def plan_inference(settings: Settings, service_token: str, *, enabled: bool) -> Inference:
-    """Decides between a gateway elsewhere (TUNESMITH_GATEWAY_URL), one beside the server, and none."""
-    if not enabled:
-        return Inference("", "Inference is off: the server was started with --no-inference. Start it without.")
+def plan_inference(settings: Settings, service_token: str, mode: InferenceMode) -> Inference:
+    """Decides where inference happens; TUNESMITH_GATEWAY_URL wins over a gateway beside the server."""
+    if mode is InferenceMode.OFF:
+        return Inference("", "Inference is off because the server was started with --no-inference.")
     if settings.gateway_url:
         return Inference(settings.gateway_url)
+    if mode is InferenceMode.ELSEWHERE:
+        return Inference("", "Inference is off because TUNESMITH_GATEWAY_URL is not set.")
     python = engine_python(settings)
     if not python.exists():
         return Inference(
             "",
-            f"Inference is off: there is no engine environment at {python}. "
+            f"Inference is off because there is no engine environment at {python}. "
             "Run `make install`, or set TUNESMITH_ENGINE_PYTHON, and start again.",
         )
     port = _free_port()
@@ -97,11 +111,7 @@ class GatewayProcess:
 
     async def _run_once(self) -> int:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tunesmith_server.parent_guard",
-            str(os.getpid()),
-            *self._command,
+            *guarded(*self._command),
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             # Standard output belongs to the line that says ready.

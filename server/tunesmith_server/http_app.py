@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
-from tunesmith_server.application import Core
 from tunesmith_server.auth import Authenticator
 from tunesmith_server.config import MEBIBYTE, Settings
+from tunesmith_server.core import Core
 from tunesmith_server.error_rendering import from_validation, http_response
 from tunesmith_server.errors import (
     InvalidRequestError,

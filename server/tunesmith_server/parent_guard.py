@@ -1,6 +1,6 @@
 """Owns the promise that a child process ends with its parent, even when the parent is killed.
 
-It must not know what the child does. Run as `python -m tunesmith_server.parent_guard PARENT_PID COMMAND …`.
+It must not know what the child does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+
+
+def guarded(*command: str) -> tuple[str, ...]:
+    """The command line that runs `command` so that it ends with this process."""
+    return (sys.executable, "-m", "tunesmith_server.parent_guard", str(os.getpid()), *command)
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from sqlalchemy import StaticPool, create_engine
 from tests.support.clock import MovableClock
 from tests.support.postgres import PostgresServer
 from tests.support.s3_server import BUCKET, S3Server
-from tunesmith_server.application import Core
 from tunesmith_server.auth import Signer
 from tunesmith_server.config import Settings
+from tunesmith_server.core import Core
 from tunesmith_server.db.session import Database, sync_url
 from tunesmith_server.db.tables import Base
 from tunesmith_server.storage.open import open_store

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
 
-from tunesmith_server.application import Core
 from tunesmith_server.auth import Principal, write_private_file
+from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ApiKeyRow, ProjectRow
 from tunesmith_server.errors import NotFoundError
 from tunesmith_server.ids import new_id

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from tunesmith_server.parent_guard import guarded
 from tunesmith_server.registry.catalogue import CatalogueEntry
 from tunesmith_server.registry.manifest import (
     MANIFEST_NAME,
@@ -115,16 +116,15 @@ class BaseModelCache:
         return await asyncio.to_thread(self._load, revision, hashes=True)
 
     async def _run_importer(self, model_id: str, source: str, progress: Progress) -> str:
-        command = ("-m", "tunesmith_trainer", "import-base", "--id", model_id, "--source", source)
+        importer = (str(self._trainer_python), "-m", "tunesmith_trainer", "import-base")
         process = await asyncio.create_subprocess_exec(
-            str(self._trainer_python),
-            *command,
-            "--cache-dir",
-            str(self._cache_dir),
+            *guarded(*importer, "--id", model_id, "--source", source, "--cache-dir", str(self._cache_dir)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=_importer_environment(),
+            # Ctrl-C reaches the whole foreground group; an import ends when its server says so.
+            start_new_session=True,
         )
         if process.stdout is None or process.stderr is None:
             raise RuntimeError("the importer was started without pipes")
@@ -136,7 +136,8 @@ class BaseModelCache:
             await _stop(process)
             raise
         if code != 0:
-            reason = last_words[0][:_SHOWN_ERROR_CHARACTERS] if last_words else f"the importer exited with {code}"
+            said = code > 0 and last_words
+            reason = last_words[0][:_SHOWN_ERROR_CHARACTERS] if said else f"the importer ended with status {code}."
             raise ImportFailedError(f"{source} could not be imported: {reason}")
         try:
             revision = json.loads(output)["revision"]

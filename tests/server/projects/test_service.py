@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.support.core import open_core
-from tunesmith_server.application import Core
+from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ApiKeyRow
 from tunesmith_server.errors import NotFoundError
 from tunesmith_server.projects.service import DEFAULT_PROJECT, ProjectsService

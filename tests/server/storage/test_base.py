@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.core import open_core
 from tests.support.s3_server import BUCKET
-from tunesmith_server.application import Core
+from tunesmith_server.core import Core
 from tunesmith_server.errors import InvalidRequestError, UnavailableError
 from tunesmith_server.storage.base import ObjectNotFoundError, ObjectStore
 

@@ -1,0 +1,182 @@
+"""Owns one control-plane process: its lock, ports and signals, and the order in which its parts start and stop.
+
+It must not know services; application.py wires them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import uvicorn
+from fastapi import FastAPI
+
+from tunesmith_server.application import Application, open_core, service_token
+from tunesmith_server.config import Settings
+from tunesmith_server.embedded import GatewayProcess, InferenceMode, plan_inference
+from tunesmith_server.inference_proxy import InferenceProxy
+
+_DRAIN_SECONDS = 10
+_BACKLOG = 2048
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message tells the operator what to do."""
+
+
+async def serve(
+    settings: Settings, *, inference: InferenceMode, on_ready: Callable[[], None], progress: Callable[[str], None]
+) -> None:
+    """Runs the control plane, and the gateway beside it when there is to be one, until SIGTERM or SIGINT.
+
+    Raises StartError when another server holds the home or a port.
+    """
+    with _exclusive_home(settings), _http_socket(settings) as http_socket:
+        async with open_core(settings) as core:
+            plan = plan_inference(settings, service_token(core), inference)
+            if plan.reason_for_none:
+                progress(plan.reason_for_none)
+            proxy = InferenceProxy(plan.url, reason_for_none=plan.reason_for_none)
+            application = Application(core, proxy, progress)
+            gateway = GatewayProcess(plan.environment) if plan.environment is not None else None
+            await _Process(settings, application, gateway, http_socket).run(on_ready)
+
+
+class _Process:
+    """The running parts, between the first start and the last stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        application: Application,
+        gateway: GatewayProcess | None,
+        http_socket: socket.socket,
+    ) -> None:
+        self._settings = settings
+        self._application = application
+        self._gateway = gateway
+        self._http = _HttpServer(application.http)
+        self._http_socket = http_socket
+        self._stopping = asyncio.Event()
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Starts everything, waits for a signal, stops everything in the reverse order."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        await self._start_grpc()
+        try:
+            await self._application.start()
+            http = asyncio.create_task(self._http.serve(sockets=[self._http_socket]))
+            gateway = asyncio.create_task(self._gateway.run()) if self._gateway else None
+            await self._http.wait_until_started(http)
+            on_ready()
+            await self._until_stopped(http)
+            await self._drain(http)
+            if gateway is not None:
+                gateway.cancel()
+                await asyncio.gather(gateway, return_exceptions=True)
+        finally:
+            await self._application.stop()
+
+    async def _start_grpc(self) -> None:
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        try:
+            await self._application.grpc.start(address)
+        except OSError as error:
+            raise StartError(f"gRPC cannot listen on {address}: the port is in use. Choose another --grpc-port.") from (
+                error
+            )
+
+    async def _until_stopped(self, http: asyncio.Task[None]) -> None:
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({http, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+
+    async def _drain(self, http: asyncio.Task[None]) -> None:
+        _log.info("stopping: requests under way are finished")
+        self._application.stop_admission()
+        self._http.should_exit = True
+        await asyncio.gather(self._application.grpc.stop(_DRAIN_SECONDS), http)
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            # Asked twice: the gateway notices by itself that its parent is gone.
+            os._exit(1)
+        self._stopping.set()
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own ideas about signals and logs."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_DRAIN_SECONDS,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to the process, which has more to stop than this server."""
+        yield
+
+    async def wait_until_started(self, serving: asyncio.Task[None]) -> None:
+        """Returns once requests are answered; raises what kept the server from it."""
+        while not self.started:
+            if serving.done():
+                await serving
+                raise StartError("The HTTP server ended while it started.")
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def _exclusive_home(settings: Settings) -> Iterator[None]:
+    """Two servers on one home would share an SQLite file and run folders; PostgreSQL may have many servers."""
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (settings.home / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = _read_holder(file)
+            message = f"Another tunesmithd{holder} already serves {settings.home}. Stop it, or choose another --home."
+            raise StartError(message) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _read_holder(file: IO[str]) -> str:
+    file.seek(0)
+    number = file.read(20)
+    return f" (process {number})" if number.isdecimal() else ""
+
+
+@contextmanager
+def _http_socket(settings: Settings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        message = f"HTTP cannot listen on {settings.host}:{settings.port}: {reason}. Choose another --port."
+        raise StartError(message) from error
+    with listening:
+        yield listening
