@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.support.core import clock, cluster_settings, core, each_core
+from tests.support.factories import each_platform, platform
 from tests.support.postgres import postgres
 from tests.support.s3_server import s3_server
 
-__all__ = ["clock", "cluster_settings", "core", "each_core", "postgres", "s3_server"]
+__all__ = ["clock", "cluster_settings", "core", "each_core", "each_platform", "platform", "postgres", "s3_server"]

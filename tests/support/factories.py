@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from tests.support.artifacts import BASE_ID, publish_base_model
 from tests.support.executor import ScriptedExecutor
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -105,6 +107,18 @@ async def make_platform(core: Core) -> Platform:
         executor=executor,
         scheduler=Scheduler(core, executor, lambda: True),
     )
+
+
+@pytest.fixture
+async def platform(core: Core) -> Platform:
+    """A platform on SQLite and a folder."""
+    return await make_platform(core)
+
+
+@pytest.fixture
+async def each_platform(each_core: Core) -> Platform:
+    """A platform of each kind in turn."""
+    return await make_platform(each_core)
 
 
 async def store_file(core: Core, project_id: str = "default", rows: int = 10, **changes: Any) -> str:

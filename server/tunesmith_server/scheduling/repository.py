@@ -42,7 +42,7 @@ async def list_live(session: AsyncSession) -> list[LiveAttempt]:
         .where(AttemptRow.state == LIVE)
         .order_by(AttemptRow.created_at, AttemptRow.id)
     )
-    return [LiveAttempt(attempt, job) for attempt, job in (await session.execute(query)).tuples()]
+    return [LiveAttempt(attempt, job) for attempt, job in await session.execute(query)]
 
 
 async def list_waiting(session: AsyncSession, kind: RunKind, now: float, limit: int) -> list[FineTuneRow]:
