@@ -4,7 +4,7 @@ It knows nothing of models or of the service. Run it again and the same two file
 
 The rules behind the labels, so that every ticket can be told from its message alone:
 
-- intent is what the customer asks for (refund, exchange, cancel, delivery, address, invoice, stock). "damage" reports a
+- intent is what the customer asks for (refund, exchange, cancel, delivery, address, invoice). "damage" reports a
   defect and asks for nothing else; "it arrived broken, I want my money back" is a refund.
 - order is written A-1042 however the customer wrote it ("#a 1042", "A/1042"), and null when there is none.
 - product is the item in lower case; every message names one.
@@ -27,7 +27,7 @@ from typing import Any, Literal
 SYSTEM_PROMPT = "Extract the ticket as JSON."
 SEED = 20261123
 ROWS: dict["Split", int] = {"train": 1000, "heldout": 100}
-MAX_WORDS = 22
+MAX_WORDS = 20
 
 Split = Literal["train", "heldout"]
 Families = dict[str, Any]
@@ -119,16 +119,16 @@ class _Writer:
         rng = self.rng
         product = rng.choice(self.families["products"][self.split])
         order = None
-        if intent != "stock" and rng.random() < 0.72:
+        if rng.random() < 0.8:
             order = f"{rng.choice('ABCDEFGHKLMNPRSTVWXZ')}-{self._number(1000, 9999)}"
-        return Ticket(intent, order, product, rng.random() < 0.36)
+        return Ticket(intent, order, product, rng.random() < 0.45)
 
     def _clauses(self, ticket: Ticket) -> list[str]:
         """The parts of the message in a free order, slots filled except the product and the order."""
         rng = self.rng
         ask = self._pick(self.families["asks"][ticket.intent])
         clauses = [ask]
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             clauses.append(self._pick(self.families["backgrounds"][ticket.intent]))
             rng.shuffle(clauses)
         if "{p}" not in ask:

@@ -16,6 +16,8 @@ POLL_S = 2.0
 
 def main() -> int:
     """Fine-tunes on the example rows and asks the tuned model one question; returns the exit status."""
+    if "TUNESMITH_API_KEY" not in os.environ:
+        sys.exit("Set TUNESMITH_API_KEY; `tunesmithd up --home DIR` leaves it in DIR/api_key.")
     client = OpenAI(
         base_url=os.environ.get("TUNESMITH_BASE_URL", "http://127.0.0.1:8000").rstrip("/") + "/v1",
         api_key=os.environ["TUNESMITH_API_KEY"],

@@ -12,7 +12,7 @@ import pytest
 
 from examples.make_support_tickets import FOLDER, MAX_WORDS, ROWS, Split, Ticket, make_rows
 
-INTENTS = {"refund", "exchange", "cancel", "delivery", "damage", "address", "invoice", "stock"}
+INTENTS = {"refund", "exchange", "cancel", "delivery", "damage", "address", "invoice"}
 
 
 @pytest.fixture(scope="module")
