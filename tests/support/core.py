@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import StaticPool, create_engine
+from sqlalchemy import StaticPool, create_engine, make_url
 
 from tests.support.clock import MovableClock
 from tests.support.postgres import PostgresServer
@@ -38,29 +38,20 @@ async def open_core(home: Path, clock: MovableClock | None = None, **settings: A
 
 
 def make_core(settings: Settings, clock: MovableClock) -> Core:
-    """A core with all tables made, whose database the caller closes."""
+    """A core whose database the caller closes; a PostgreSQL database has its tables already."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    create_tables(settings.resolved_database_url)
+    if not settings.database_url:
+        database_file = settings.home / "tunesmith.db"
+        if not database_file.exists():
+            database_file.write_bytes(_sqlite_image())
     signer = Signer(b"test-secret")
     database = Database(settings.resolved_database_url)
     return Core(settings, database, open_store(settings, signer, clock), signer, clock)
 
 
-def create_tables(url: str) -> None:
-    """Makes the tables as they are declared, which is faster than migrating; nothing where they exist."""
-    if url.startswith("sqlite:///"):
-        path = Path(url.removeprefix("sqlite:///"))
-        if not path.exists():
-            path.write_bytes(_sqlite_image())
-        return
-    engine = create_engine(sync_url(url))
-    Base.metadata.create_all(engine)
-    engine.dispose()
-
-
 @functools.cache
 def _sqlite_image() -> bytes:
-    """A database file with all tables, made once: every statement would wait for the disk otherwise."""
+    """A database file with all tables, made once, since every statement would wait for the disk otherwise."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     Base.metadata.create_all(engine)
     with engine.connect() as connection:
@@ -82,13 +73,25 @@ async def core(tmp_path: Path, clock: MovableClock) -> AsyncIterator[Core]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres: PostgresServer) -> str:
+    """Name of a database with all tables in it, to copy."""
+    url = postgres.create_database()
+    engine = create_engine(sync_url(url))
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return str(make_url(url).database)
+
+
 @pytest.fixture
-def cluster_settings(postgres: PostgresServer, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def cluster_settings(
+    postgres: PostgresServer, postgres_template: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
     """URLs of a fresh PostgreSQL database and a fresh S3 prefix, for `open_core` or a real server."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return {
-        "database_url": postgres.create_database(),
+        "database_url": postgres.create_database(postgres_template),
         "storage_url": f"s3://{BUCKET}/test-{next(_prefixes)}",
     }
 

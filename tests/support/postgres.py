@@ -19,11 +19,11 @@ class PostgresServer:
         self._admin_url = admin_url
         self._numbers = itertools.count()
 
-    def create_database(self) -> str:
-        """Makes an empty database and returns its URL."""
+    def create_database(self, template: str = "template1") -> str:
+        """Makes a database like `template` (its name; empty by default) and returns its URL."""
         name = f"tunesmith_{next(self._numbers)}"
         with psycopg.connect(self._admin_url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self._admin_url.replace("/postgres?", f"/{name}?")
 
 

@@ -112,7 +112,8 @@ def _tool_call_faults(message: dict[str, Any], call_ids: set[str]) -> Iterator[F
     call = message.get("function_call")
     if call is not None and not (role == "assistant" and _is_function_call(call)):
         yield Fault("invalid_function_call", 'has a "function_call" that is not an assistant\'s {"name", "arguments"}')
-    if role == "tool" and message.get("tool_call_id") not in call_ids:
+    answered = message.get("tool_call_id")
+    if role == "tool" and not (isinstance(answered, str) and answered in call_ids):
         yield Fault("invalid_tool_call_id", 'has a tool message whose "tool_call_id" answers no call before it')
     if role == "function" and not isinstance(message.get("name"), str):
         yield Fault("message_missing_key", 'has a function message without "name"')

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith_server.application import Core
 from tunesmith_server.auth import Principal
+from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError
 from tunesmith_server.files import repository, uploads

@@ -1,0 +1,215 @@
+"""Every kind of bad row is found, with its line and a stable code; good ones pass."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith_server.files.dataset_check import MAX_LISTED_PROBLEMS, DatasetReport, check_dataset
+
+EXAMPLES = Path(__file__).parents[3] / "sdk/examples"
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+USER = {"role": "user", "content": "Hi"}
+ASSISTANT = {"role": "assistant", "content": "Hello"}
+GOOD = json.dumps({"messages": [USER, ASSISTANT]}).encode()
+
+
+def check(content: bytes, **options: Any) -> DatasetReport:
+    return check_dataset(io.BytesIO(content), **options)
+
+
+def codes(content: bytes, **options: Any) -> list[tuple[int | None, str]]:
+    return [(problem.line, problem.code) for problem in check(content, **options).problems]
+
+
+def codes_of_row(row: object) -> list[str]:
+    return [problem.code for problem in check(json.dumps(row).encode()).problems]
+
+
+@pytest.mark.parametrize("name", ["support_tickets_train.jsonl", "support_tickets_heldout.jsonl"])
+def test_the_example_data_passes(name: str) -> None:
+    content = (EXAMPLES / name).read_bytes()
+    assert check(content) == DatasetReport(rows=content.count(b"\n"), problems=(), problem_count=0)
+
+
+GOOD_ROWS: dict[str, dict[str, Any]] = {
+    "prompt": {"prompt": "2+2=", "completion": "4"},
+    "system": {"messages": [{"role": "system", "content": "Be brief"}, USER, ASSISTANT]},
+    "weights": {"messages": [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]},
+    "text parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ASSISTANT]},
+    "names": {"messages": [USER | {"name": "ann"}, ASSISTANT]},
+    "nulls": {"messages": [USER, ASSISTANT | {"tool_calls": None, "name": None}], "tools": None},
+    "tools": {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": ""},
+            ASSISTANT,
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
+        "parallel_tool_calls": False,
+    },
+    "functions": {
+        "messages": [
+            USER,
+            {"role": "assistant", "function_call": {"name": "weather", "arguments": "{}"}},
+            {"role": "function", "name": "weather", "content": "sunny"},
+            ASSISTANT,
+        ],
+        "functions": [{"name": "weather"}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", GOOD_ROWS)
+def test_good_rows_pass(name: str) -> None:
+    assert codes_of_row(GOOD_ROWS[name]) == []
+
+
+BAD_ROWS: dict[str, list[Any]] = {
+    "not_an_object": [[1], "text", None, 7],
+    "missing_messages_list": [{}, {"text": "raw"}, {"messages": []}, {"messages": "Hi"}, {"messages": None}],
+    "row_unrecognized_key": [{"messages": [USER, ASSISTANT], "id": 1}, {"prompt": "a", "completion": "b", "c": 1}],
+    "unsupported_row_type": [{"input": {"messages": [USER]}, "preferred_output": [], "non_preferred_output": []}],
+    "missing_prompt": [{"completion": "4"}, {"prompt": 4, "completion": "4"}, {"prompt": " ", "completion": "4"}],
+    "missing_completion": [{"prompt": "2+2="}, {"prompt": "2+2=", "completion": ""}],
+    "data_type": [
+        {"messages": ["Hi", ASSISTANT]},
+        {"messages": [{"role": "user", "content": ["Hi"]}, ASSISTANT]},
+        {"messages": [USER, ASSISTANT], "parallel_tool_calls": "no"},
+    ],
+    "message_missing_key": [
+        {"messages": [{"content": "Hi"}, ASSISTANT]},
+        {"messages": [{"role": "function", "content": "x"}, ASSISTANT]},
+    ],
+    "message_unrecognized_key": [{"messages": [USER | {"text": "Hi"}, ASSISTANT]}],
+    "unrecognized_role": [{"messages": [{"role": "human", "content": "Hi"}, ASSISTANT]}],
+    "missing_content": [
+        {"messages": [{"role": "user"}, ASSISTANT]},
+        {"messages": [{"role": "user", "content": ""}, ASSISTANT]},
+        {"messages": [{"role": "user", "content": []}, ASSISTANT]},
+        {"messages": [{"role": "user", "content": 5}, ASSISTANT]},
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}, ASSISTANT]},
+        {"messages": [USER, {"role": "assistant", "content": "  "}]},
+    ],
+    "unsupported_content": [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT]}
+    ],
+    "invalid_name": [{"messages": [USER | {"name": "a b"}, ASSISTANT]}],
+    "invalid_weight": [
+        {"messages": [USER, ASSISTANT | {"weight": 0.5}]},
+        {"messages": [USER, ASSISTANT | {"weight": True}]},
+        {"messages": [USER | {"weight": 1}, ASSISTANT]},
+    ],
+    "example_missing_assistant_message": [{"messages": [USER]}],
+    "example_without_weight": [{"messages": [USER, ASSISTANT | {"weight": 0}]}],
+    "invalid_tool_calls": [
+        {"messages": [USER | {"tool_calls": [CALL]}, ASSISTANT]},
+        {"messages": [USER, ASSISTANT | {"tool_calls": []}]},
+        {"messages": [USER, ASSISTANT | {"tool_calls": [{"id": "call_1"}]}]},
+    ],
+    "invalid_function_call": [{"messages": [USER, ASSISTANT | {"function_call": {"name": "x"}}]}],
+    "invalid_tool_call_id": [
+        {"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "call_9"}, ASSISTANT]},
+        {"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": ["call_9"]}, ASSISTANT]},
+    ],
+    "invalid_tools": [
+        {"messages": [USER, ASSISTANT], "tools": {}},
+        {"messages": [USER, ASSISTANT], "tools": [{"type": "function", "function": {"name": "a b"}}]},
+    ],
+    "invalid_functions": [{"messages": [USER, ASSISTANT], "functions": [{"name": "f", "parameters": 1}]}],
+}
+
+
+@pytest.mark.parametrize("code", BAD_ROWS)
+def test_bad_rows_are_named(code: str) -> None:
+    for row in BAD_ROWS[code]:
+        assert codes_of_row(row) == [code], row
+
+
+BAD_LINES: dict[str, bytes] = {
+    "not_utf8": b'{"prompt": "\xff", "completion": "x"}',
+    "invalid_json": GOOD[:-3],
+    "duplicate_key": b'{"prompt": "a", "prompt": "b", "completion": "c"}',
+    "invalid_unicode": rb'{"prompt": "\ud800", "completion": "x"}',
+}
+
+
+@pytest.mark.parametrize("code", BAD_LINES)
+def test_bad_lines_are_named(code: str) -> None:
+    assert codes(GOOD + b"\n" + BAD_LINES[code] + b"\n" + GOOD) == [(2, code)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"prompt": NaN, "completion": "x"}', b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}", GOOD + GOOD],
+    ids=["nan", "deep", "long number", "two objects"],
+)
+def test_what_only_lenient_parsers_take_is_not_json(line: bytes) -> None:
+    assert codes(line) == [(1, "invalid_json")]
+
+
+def test_all_problems_are_told_with_their_lines() -> None:
+    report = check(b"\n".join([GOOD, b"{", GOOD, b"[]", b'{"messages": [{"role": "user", "content": "Hi"}]}']))
+    assert [(problem.line, problem.code) for problem in report.problems] == [
+        (2, "invalid_json"),
+        (4, "not_an_object"),
+        (5, "example_missing_assistant_message"),
+    ]
+    assert report.rows == 5
+    assert report.problems[2].message == ("Line 5 has no assistant message, so there is nothing to learn.")
+
+
+def test_the_list_of_problems_is_capped_and_the_count_is_not() -> None:
+    report = check(b"{\n" * 1000)
+    assert len(report.problems) == MAX_LISTED_PROBLEMS
+    assert report.problem_count == 1000
+
+
+def test_blank_lines_and_a_byte_order_mark_are_skipped() -> None:
+    report = check(b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n" + GOOD + b"\n{\n  \n")
+    assert (report.rows, [problem.line for problem in report.problems]) == (3, [4])
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+def test_a_file_without_rows_is_refused(content: bytes) -> None:
+    assert codes(content) == [(None, "empty_file")]
+
+
+def test_one_file_holds_one_kind_of_row() -> None:
+    prompt = b'{"prompt": "a", "completion": "b"}'
+    assert codes(b"\n".join([GOOD, prompt, GOOD])) == [(2, "mixed_row_types")]
+
+
+def test_a_line_over_the_limit_is_read_past_in_pieces() -> None:
+    long = b'{"prompt": "' + b"a" * 500 + b'", "completion": "b"}'
+    short = b'{"prompt": "a", "completion": "b"}'
+    assert codes(b"\n".join([short, long, short, b"{"]), max_line_bytes=100) == [
+        (2, "line_too_long"),
+        (4, "invalid_json"),
+    ]
+    assert codes(long, max_line_bytes=len(long)) == []
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "content", "tools", "x"]), inner),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["messages", "tools", "functions", "prompt", "completion"]), json_values))
+def test_no_row_makes_the_check_fail(row: dict[str, Any]) -> None:
+    report = check(json.dumps(row).encode())
+    assert report.rows == 1
+
+
+@given(st.binary())
+def test_no_bytes_make_the_check_fail(content: bytes) -> None:
+    check(content)
