@@ -31,7 +31,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
         self.root = root
         self.spec = spec
         self.heartbeats: dict[int, pb.HeartbeatRequest] = {}
-        self.commands: dict[int, pb.Command] = {}
+        self.commands: dict[int, pb.Command.ValueType] = {}
         self.checkpoints: list[pb.CommitCheckpointRequest] = []
         self.preflight: pb.CompletePreflightRequest | None = None
         self.completed: pb.CompleteTrainingRequest | None = None
@@ -52,7 +52,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
     def start(self) -> None:
         """Begins to serve, on the former port after a stop."""
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
-        pb_grpc.add_TrainingServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_TrainingServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
@@ -86,9 +86,10 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
             self.forget_replies -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "the reply is lost")
         due = [step for step in sorted(self.commands) if step <= request.step]
-        return pb.HeartbeatResponse(command=self.commands.pop(due[0]) if due else None, lease_ttl_seconds=60)
+        command = self.commands.pop(due[0]) if due else pb.COMMAND_UNSPECIFIED
+        return pb.HeartbeatResponse(command=command, lease_ttl_seconds=60)
 
-    def CreateUploads(
+    def CreateUploads(  # noqa: N802
         self, request: pb.CreateUploadsRequest, context: grpc.ServicerContext
     ) -> pb.CreateUploadsResponse:
         self._admit(context)

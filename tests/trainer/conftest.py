@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer.__main__ import execute
-from tunesmith_trainer.reporter import Reporter
 
 from tests.support import tiny_model
 from tests.support.training_server import TOKEN, TrainingServer, serving
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer.__main__ import execute
+from tunesmith_trainer.reporter import Reporter
 
 COLOURS = ["red", "blue", "green", "black", "white", "amber", "pink", "grey"]
 

@@ -3,9 +3,6 @@
 import json
 from collections.abc import Callable
 
-import pytest
-from tunesmith_proto.training.v1 import training_pb2 as pb
-
 from tests.support.training_server import TrainingServer
 
 RunAttempt = Callable[[TrainingServer], int]

@@ -72,7 +72,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     logger.info("reading the tokenizer of %s", gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     logger.info("dequantising %s", gguf.name)
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = type(quantised.config)(
         **{key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
     )

@@ -48,10 +48,11 @@ def evaluate(
     with torch.inference_mode():
         for batch in pack(examples, pack_tokens):
             scored = score(model, batch)
+            counts = list(batch.label_counts)
             parts = zip(
                 batch.members,
-                scored.losses.cpu().split(batch.label_counts),
-                scored.hits.cpu().split(batch.label_counts),
+                torch.split(scored.losses.cpu(), counts),
+                torch.split(scored.hits.cpu(), counts),
                 strict=True,
             )
             for member, losses, hits in parts:

@@ -84,7 +84,7 @@ class Loop:
         self._pack_tokens = pack_tokens
         self._host = host
         self._clock = clock
-        self._glance = _within(evaluation, pack_tokens)
+        self._glance = _within(evaluation, pack_tokens // 4)
         self._validate_every = max(_LEAST_STEPS_BETWEEN_VALIDATIONS, config.total_steps // _VALIDATIONS_PER_RUN)
 
     def run(self, progress: Progress) -> Trained:
@@ -136,6 +136,7 @@ class Loop:
         rate = learning_rate_at(config, step)
         self._optimizer.step(rate)
         loss, accuracy = (float(torch.stack(values).sum()) / labels for values in (losses, hits))
+        seconds = self._clock() - started
         valid = self._glance_at_validation() if step % self._validate_every == 0 else (None, None)
         return Metrics(
             step=step,
@@ -143,7 +144,7 @@ class Loop:
             train_mean_token_accuracy=accuracy,
             learning_rate=rate,
             tokens=sum(len(batch.token_ids) for batch in packs),
-            seconds=self._clock() - started,
+            seconds=seconds,
             valid_loss=valid[0],
             valid_mean_token_accuracy=valid[1],
         )
@@ -152,7 +153,7 @@ class Loop:
         return evaluate(self._model, self._evaluation, self._pack_tokens, self._host.check)
 
     def _glance_at_validation(self) -> tuple[float, float]:
-        """Loss and token accuracy on one pack of evaluation rows: cheap enough to do often."""
+        """Loss and token accuracy on a few evaluation rows: cheap enough to do often."""
         glance = summarise(evaluate(self._model, self._glance, self._pack_tokens, self._host.check))
         return glance.loss, glance.token_accuracy
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -37,22 +36,22 @@ class LoraLinear(nn.Module):
         """x (…, in) to (…, out), in x's dtype."""
         a, b = self.lora_A.to(x.dtype), (self.lora_B * self.scale).to(x.dtype)
         delta_input = x.reshape(-1, x.shape[-1])
-        out = _LoraProduct.apply(delta_input, self.base.weight, self.base.bias, a, b)
-        return cast("Tensor", out).view(*x.shape[:-1], -1)
+        out: Tensor = _LoraProduct.apply(delta_input, self.base.weight, self.base.bias, a, b)  # type: ignore[no-untyped-call]  # torch
+        return out.view(*x.shape[:-1], -1)
 
 
 class _LoraProduct(torch.autograd.Function):
     """The adapted product with its sums fused into the multiplications, forward and backward."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         reduced = x @ a.t()
         out = nn.functional.linear(x, weight, bias)
         ctx.save_for_backward(x, weight, a, b, reduced)
         return out.addmm_(reduced, b.t())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:  # type: ignore[override]  # torch types the arguments as Any
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
         x, weight, a, b, reduced = ctx.saved_tensors
         grad_reduced = grad @ b
         grad_x = (grad @ weight).addmm_(grad_reduced, a) if ctx.needs_input_grad[0] else None

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from tunesmith_trainer.packing import Pack
 
@@ -46,8 +45,8 @@ class _HeadLoss(torch.autograd.Function):
     """Sum of cross-entropies whose gradients are formed in the forward pass, so that logits are never kept."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]  # type: ignore[attr-defined]  # torch
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         losses = hidden.new_empty(targets.shape, dtype=torch.float32)
         hits = torch.empty_like(targets, dtype=torch.bool)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -69,11 +68,11 @@ class _HeadLoss(torch.autograd.Function):
             if grad_head is not None:
                 grad_head += cast_grad.t() @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.mark_non_differentiable(losses, hits)  # type: ignore[attr-defined]  # torch
+        ctx.mark_non_differentiable(losses, hits)
         return losses.sum(), losses, hits
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]  # torch types the arguments as Any
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),

@@ -113,7 +113,7 @@ class Reporter:
             if self._command == pb.COMMAND_STOP:
                 raise Yielded("the job was cancelled")
 
-    def take_command(self) -> pb.Command:
+    def take_command(self) -> pb.Command.ValueType:
         """The latest unserved wish of the control plane; a wish is handed out once."""
         self.check()
         with self._state:
@@ -145,7 +145,7 @@ class Reporter:
         self.flush()
         return self._call(self._stub.CompleteTraining, request, _LONG_CALL_SECONDS).model_name
 
-    def fail(self, cause: pb.FailureCause, problems: Sequence[Problem]) -> None:
+    def fail(self, cause: pb.FailureCause.ValueType, problems: Sequence[Problem]) -> None:
         """Ends a run that cannot go on."""
         failures = [
             pb.Failure(code=problem.code, message=problem.message, param=problem.param, row=problem.row)

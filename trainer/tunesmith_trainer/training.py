@@ -45,7 +45,7 @@ class Training:
             data.model.stop_ids,
         )
         self._artifact: pb.Artifact | None = None
-        self._command = pb.COMMAND_UNSPECIFIED
+        self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
     def load_model(self) -> None:
         """Loads the base model, fresh adapters on it where the run trains adapters."""

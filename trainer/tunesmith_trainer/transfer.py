@@ -83,6 +83,8 @@ def cached_base_model(cache: Path, model_id: str, revision: str, files: Sequence
 def publish(filling: Path, folder: Path) -> None:
     """Gives a filled folder its final name; another process that was first wins, with the same content."""
     filling.chmod(0o755)
+    for path in filling.iterdir():
+        path.chmod(0o644)
     with suppress(OSError):
         filling.rename(folder)
     if not folder.is_dir():
