@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveProgress
 from rich.text import Text
 
-from tunesmith._errors import FineTuneFailedError
+from tunesmith._errors import FineTuneFailedError, Problem
 from tunesmith.types import Evaluation, FineTune, FineTuneEvent, Progress
 
 
@@ -29,8 +29,13 @@ def print_line(text: str, *, style: str = "") -> None:
 
 def print_error(message: str, code: str | None = None) -> None:
     """Print one red sentence with its code to standard error."""
-    sentence = f"{message} (code: {code})" if code else message
-    Console(stderr=True).print(Text(printable(sentence), style="red"), soft_wrap=True)
+    _print_to_stderr(f"{message} (code: {code})" if code else message, style="red")
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """Print what is wrong to standard error, a line each; a single problem stands in the error's sentence already."""
+    for problem in problems if len(problems) > 1 else ():
+        _print_to_stderr(f"  {problem.message} (code: {problem.code})")
 
 
 def print_json(shapes: BaseModel | Sequence[BaseModel]) -> None:
@@ -207,6 +212,10 @@ def _evaluation_text(evaluation: Evaluation) -> str:
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _print_to_stderr(text: str, *, style: str = "") -> None:
+    Console(stderr=True).print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def _write_raw(text: str) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,11 +115,22 @@ class APIStreamError(APIError):
     """The server reported an error after the stream had begun."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One of the things that are wrong; `line` counts the lines of an uploaded file from 1."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
 class APIStatusError(APIError):
     """The server answered with an error status.
 
     Attributes:
         status_code: the HTTP status.
+        problems: all that is wrong, where the server lists it: of a refused file, the mistakes with their lines.
     """
 
     def __init__(
@@ -130,9 +142,11 @@ class APIStatusError(APIError):
         type: str | None = None,  # noqa: A002
         param: str | None = None,
         request_id: str | None = None,
+        problems: tuple[Problem, ...] = (),
     ) -> None:
         super().__init__(message, code=code, type=type, param=param, request_id=request_id)
         self.status_code = status_code
+        self.problems = problems
 
 
 class BadRequestError(APIStatusError):
@@ -194,6 +208,7 @@ def status_error(status_code: int, body: bytes, request_id: str | None) -> APISt
         type=_text(envelope.get("type")),
         param=_text(envelope.get("param")),
         request_id=request_id,
+        problems=_problems_of(envelope),
     )
 
 
@@ -215,6 +230,20 @@ def _envelope_of(body: bytes) -> Mapping[str, object]:
         return {}
     envelope = decoded.get("error") if isinstance(decoded, dict) else None
     return envelope if isinstance(envelope, dict) else {}
+
+
+def _problems_of(envelope: Mapping[str, object]) -> tuple[Problem, ...]:
+    listed = envelope.get("problems")
+    return tuple(
+        Problem(
+            code=_text(one.get("code")) or "unknown",
+            message=_text(one.get("message")) or "",
+            param=_text(one.get("param")),
+            line=one["line"] if isinstance(one.get("line"), int) else None,
+        )
+        for one in (listed if isinstance(listed, list) else [])
+        if isinstance(one, dict)
+    )
 
 
 def _text(value: object) -> str | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import functools
 import random
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -99,7 +101,7 @@ class BlockingTransport(Transport):
     """Blocks in every method and therefore never suspends (see `_blocking`)."""
 
     def __init__(self, trust_env: bool) -> None:
-        self._client = httpx.Client(trust_env=trust_env)
+        self._client = httpx.Client(trust_env=trust_env, verify=_tls_context())
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         return self._client.send(request, stream=True)
@@ -128,7 +130,7 @@ class AsyncTransport(Transport):
     """Waits on the running event loop."""
 
     def __init__(self, trust_env: bool) -> None:
-        self._client = httpx.AsyncClient(trust_env=trust_env)
+        self._client = httpx.AsyncClient(trust_env=trust_env, verify=_tls_context())
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         return await self._client.send(request, stream=True)
@@ -258,6 +260,12 @@ class AsyncResource:
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the context that all clients share: reading the certificates takes longer than all else in a client."""
+    return httpx.create_ssl_context()
 
 
 def _connection_error(error: Exception, base_url: str) -> APIError:

@@ -24,6 +24,7 @@ try:
         print_json_line,
         print_line,
         print_outcome,
+        print_problems,
         print_table,
         printable,
     )
@@ -32,7 +33,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"The command line needs {missing.name}: pip install 'tunesmith[cli]'") from missing
 
 from tunesmith._client import Tunesmith
-from tunesmith._errors import ConfigurationError, TunesmithError
+from tunesmith._errors import APIStatusError, ConfigurationError, TunesmithError
 from tunesmith._version import __version__
 from tunesmith.types import FineTune
 
@@ -50,6 +51,7 @@ class ReportingGroup(typer.core.TyperGroup):
             raise
         except TunesmithError as error:
             print_error(error.message, error.code)
+            print_problems(error.problems if isinstance(error, APIStatusError) else ())
         except OSError as error:
             print_error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         except ValueError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.support.fake_api import API_KEY, FakeApi
+from tests.support.fake_api import API_KEY, FakeApi, Fault, json_answer
 from tunesmith import Tunesmith, __version__
 from tunesmith.cli import app
 
@@ -105,6 +105,16 @@ class TestErrors:
         result = run("fine-tunes", "create", "none.jsonl", "--model", MODEL)
         assert result.exit_code == 1
         assert result.stderr == "Neither the id of an uploaded file nor a local file: none.jsonl\n"
+
+    def test_all_problems_of_a_file(self, run: Run, api: FakeApi, rows: Path) -> None:
+        problems = [{"code": "invalid_json", "message": f"Line {line} is not valid JSON."} for line in (7, 9)]
+        error = {"message": "Line 7 is not valid JSON. There is 1 more.", "code": "invalid_json", "problems": problems}
+        api.faults.append(Fault(json_answer({"error": error}, 400)))
+        assert run("files", "upload", rows).stderr.splitlines() == [
+            "Line 7 is not valid JSON. There is 1 more. (code: invalid_json)",
+            "  Line 7 is not valid JSON. (code: invalid_json)",
+            "  Line 9 is not valid JSON. (code: invalid_json)",
+        ]
 
     def test_impossible_id(self, run: Run, api: FakeApi) -> None:
         result = run("files", "delete", "..")

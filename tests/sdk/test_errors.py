@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 import tunesmith
-from tests.support.fake_api import FakeApi, Fault, error_answer
+from tests.support.fake_api import FakeApi, Fault, error_answer, json_answer
 from tests.support.loopback_http import Answer
-from tunesmith import APIStatusError, NotFoundError, Tunesmith, TunesmithError, _errors
+from tunesmith import APIStatusError, NotFoundError, Problem, Tunesmith, TunesmithError, _errors
 
 
 class TestStatusError:
@@ -50,6 +51,20 @@ class TestStatusError:
         with pytest.raises(NotFoundError, match="status 404") as caught:
             client.models.list()
         assert (caught.value.code, caught.value.param) == (None, None)
+
+    def test_all_problems_of_a_file(self, api: FakeApi, client: Tunesmith) -> None:
+        first: dict[str, Any] = {
+            "code": "invalid_json",
+            "message": "Line 7 is not valid JSON.",
+            "param": "file",
+            "line": 7,
+        }
+        error = {"message": "Line 7 is not valid JSON.", "type": "x", "param": "file", "code": "invalid_json"}
+        listed = [first, {"code": "empty_file"}, "nonsense"]
+        api.faults.append(Fault(json_answer({"error": {**error, "problems": listed}}, 400)))
+        with pytest.raises(APIStatusError) as caught:
+            client.files.create(file=b"x")
+        assert caught.value.problems == (Problem(**first), Problem("empty_file", ""))
 
     def test_a_wrong_key(self, api: FakeApi) -> None:
         with (
