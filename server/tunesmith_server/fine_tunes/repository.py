@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, tuple_, update
+from sqlalchemy import ColumnElement, String, column, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.db.tables import EventRow, FineTuneRow, IdempotencyRow
@@ -116,7 +116,7 @@ async def list_page(
     if metadata is not None and not metadata:
         query = query.where(FineTuneRow.user_metadata.is_(None))
     for key, value in (metadata or {}).items():
-        query = query.where(FineTuneRow.user_metadata[key].as_string() == value)
+        query = query.where(_has_metadata(session, key, value))
     if after is not None:
         query = query.where(tuple_(FineTuneRow.position, FineTuneRow.id) < (after.position, after.id))
     query = query.order_by(FineTuneRow.position.desc(), FineTuneRow.id.desc()).limit(limit)
@@ -172,6 +172,13 @@ async def _compare_and_set(
     session.add_all(_event_row(job_id, first + index, event, now) for index, event in enumerate(events))
     await session.flush()
     return int(epoch)
+
+
+def _has_metadata(session: AsyncSession, key: str, value: str) -> ColumnElement[bool]:
+    # Not by a JSON path: keys are the user's, and the two databases quote and escape paths differently.
+    each = func.json_each_text if session.get_bind().dialect.name == "postgresql" else func.json_each
+    pairs = each(FineTuneRow.user_metadata).table_valued(column("key", String), column("value", String))
+    return select(1).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value).exists()
 
 
 def _in_states(expected: Set[State], to: State) -> list[ColumnElement[bool]]:

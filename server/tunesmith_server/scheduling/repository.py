@@ -55,10 +55,9 @@ async def list_without_base(session: AsyncSession, limit: int) -> list[tuple[Fin
     """Jobs that wait for a base model whose import has failed, with the reason."""
     states = FineTuneRow.state.in_([State.VALIDATING_FILES, State.QUEUED])
     jobs = await _list_free(session, [states], FAILED, limit)
-    bases = {job.base_model_id: await session.get(BaseModelRow, job.base_model_id) for job in jobs}
-    return [
-        (job, (base.error if base else None) or "unknown reason") for job in jobs for base in [bases[job.base_model_id]]
-    ]
+    errors = await session.execute(select(BaseModelRow.id, BaseModelRow.error))
+    reasons = {base_id: error or "unknown reason" for base_id, error in errors}
+    return [(job, reasons[job.base_model_id]) for job in jobs]
 
 
 async def insert_attempt(session: AsyncSession, row: AttemptRow) -> None:

@@ -19,9 +19,7 @@ def test_every_state_has_a_row_and_can_be_reached() -> None:
 
 
 @given(states, states)
-def test_nothing_follows_an_end_and_all_else_can_fail_or_be_cancelled(
-    current: State, following: State
-) -> None:
+def test_nothing_follows_an_end_and_all_else_can_fail_or_be_cancelled(current: State, following: State) -> None:
     if current in TERMINAL:
         assert not may_follow(current, following)
     else:
