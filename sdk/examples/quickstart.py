@@ -1,4 +1,4 @@
-"""The way from nothing to a tuned model that answers: start, fine-tune, ask before and after, report.
+"""The way from nothing to a tuned model that answers: start, ask, fine-tune, ask again, report.
 
 It uses the SDK as any program would and knows nothing of what is behind the base URL.
 
@@ -32,6 +32,7 @@ CPU_ROWS = 480  # a row has about 67 tokens and two cores train about 165 in a s
 CPU_ASKED = 40  # two cores generate about 30 to 55 tokens in a second: about a minute for both models
 SHOWN = 6
 THREADS = 8
+ENGINE_PATIENCE = 8  # answers of "not up yet, try again in a while" that a request takes
 CANCEL_LIMIT_S = 30.0
 
 
@@ -99,7 +100,8 @@ def _run(plan: Plan) -> bool:
         with watch.stage("Start the platform"):
             platform = stack.enter_context(local_platform(plan.folder, plan.keep))
             print(f"  {platform.url}, log in {plan.folder / 'platform.log'}")
-        client = stack.enter_context(Tunesmith(base_url=platform.url, api_key=platform.api_key))
+        client = Tunesmith(base_url=platform.url, api_key=platform.api_key, max_retries=ENGINE_PATIENCE)
+        stack.enter_context(client)
         won = _tune_and_compare(client, plan, watch)
         if plan.keep:
             _explain_keeping(platform, plan)
@@ -108,13 +110,14 @@ def _run(plan: Plan) -> bool:
 
 def _tune_and_compare(client: Tunesmith, plan: Plan, watch: Stopwatch) -> bool:
     """Returns whether the tuned model, as it is served, beats the base model."""
+    rows = load_rows(HELDOUT_DATA, plan.asked)
+    # First, so that a machine that cannot serve says so before it trains.
+    with watch.stage(f"Start the engine and ask the base model {len(rows)} held-out rows"):
+        base = ask(client, BASE_MODEL, rows, THREADS)
     with watch.stage(f"Fine-tune {BASE_MODEL} on {plan.rows} of {_line_count(TRAINING_DATA)} rows, one pass"):
         job, events = _fine_tune(client, _training_file(plan))
     tuned_model = job.fine_tuned_model or ""
-    rows = load_rows(HELDOUT_DATA, plan.asked)
-    with watch.stage(f"Ask the base model for {len(rows)} of {_line_count(HELDOUT_DATA)} held-out rows"):
-        base = ask(client, BASE_MODEL, rows, THREADS)
-    with watch.stage(f"Ask {tuned_model} for the same rows"):
+    with watch.stage(f"Ask {tuned_model} the same rows"):
         tuned = ask(client, tuned_model, rows, THREADS)
     report = Report(
         job=job,
