@@ -13,8 +13,8 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from tests.support.asgi_server import serving
 from tests.support.core import open_core
-from tests.support.http_server import serve_http
 from tunesmith_server.auth import Authenticator
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ProjectRow
@@ -62,7 +62,7 @@ async def test_the_openai_client_works_unmodified(each_core: Core, tmp_path: Pat
     path = tmp_path / "rows.jsonl"
     path.write_bytes(rows())
     app, key = await app_of(each_core)
-    async with serve_http(app) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
+    async with serving(app) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
         made = await client.files.create(file=path, purpose="fine-tune")
         assert (made.filename, made.bytes, made.status) == ("rows.jsonl", len(rows()), "processed")
         assert (await client.files.wait_for_processing(made.id)).id == made.id
@@ -249,7 +249,7 @@ async def test_a_file_over_the_limit_is_refused_however_it_is_sent(tmp_path: Pat
 
 async def test_an_upload_that_breaks_off_leaves_nothing(core: Core) -> None:
     app, key = await app_of(core)
-    async with client_of(app, key) as plain, serve_http(app) as url:
+    async with client_of(app, key) as plain, serving(app) as url:
         host, port = url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         head = (
