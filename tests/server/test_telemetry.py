@@ -1,0 +1,37 @@
+"""Log lines are JSON objects, one per line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tunesmith_server.telemetry import choose_request_id, configure_logging, record_call, unexpected
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_lines_are_json_with_their_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    record_call("http", "GET /v1/files", "200", 0.0123, "req_1")
+    unexpected(ValueError("line 1\nline 2"), "GET /v1/files", "req_2")
+    first, second = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (first["level"], first["message"], first["milliseconds"]) == ("info", "call answered", 12.3)
+    assert (second["level"], second["request_id"]) == ("error", "req_2")
+    assert "line 2" in second["exception"]
+
+
+def test_only_harmless_request_ids_are_taken_over() -> None:
+    assert choose_request_id("abc-1._") == "abc-1._"
+    for hostile in (None, "", "a\nb", "a" * 129, "a b"):
+        assert choose_request_id(hostile).startswith("req_")
