@@ -113,8 +113,9 @@ async def test_a_status_that_a_servicer_sets_itself_stays(running: Running) -> N
 
 
 async def test_a_method_that_is_not_there(running: Running) -> None:
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(f"/{NAME}/None")
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await running.channel.unary_unary(f"/{NAME}/None")(b"")
+        await method(b"")
     assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
