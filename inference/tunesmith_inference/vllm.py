@@ -6,6 +6,7 @@ It must not know model names of ours, projects or processes.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -26,6 +27,8 @@ _TIMEOUT = httpx.Timeout(None, connect=5.0)
 _HEALTH_SECONDS = 5.0
 _ADMIN_SECONDS = 120.0
 _MAX_MESSAGE = 500
+_INNARDS = re.compile(r"--\w|validation error")
+_PARAMETER_NOTE = re.compile(r"\s*\(parameter=.*\)\.?$")
 _CONTEXT = re.compile(r"maximum (?:context|model) length|max_model_len|longer than the maximum", re.IGNORECASE)
 
 
@@ -115,7 +118,7 @@ class VllmClient:
         except httpx.HTTPError as error:
             raise _lost(error) from error
         if response.status_code != 200:
-            raise translated(response.status_code, response.content)
+            raise translated(response.status_code, response.content, body)
         answer: dict[str, Any] = response.json()
         return answer
 
@@ -132,8 +135,8 @@ class VllmClient:
             raise _lost(error) from error
         try:
             if response.status_code != 200:
-                raise translated(response.status_code, await response.aread())
-            yield _chunks(response)
+                raise translated(response.status_code, await response.aread(), body)
+            yield _chunks(response, body)
         finally:
             await response.aclose()
 
@@ -145,13 +148,13 @@ class VllmClient:
             raise EngineUnavailable(type(error).__name__) from error
 
 
-def translated(status: int, body: bytes) -> GatewayError:
-    """What a client sees of an engine's error: our codes and words, never the engine's body."""
+def translated(status: int, error_body: bytes, sent: Mapping[str, Any]) -> GatewayError:
+    """What a client sees of an engine's error: our codes and words, never the engine's body. `sent` is the request."""
     try:
-        error = json.loads(body)["error"]
-        message, param = str(error["message"]), error.get("param")
+        error = json.loads(error_body)["error"]
+        message, param = str(error["message"]), str(error.get("param") or "")
     except (ValueError, KeyError, TypeError, AttributeError):
-        message, param = "", None
+        message, param = "", ""
     if status in (404, 503):
         # The gateway asks only for what it has loaded: the engine was restarted under the request.
         return model_loading()
@@ -159,12 +162,14 @@ def translated(status: int, body: bytes) -> GatewayError:
         # The engine's own log has the cause; its message may quote what the client sent.
         _log.error("the engine answered with status %d", status)
         return engine_failed()
+    at = _param_at_fault(param, sent)
     if _CONTEXT.search(message):
-        return invalid_request("context_length_exceeded", _first_line(message), param or "messages")
-    return invalid_request("invalid_value", _first_line(message), param if isinstance(param, str) else None)
+        content = "messages" if "messages" in sent else "prompt"
+        return invalid_request("context_length_exceeded", _sentence(message), at or content)
+    return invalid_request("invalid_value", _sentence(message), at)
 
 
-async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(response: httpx.Response, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
     try:
         async for line in response.aiter_lines():
@@ -175,7 +180,7 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
                 return
             chunk = json.loads(data)
             if "error" in chunk:
-                raise translated(_status_of(chunk["error"]), data.encode())
+                raise translated(_status_of(chunk["error"]), data.encode(), sent)
             yield chunk
     except (httpx.HTTPError, ValueError) as error:
         raise _lost(error) from error
@@ -186,9 +191,20 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
-def _first_line(message: str) -> str:
-    line = message.strip().splitlines()[0][:_MAX_MESSAGE]
-    return line if line.endswith((".", "!", "?")) else f"{line}."
+def _param_at_fault(param: str, sent: Mapping[str, Any]) -> str | None:
+    """`messages.0` out of `body.messages.0.SomeUnionBranch.content`; None for what the client did not send."""
+    names = param.removeprefix("body.").split(".")
+    if names[0] not in sent:
+        return None
+    return ".".join(itertools.takewhile(lambda name: not name[:1].isupper(), names))
+
+
+def _sentence(message: str) -> str:
+    """The engine's words where they help the client; its flags and its schema's innards do not."""
+    line = _PARAMETER_NOTE.sub("", message.strip().splitlines()[0])[:_MAX_MESSAGE].rstrip(".: ")
+    if _INNARDS.search(line):
+        return "The engine does not take this combination or form of parameters. Compare it with the API reference."
+    return f"{line}."
 
 
 def _lost(error: Exception) -> GatewayError:

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.inference.gateway import GOLDEN_PROMPTS, golden
+from tests.support.engine_simulator import greedy
+from tunesmith_inference.proof import Golden, ProofFailed, prove, read_golden
+from tunesmith_inference.vllm import Completion
+
+RECORD = Golden.model_validate_json(golden("tuned"))
+
+
+class _Engine:
+    """Answers as weights by name say; counts what runs at once."""
+
+    def __init__(self, tuned: str = "tuned", base: str = "", off: float = 0.0) -> None:
+        self.weights = {"r-1": tuned, "zero": base}
+        self.off = off
+        self.asked: list[str] = []
+
+    async def complete(self, model: str, prompt: Sequence[int], tokens: int) -> Completion:
+        self.asked.append(model)
+        token_ids, logprobs = greedy(self.weights[model], prompt, tokens)
+        return Completion(token_ids, [logprob + self.off for logprob in logprobs])
+
+
+async def test_the_right_weights_are_proven_alone_and_beside_the_base_model() -> None:
+    engine = _Engine()
+    await prove(engine.complete, RECORD, "r-1", "zero", "float32")
+    assert engine.asked[0] == "r-1"
+    assert sorted(engine.asked[1:]) == ["r-1"] * len(GOLDEN_PROMPTS) + ["zero"] * len(GOLDEN_PROMPTS)
+
+
+async def test_full_weights_are_proven_without_a_base_model() -> None:
+    engine = _Engine()
+    await prove(engine.complete, RECORD, "r-1", None, "float32")
+    assert set(engine.asked) == {"r-1"}
+
+
+async def test_other_weights_fail() -> None:
+    with pytest.raises(ProofFailed, match="the tuned model's token"):
+        await prove(_Engine(tuned="other").complete, RECORD, "r-1", "zero", "float32")
+
+
+async def test_a_base_model_that_gets_the_adapters_delta_fails() -> None:
+    with pytest.raises(ProofFailed, match="the base, beside the tuned, model's token"):
+        await prove(_Engine(base="tuned").complete, RECORD, "r-1", "zero", "float32")
+
+
+async def test_coarser_dtypes_are_given_more_room() -> None:
+    engine = _Engine(off=0.1)
+    with pytest.raises(ProofFailed, match="allowed: 0.01"):
+        await prove(engine.complete, RECORD, "r-1", "zero", "float32")
+    await prove(engine.complete, RECORD, "r-1", "zero", "bfloat16")
+
+
+async def test_equally_likely_tokens_may_change_places() -> None:
+    async def complete(model: str, prompt: Sequence[int], tokens: int) -> Completion:
+        token_ids, logprobs = greedy("tuned", prompt, tokens)
+        return Completion([token_ids[0], 999, 0, 0], [logprobs[0], logprobs[1] - 0.005, -9.0, -9.0])
+
+    await prove(complete, RECORD, "r-1", None, "float32")
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), -0.9])
+async def test_a_number_that_is_none_or_far_off_fails(logprob: float) -> None:
+    async def complete(model: str, prompt: Sequence[int], tokens: int) -> Completion:
+        token_ids, _ = greedy("tuned", prompt, tokens)
+        return Completion(token_ids, [logprob] * tokens)
+
+    with pytest.raises(ProofFailed):
+        await prove(complete, RECORD, "r-1", None, "float32")
+
+
+async def test_a_prompt_that_the_engine_does_not_take_fails() -> None:
+    async def complete(model: str, prompt: Sequence[int], tokens: int) -> Completion:
+        raise ValueError("refused")
+
+    with pytest.raises(ProofFailed, match="refused"):
+        await prove(complete, RECORD, "r-1", None, "float32")
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"dtype": "int8", "prompts": []}', '{"dtype": "float32"}'])
+def test_no_record_no_proof(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "golden.json").write_text(content)
+    with pytest.raises(ProofFailed):
+        read_golden(tmp_path)
+
+
+def test_a_record_with_lengths_that_differ_is_none(tmp_path: Path) -> None:
+    record = json.loads(golden("tuned"))
+    record["prompts"][0]["logprobs"].pop()
+    (tmp_path / "golden.json").write_text(json.dumps(record))
+    with pytest.raises(ProofFailed):
+        read_golden(tmp_path)

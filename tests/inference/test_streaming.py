@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tunesmith_inference.errors import engine_failed
+from tunesmith_inference.streaming import DONE, relay
+
+
+async def _chunks(*, fails: bool = False) -> AsyncIterator[dict[str, Any]]:
+    yield {"model": "r-1", "choices": [{"delta": {"content": "r-1 ü"}}]}
+    if fails:
+        raise engine_failed()
+    yield {"model": "r-1", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+
+
+async def _relayed(*, wanted: bool = False, fails: bool = False) -> tuple[list[Any], list[Any]]:
+    metered: list[Any] = []
+    events = [event async for event in relay(_chunks(fails=fails), "ft:mine", wanted, metered.append)]
+    parsed = [event if event == DONE else json.loads(event.removeprefix(b"data: ")) for event in events]
+    return parsed, metered
+
+
+async def test_chunks_carry_the_clients_name_and_end_with_done() -> None:
+    events, metered = await _relayed()
+    assert events == [{"model": "ft:mine", "choices": [{"delta": {"content": "r-1 ü"}}]}, DONE]
+    assert metered == [{"prompt_tokens": 1, "completion_tokens": 2}]
+
+
+async def test_usage_is_passed_on_where_it_is_wanted() -> None:
+    events, _ = await _relayed(wanted=True)
+    assert events[1]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
+
+
+async def test_an_engine_that_fails_ends_the_stream_with_an_error_and_not_with_done() -> None:
+    events, _ = await _relayed(fails=True)
+    assert events[-1]["error"]["code"] == "engine_error"
+    assert DONE not in events

@@ -1,0 +1,236 @@
+"""Owns a stand-in for vLLM that is up in a moment: its routes, bodies and faults as far as the gateway uses them.
+
+It must not know the gateway. Run as `python engine_simulator.py --uds PATH --served-model-name NAME …`. A contract test
+holds it against the real engine. Its "model" continues every prompt with tokens that depend on prompt and adapter; an
+adapter's content is the text in its `adapter_model.safetensors`. Faults are asked for in the prompt, see `FAULTS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+FAULTS = ("fault:die", "fault:500", "fault:slow", "fault:long")
+"""In a prompt: the process ends; an internal error; a token each 50 ms; 10,000 tokens unless fewer are asked for."""
+
+_MAX_LEN = 2048
+
+
+def greedy(weights: str, prompt: Sequence[int], tokens: int) -> tuple[list[int], list[float]]:
+    """The tokens and log-probabilities with which a model of these weights answers; "" is the base model."""
+    seed = hashlib.sha256(f"{weights}|{list(prompt)}".encode()).digest()
+    return [seed[i % 32] for i in range(tokens)], [-seed[(i + 7) % 32] / 256 for i in range(tokens)]
+
+
+def tokenized(text: str) -> list[int]:
+    """The simulator's tokenizer: one token a word."""
+    return [sum(word.encode()) % 256 for word in text.split()]
+
+
+class Simulator:
+    """The state of one engine: adapters by name, requests under way."""
+
+    def __init__(self, name: str, model: Path) -> None:
+        self.name = name
+        self.weights = _content(model / "model.safetensors") if (model / "golden.json").exists() else ""
+        self.adapters: dict[str, str] = {}
+        self.aborted = 0
+        self.running = 0
+
+    def weights_of(self, model: str) -> str | None:
+        """What computes an answer; None for an unknown model."""
+        return self.weights if model == self.name else self.adapters.get(model)
+
+
+def create_app(simulator: Simulator) -> FastAPI:
+    """The routes of the engine that the gateway uses, plus `/simulator` with what a test wants to know."""
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def check_key(request: Request, call_next: Any) -> Response:
+        sent = request.headers.get("authorization")
+        if request.url.path.startswith("/v1") and sent != f"Bearer {os.environ['VLLM_API_KEY']}":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        answer: Response = await call_next(request)
+        return answer
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response()
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": "0.32.0"}
+
+    @app.get("/simulator")
+    async def state() -> dict[str, Any]:
+        return {"adapters": list(simulator.adapters), "aborted": simulator.aborted, "running": simulator.running}
+
+    @app.post("/v1/load_lora_adapter")
+    async def load(body: dict[str, str]) -> Response:
+        name, folder = body["lora_name"], Path(body["lora_path"])
+        if name in simulator.adapters:
+            return _error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+        if not (folder / "adapter_config.json").is_file():
+            return _error(404, f"No adapter found for {folder}", "NotFoundError")
+        if json.loads((folder / "adapter_config.json").read_text()).get("r", 1) > 32:
+            return _error(500, "LoRA rank is greater than max_lora_rank 32.", "InternalServerError")
+        weights = _content(folder / "adapter_model.safetensors")
+        simulator.adapters[name] = "" if weights.startswith("zero") else weights
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    @app.post("/v1/unload_lora_adapter")
+    async def unload(body: dict[str, str]) -> Response:
+        if simulator.adapters.pop(body["lora_name"], None) is None:
+            return _error(404, f"The lora adapter '{body['lora_name']}' cannot be found.", "NotFoundError")
+        return PlainTextResponse("Success")
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await request.json()
+        texts = [message.get("content") for message in body["messages"]]
+        if not all(isinstance(text, str) for text in texts):
+            return _error(400, "22 validation errors:\n  ...", param="body.messages.0.Developer.content")
+        return await _answer(simulator, request, body, tokenized(" ".join(texts)), " ".join(texts), is_chat=True)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = await request.json()
+        prompt = body["prompt"]
+        tokens = tokenized(prompt) if isinstance(prompt, str) else prompt
+        return await _answer(simulator, request, body, tokens, str(prompt), is_chat=False)
+
+    return app
+
+
+async def _answer(
+    simulator: Simulator, request: Request, body: dict[str, Any], prompt: list[int], text: str, *, is_chat: bool
+) -> Response:
+    weights = simulator.weights_of(body["model"])
+    if weights is None:
+        return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
+    if not 0 <= body.get("temperature", 1) <= 2:
+        return _error(400, f"temperature must be in [0, 2], got {body['temperature']}.", param="temperature")
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or (10_000 if "fault:long" in text else 16)
+    if len(prompt) > _MAX_LEN or (limit > _MAX_LEN and "fault:long" not in text):
+        message = f"max_tokens={limit} cannot be greater than max_model_len={_MAX_LEN}. Please request fewer."
+        if len(prompt) > _MAX_LEN:
+            message = f"This model's maximum context length is {_MAX_LEN} tokens. Yours has {len(prompt)}."
+        return _error(400, message, param="max_tokens" if len(prompt) <= _MAX_LEN else "input_tokens")
+    if "fault:500" in text:
+        return _error(500, "Traceback: /srv/engine.py secret", "InternalServerError")
+    if "fault:die" in text and not body.get("stream"):
+        os._exit(1)
+    answer = _Answer(simulator, body, prompt, text, greedy(weights, prompt, limit), is_chat=is_chat)
+    if body.get("stream"):
+        return StreamingResponse(answer.events(), media_type="text/event-stream")
+    return JSONResponse(await answer.whole(request))
+
+
+class _Answer:
+    """One answer, whole or as events."""
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        body: dict[str, Any],
+        prompt: list[int],
+        text: str,
+        result: tuple[list[int], list[float]],
+        *,
+        is_chat: bool,
+    ) -> None:
+        self._simulator = simulator
+        self._body = body
+        self._tokens, self._logprobs = result
+        self._is_chat = is_chat
+        self._pause = 0.05 if "fault:slow" in text or "fault:long" in text else 0.0
+        self._dies = "fault:die" in text
+        count = len(self._tokens)
+        self._usage = {"prompt_tokens": len(prompt), "completion_tokens": count, "total_tokens": len(prompt) + count}
+        kind = ("chat.completion" if is_chat else "text_completion") + (
+            ".chunk" if is_chat and body.get("stream") else ""
+        )
+        self._head = {"id": "chatcmpl-1", "object": kind, "created": int(time.time()), "model": body["model"]}
+
+    async def whole(self, request: Request) -> dict[str, Any]:
+        self._simulator.running += 1
+        try:
+            for _ in self._tokens if self._pause else ():
+                await asyncio.sleep(self._pause)
+                if await request.is_disconnected():
+                    self._simulator.aborted += 1
+                    break
+        finally:
+            self._simulator.running -= 1
+        text = " ".join(map(str, self._tokens))
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "logprobs": None}
+        if self._is_chat:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice |= {"text": text, "token_ids": self._tokens, "logprobs": {"token_logprobs": self._logprobs}}
+        choices = [choice | {"index": index} for index in range(self._body.get("n", 1))]
+        return {**self._head, "choices": choices, "usage": self._usage, "prompt_logprobs": None}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        done = False
+        self._simulator.running += 1
+        try:
+            for place, token in enumerate(self._tokens):
+                await asyncio.sleep(self._pause)
+                if self._dies and place == 2:
+                    os._exit(1)
+                piece = {"delta": {"content": f"{token} "}} if self._is_chat else {"text": f"{token} "}
+                last = place == len(self._tokens) - 1
+                choice = {"index": 0, "finish_reason": "length" if last else None, **piece}
+                yield _event({**self._head, "choices": [choice]})
+            if (self._body.get("stream_options") or {}).get("include_usage"):
+                yield _event({**self._head, "choices": [], "usage": self._usage})
+            yield b"data: [DONE]\n\n"
+            done = True
+        finally:
+            self._simulator.running -= 1
+            self._simulator.aborted += not done
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def _error(status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> Response:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": status}}, status)
+
+
+def _content(path: Path) -> str:
+    content = path.read_bytes()
+    # The gateway's own zero adapter is a real safetensors file.
+    return "zero" if b"lora_A" in content else content.decode()
+
+
+def main() -> None:
+    """Serves on a unix socket until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--uds", required=True)
+    arguments = parser.parse_args()
+    if (arguments.model / "does-not-start").exists():
+        sys.exit(1)
+    app = create_app(Simulator(arguments.served_model_name, arguments.model))
+    uvicorn.run(app, uds=arguments.uds, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Owns a control plane for gateways under test: ServingService over real gRPC, and the files of revisions over HTTP.
+
+It must not know the gateway's inside. Everything it answers is set by the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tests.support.asgi_server import serving
+from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
+
+SERVICE_TOKEN = "service-token"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
+    """`models`, `revisions` (revision → file name → bytes) and `keys` (API key → project) are what it knows."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, serving_pb2.ServableModel] = {}
+        self.revisions: dict[str, dict[str, bytes]] = {}
+        self.keys: dict[str, str] = {}
+        self.downloads = 0
+        self.authentications = 0
+        self.announced: dict[str, serving_pb2.RevisionFile] = {}
+        self.address = f"127.0.0.1:{free_port()}"
+        self._watchers: list[asyncio.Queue[serving_pb2.WatchModelsResponse]] = []
+        self._files_url = ""
+
+    def upsert(self, model: serving_pb2.ServableModel) -> None:
+        """Adds or changes a model and tells every gateway."""
+        self.models[model.name] = model
+        self._tell(serving_pb2.WatchModelsResponse(upserted=model))
+
+    def delete(self, name: str) -> None:
+        """Removes a model and tells every gateway."""
+        del self.models[name]
+        self._tell(serving_pb2.WatchModelsResponse(deleted=name))
+
+    def add_revision(self, files: dict[str, bytes]) -> str:
+        """Stores a revision's files and returns its id."""
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            digest.update(name.encode() + b"\0" + files[name])
+        self.revisions[digest.hexdigest()] = files
+        return digest.hexdigest()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[ServingControlPlane]:
+        """Serves gRPC at `address` inside the block; may be entered again, like a restart."""
+        async with self._file_server():
+            server = grpc.aio.server()
+            serving_pb2_grpc.add_ServingServiceServicer_to_server(self, server)
+            server.add_insecure_port(self.address)
+            await server.start()
+            try:
+                yield self
+            finally:
+                await server.stop(None)
+                self._watchers.clear()
+
+    async def WatchModels(  # noqa: N802
+        self, request: serving_pb2.WatchModelsRequest, context: Context
+    ) -> AsyncIterator[serving_pb2.WatchModelsResponse]:
+        """Every model, `snapshot_complete`, then changes."""
+        await _check_token(context)
+        changes: asyncio.Queue[serving_pb2.WatchModelsResponse] = asyncio.Queue()
+        for model in self.models.values():
+            yield serving_pb2.WatchModelsResponse(upserted=model)
+        yield serving_pb2.WatchModelsResponse(snapshot_complete=True)
+        self._watchers.append(changes)
+        while True:
+            yield await changes.get()
+
+    async def GetRevision(  # noqa: N802
+        self, request: serving_pb2.GetRevisionRequest, context: Context
+    ) -> serving_pb2.GetRevisionResponse:
+        """The files of a revision; `announced` overrides what is said about one."""
+        await _check_token(context)
+        files = self.revisions.get(request.revision)
+        if files is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such revision")
+            raise AssertionError
+        return serving_pb2.GetRevisionResponse(
+            files=[
+                self.announced.get(
+                    name,
+                    serving_pb2.RevisionFile(
+                        path=name,
+                        size=len(content),
+                        sha256=hashlib.sha256(content).hexdigest(),
+                        url=f"{self._files_url}/{request.revision}/{name}",
+                    ),
+                )
+                for name, content in files.items()
+            ]
+        )
+
+    async def Authenticate(  # noqa: N802
+        self, request: serving_pb2.AuthenticateRequest, context: Context
+    ) -> serving_pb2.AuthenticateResponse:
+        """The project of a key."""
+        await _check_token(context)
+        self.authentications += 1
+        project = self.keys.get(request.api_key)
+        if project is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such key")
+            raise AssertionError
+        return serving_pb2.AuthenticateResponse(project_id=project, key_id=f"key-{project}")
+
+    def _tell(self, change: serving_pb2.WatchModelsResponse) -> None:
+        for watcher in self._watchers:
+            watcher.put_nowait(change)
+
+    @contextlib.asynccontextmanager
+    async def _file_server(self) -> AsyncIterator[None]:
+        async def file(request: Request) -> Response:
+            self.downloads += 1
+            content = self.revisions[request.path_params["revision"]].get(request.path_params["name"])
+            return Response(status_code=404) if content is None else Response(content)
+
+        async with serving(Starlette(routes=[Route("/{revision}/{name:path}", file)])) as url:
+            self._files_url = url
+            yield
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _check_token(context: Context) -> None:
+    sent = dict(context.invocation_metadata() or ()).get("authorization")
+    if sent != f"Bearer {SERVICE_TOKEN}":
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a gateway")
