@@ -18,7 +18,7 @@ from tunesmith_server.scheduling.reconciler import Reconciler
 from tunesmith_server.scheduling.scheduler import Scheduler
 
 _SCHEDULE_SECONDS = 1.0
-_RECONCILE_SECONDS = 2.0
+_RECONCILE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
