@@ -24,7 +24,9 @@ def default_cache_dir() -> Path:
 class Settings(BaseSettings):
     """Every setting of the control plane. Unset URLs are derived from `home`."""
 
-    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TUNESMITH_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     home: Path = Path("tunesmith-home")
     """Folder of the embedded database, objects, run folders and keys."""

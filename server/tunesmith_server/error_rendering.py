@@ -24,6 +24,7 @@ from tunesmith_server.errors import (
     NotFoundError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    Problem,
     QuotaExceededError,
     StorageFullError,
     TunesmithError,
@@ -32,6 +33,10 @@ from tunesmith_server.errors import (
 )
 
 ERROR_DOMAIN = "tunesmith"
+
+# gRPC drops a whole answer whose trailing metadata is over 8 KiB, base64 and all.
+_MAX_GRPC_MESSAGE = 1000
+_MAX_VIOLATIONS_BYTES = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +93,9 @@ def grpc_status(error: TunesmithError) -> status_pb2.Status:
         info.metadata["param"] = _clean(error.param)
     status = status_pb2.Status(code=rendering.grpc_code.value[0], message=_clean(error.message))
     status.details.append(_packed(info))
-    violations = _violations(error)
-    if violations:
-        status.details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+    request = _bad_request(error)
+    if request.field_violations:
+        status.details.append(_packed(request))
     if error.retry_after is not None:
         delay = duration_pb2.Duration(seconds=error.retry_after)
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
@@ -133,20 +138,19 @@ def _headers(error: TunesmithError, rendering: Rendering) -> dict[str, str]:
     return headers
 
 
-def _violations(error: TunesmithError) -> list[error_details_pb2.BadRequest.FieldViolation]:
-    violation = error_details_pb2.BadRequest.FieldViolation
-    if not error.problems:
-        if error.param is None or not isinstance(error, InvalidRequestError):
-            return []
-        return [violation(field=_clean(error.param), description=_clean(error.message), reason=error.code)]
-    return [
-        violation(
-            field=_clean(problem.param or (f"line {problem.line}" if problem.line else "")),
-            description=_clean(problem.message),
-            reason=problem.code,
-        )
-        for problem in error.problems
-    ]
+def _bad_request(error: TunesmithError) -> error_details_pb2.BadRequest:
+    """What is wrong field by field, as much of it as fits."""
+    problems = error.problems
+    if not problems and error.param is not None and isinstance(error, InvalidRequestError):
+        problems = (Problem(error.code, error.message, error.param),)
+    request = error_details_pb2.BadRequest()
+    for problem in problems:
+        field = problem.param or (f"line {problem.line}" if problem.line else "")
+        request.field_violations.add(field=_clean(field), description=_clean(problem.message), reason=problem.code)
+        if request.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            del request.field_violations[-1]
+            break
+    return request
 
 
 def _packed(message: Message) -> any_pb2.Any:
@@ -156,7 +160,7 @@ def _packed(message: Message) -> any_pb2.Any:
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text[:_MAX_GRPC_MESSAGE].encode("utf-8", "replace").decode("utf-8")
 
 
 def _path(error: Mapping[str, Any], body: object) -> str:

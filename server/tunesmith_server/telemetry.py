@@ -5,6 +5,7 @@ It must not know what a call does; keys, bodies and training text never reach a 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -21,7 +22,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith_server.error_rendering import http_response
-from tunesmith_server.errors import InternalError, InvalidRequestError, TunesmithError, UnavailableError
+from tunesmith_server.errors import (
+    InternalError,
+    InvalidRequestError,
+    StorageFullError,
+    TunesmithError,
+    UnavailableError,
+)
 from tunesmith_server.ids import new_id
 
 _log = logging.getLogger(__name__)
@@ -59,6 +66,8 @@ def unexpected(error: Exception, method: str, request_id: str) -> TunesmithError
         _log.warning("the database cannot hold a value of the request", extra={"fields": fields})
         return InvalidRequestError("invalid_value", "A text of the request has a character that cannot be stored.")
     _log.error("call failed unexpectedly", exc_info=error, extra={"fields": fields})
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError("storage_full", "The server's disk is full. Tell its operator.")
     if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
         return UnavailableError("database_unavailable", "The server's database cannot be reached. Try again later.")
     return InternalError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ def test_lines_are_json_with_their_fields(capsys: pytest.CaptureFixture[str]) ->
     assert (first["level"], first["message"], first["milliseconds"]) == ("info", "call answered", 12.3)
     assert (second["level"], second["request_id"]) == ("error", "req_2")
     assert "line 2" in second["exception"]
+
+
+def test_a_full_disk_is_told_apart_from_a_defect() -> None:
+    error = unexpected(OSError(errno.ENOSPC, "No space left on device"), "POST /v1/files", "req_1")
+    assert error.code == "storage_full"
 
 
 def test_only_harmless_request_ids_are_taken_over() -> None:

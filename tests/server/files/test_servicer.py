@@ -94,6 +94,13 @@ async def test_problems_of_a_file_are_field_violations(client: Client) -> None:
     assert [violation.description for violation in details.field_violations][1].startswith("Line 4 is not")
 
 
+async def test_a_thousand_problems_still_fit_into_an_answer(client: Client) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await client.upload(b"{\n" * 1000)
+    assert reason(raised.value) == "invalid_json"
+    assert "999 more problems" in str(raised.value.details())
+
+
 async def test_errors_carry_the_codes_of_rest(client: Client, core: Core) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await client.upload(ROW, purpose="batch")
