@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
     """Serves `spec` and records what a run reports. Objects lie below `root`, uploads below `root / "out"`.
 
     `commands` are handed out one per heartbeat once the run has reached the step that each is keyed with.
-    `forget_replies` makes that many heartbeats be recorded but answered with UNAVAILABLE.
+    `on_heartbeat` is called with each; `forget_replies` of them are recorded but answered with UNAVAILABLE.
     """
 
     def __init__(self, root: Path, spec: pb.TrainingSpec) -> None:
@@ -38,7 +38,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
         self.failed: pb.FailRunRequest | None = None
         self.fenced = False
         self.forget_replies = 0
-        self.beaten = threading.Event()
+        self.on_heartbeat: Callable[[pb.HeartbeatRequest], None] = lambda request: None
         self._server: grpc.Server | None = None
         self.port = 0
         self.http = _object_server(root)
@@ -81,7 +81,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
     def Heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatResponse:  # noqa: N802
         self._admit(context)
         self.heartbeats.setdefault(request.sequence, request)
-        self.beaten.set()
+        self.on_heartbeat(request)
         if self.forget_replies:
             self.forget_replies -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "the reply is lost")

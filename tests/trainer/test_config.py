@@ -1,0 +1,93 @@
+"""What "auto" becomes, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, check, learning_rate_at, resolve
+from tunesmith_trainer.errors import BadSpec
+
+AUTO = Wanted(full_weights=False, seed=1)
+SMOLLM2 = Facts(rows=500, longest=90, hidden_size=576, model_type="llama", max_context_length=8192)
+
+
+def numbers(rows: int = 500, **wanted: object) -> TrainingConfig:
+    return resolve(replace(AUTO, **wanted), replace(SMOLLM2, rows=rows))[0]  # type: ignore[arg-type]  # names are checked
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs"), [(10, 10), (3, 25), (33, 3), (34, 3), (500, 3), (8333, 3), (8334, 2), (12_501, 1), (90_000, 1)]
+)
+def test_epochs_follow_the_published_rule(rows: int, epochs: int) -> None:
+    assert numbers(rows).n_epochs == epochs
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(10, 2), (100, 4), (500, 16), (5000, 32), (90_000, 32)])
+def test_the_batch_leaves_enough_steps(rows: int, batch: int) -> None:
+    assert numbers(rows).batch_size == batch
+
+
+def test_a_batch_is_never_larger_than_the_data() -> None:
+    assert numbers(10, batch_size=256).batch_size == 10
+
+
+def test_the_learning_rate_follows_width_and_family() -> None:
+    llama_8b = replace(SMOLLM2, hidden_size=4096)
+    qwen_8b = replace(llama_8b, model_type="qwen3")
+    assert resolve(AUTO, llama_8b)[0].learning_rate == pytest.approx(2.86e-4, rel=0.01)
+    assert resolve(AUTO, qwen_8b)[0].learning_rate == pytest.approx(4.7e-4, rel=0.01)
+    assert numbers().learning_rate == 1e-3
+
+
+def test_full_weights_take_a_tenth_of_the_rate() -> None:
+    assert numbers(full_weights=True).learning_rate == pytest.approx(numbers().learning_rate / 10)
+
+
+def test_the_multiplier_multiplies() -> None:
+    assert numbers(learning_rate_multiplier=0.5).learning_rate == pytest.approx(5e-4)
+
+
+def test_the_rank_stays_within_what_serving_accepts() -> None:
+    assert numbers().lora_rank == 16
+    assert numbers(max_rank=8).lora_rank == 8
+
+
+def test_every_number_has_a_reason() -> None:
+    config, resolutions = resolve(AUTO, SMOLLM2)
+    names = [one.name for one in resolutions]
+    assert names == [
+        "n_epochs", "batch_size", "learning_rate", "warmup_steps", "context_length", "lora_rank", "lora_alpha"
+    ]  # fmt: skip
+    assert all(one.reason and one.value for one in resolutions)
+    assert config.total_steps == config.steps_per_pass * config.n_epochs
+
+
+@given(st.integers(1, 20_000), st.integers(1, 50))
+def test_the_schedule_rises_to_its_peak_and_falls_towards_zero(rows: int, epochs: int) -> None:
+    config = numbers(rows, n_epochs=epochs)
+    steps = sorted(
+        {1, config.warmup_steps, config.warmup_steps + 1, config.total_steps} & set(range(config.total_steps + 1))
+    )
+    rates = [learning_rate_at(config, step) for step in steps]
+    assert all(0 < rate <= config.learning_rate for rate in rates)
+    assert learning_rate_at(config, config.warmup_steps) == pytest.approx(config.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_epochs", 51),
+        ("batch_size", 0),
+        ("lora_rank", 64),
+        ("context_length", 9000),
+        ("learning_rate_multiplier", 0.0),
+        ("lora_alpha", float("inf")),
+    ],
+)
+def test_numbers_out_of_range_name_their_parameter(name: str, value: float) -> None:
+    wanted = replace(AUTO, max_rank=32, **{name: value})  # type: ignore[arg-type]  # names are checked
+    with pytest.raises(BadSpec) as refused:
+        check(wanted, max_context_length=8192)
+    assert refused.value.problems[0].param == f"hyperparameters.{name}"

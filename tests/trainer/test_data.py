@@ -1,0 +1,95 @@
+"""Rows: what is read, what is refused with its line number, and the order in which they are seen."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith_trainer.data import held_out_indices, indices_of_step, read_rows, steps_per_pass
+
+USER = {"role": "user", "content": "a"}
+
+
+def read_line(tmp_path: Path, value: object) -> tuple[list[object], list[str]]:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    rows, problems = read_rows(path, "training_file")
+    return list(rows), [problem.message for problem in problems]
+
+
+def test_chat_and_prompt_rows_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    chat = {"messages": [USER, {"role": "assistant", "content": "b", "weight": 0, "name": "n"}], "tools": [{"x": 1}]}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(chat).encode() + b'\r\n\n{"prompt": "p", "completion": "c"}\n')
+    rows, problems = read_rows(path, "training_file")
+
+    assert problems == []
+    assert [row.number for row in rows] == [1, 3]
+    assert rows[0].tools == [{"x": 1}]
+    assert rows[0].messages[1].weight == 0
+    assert rows[0].messages[1].wire() == {"name": "n", "role": "assistant", "content": "b"}
+    assert [(m.role, m.content, m.weight) for m in rows[1].messages] == [("user", "p", 0), ("assistant", "c", 1)]
+
+
+def test_text_parts_are_joined_and_tool_calls_need_no_text(tmp_path: Path) -> None:
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    rows, problems = read_rows(_write(tmp_path, {"messages": [parts, call]}), "training_file")
+
+    assert problems == []
+    assert [message.content for message in rows[0].messages] == ["ab", ""]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{",
+        "[" * 100_000,
+        [1],
+        {},
+        {"messages": []},
+        {"messages": "x"},
+        {"messages": ["x"]},
+        {"messages": [{"role": "boss", "content": "a"}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+        {"messages": [USER], "tools": "x"},
+        {"prompt": "a"},
+        {"prompt": 1, "completion": "b"},
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, value: object) -> None:
+    rows, messages = read_line(tmp_path, value)
+
+    assert rows == []
+    assert len(messages) == 1
+    assert messages[0].startswith("Row 1 ")
+
+
+@pytest.mark.parametrize(("rows", "held"), [(1, 0), (2, 1), (10, 1), (99, 9), (500, 50), (5000, 100)])
+def test_a_tenth_is_held_out_up_to_a_hundred(rows: int, held: int) -> None:
+    assert len(held_out_indices(rows, 1)) == held
+    assert held_out_indices(rows, 1) == held_out_indices(rows, 1)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31 - 1))
+def test_each_pass_sees_every_row_once(rows: int, batch: int, seed: int) -> None:
+    steps = steps_per_pass(rows, batch)
+    for first in (1, 1 + steps):
+        seen = [index for step in range(first, first + steps) for index in indices_of_step(rows, batch, seed, step)]
+        assert sorted(seen) == list(range(rows))
+
+
+def test_the_order_depends_on_pass_and_seed_only() -> None:
+    assert indices_of_step(50, 8, 1, 3) == indices_of_step(50, 8, 1, 3)
+    assert indices_of_step(50, 8, 1, 3) != indices_of_step(50, 8, 2, 3)
+    assert indices_of_step(50, 8, 1, 3) != indices_of_step(50, 8, 1, 3 + steps_per_pass(50, 8))
+
+
+def _write(tmp_path: Path, value: object) -> Path:
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(value))
+    return path

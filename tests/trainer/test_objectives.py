@@ -1,0 +1,112 @@
+"""The loss: what it must equal, however rows are laid out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tunesmith_trainer import lora
+from tunesmith_trainer.model import Hardware, load
+from tunesmith_trainer.objectives import score
+from tunesmith_trainer.packing import pack
+from tunesmith_trainer.rendering import Example
+
+FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
+
+
+def example(row: int, length: int, labelled_from: int) -> Example:
+    generator = np.random.default_rng(row)
+    labelled = np.arange(length) >= labelled_from
+    return Example(row, generator.integers(0, 200, length).astype(np.int32), labelled)
+
+
+EXAMPLES = [example(1, 30, 20), example(2, 12, 3), example(3, 55, 54), example(4, 21, 1)]
+
+
+@pytest.fixture(params=["lora", "full"])
+def model(request: pytest.FixtureRequest, base: Path) -> nn.Module:
+    made = load(base, FLOAT32)
+    if request.param == "lora":
+        lora.attach(made, rank=4, alpha=8, seed=1)
+        torch.manual_seed(2)
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if name.endswith("lora_B"):
+                    parameter.normal_(std=0.05)
+    return made
+
+
+def gradients(model: nn.Module, budget: int, examples: list[Example]) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    packs = pack(examples, budget)
+    labels = sum(len(batch.targets) for batch in packs)
+    total = 0.0
+    for batch in packs:
+        loss = score(model, batch).total / labels
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("budget", [256, 60])
+def test_packing_changes_neither_loss_nor_gradients(model: nn.Module, budget: int) -> None:
+    alone_loss, alone = gradients(model, 1, EXAMPLES)  # one row per micro-batch
+    packed_loss, packed = gradients(model, budget, EXAMPLES)
+
+    assert packed_loss == pytest.approx(alone_loss, rel=1e-5)
+    assert alone.keys() == packed.keys()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(packed[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_eight_rows_at_once_equal_eight_rows_one_by_one(model: nn.Module) -> None:
+    rows = [example(10 + index, 5 + 7 * index, 2 + 5 * index) for index in range(8)]  # very unequal label counts
+    one_by_one_loss, one_by_one = gradients(model, 1, rows)
+    at_once_loss, at_once = gradients(model, 4096, rows)
+
+    assert at_once_loss == pytest.approx(one_by_one_loss, rel=1e-5)
+    for name, gradient in one_by_one.items():
+        torch.testing.assert_close(at_once[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_labelled_tokens(base: Path) -> None:
+    model = load(base, FLOAT32)
+    reference = _reference_model(base)
+    losses = []
+    for one in EXAMPLES:
+        ids = torch.from_numpy(one.token_ids.astype(np.int64))
+        logits = reference(input_ids=ids[None]).logits[0, :-1]
+        wanted = torch.from_numpy(one.labelled[1:])
+        losses.append(functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="none"))
+    (batch,) = pack(EXAMPLES, 256)
+
+    torch.testing.assert_close(score(model, batch).losses, torch.cat(losses), rtol=1e-4, atol=1e-5)
+
+
+def test_a_document_does_not_see_its_neighbour(base: Path) -> None:
+    model = load(base, FLOAT32)
+    other_first = Example(1, (EXAMPLES[0].token_ids + 1).astype(np.int32), EXAMPLES[0].labelled)
+    second = []
+    for first in (EXAMPLES[0], other_first):
+        (batch,) = pack([first, EXAMPLES[1]], 256)
+        second.append(score(model, batch).losses[batch.label_counts[0] :])
+
+    assert torch.equal(second[0], second[1])  # not merely close: nothing may leak
+
+
+def test_half_precision_stays_near_single(base: Path) -> None:
+    (batch,) = pack(EXAMPLES, 256)
+    exact = score(load(base, FLOAT32), batch).total
+    half = score(load(base, Hardware(torch.device("cpu"), "bfloat16", 256, "compared")), batch).total
+
+    assert float(half.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+
+
+def _reference_model(base: Path) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()

@@ -1,0 +1,111 @@
+"""Rendering: the mask says exactly what a served model has to produce, stop token included."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import tiny_model
+from tunesmith_trainer.data import Message, Row
+from tunesmith_trainer.rendering import CannotRender, Example, Renderer
+
+STOP = 2  # <|im_end|>
+
+
+def row(*turns: tuple[str, str] | tuple[str, str, int], tools: list[object] | None = None) -> Row:
+    messages = tuple(Message(turn[0], turn[1], turn[2] if len(turn) == 3 else 1, {}) for turn in turns)
+    return Row(7, "training_file", messages, tools)
+
+
+def learnt(example: Example) -> str:
+    text: str = tiny_model.tokenizer().decode(example.token_ids[example.labelled])
+    return text
+
+
+@pytest.fixture
+def renderer() -> Renderer:
+    return Renderer(tiny_model.tokenizer(), [STOP])
+
+
+def test_the_answer_and_its_stop_token_are_learnt_and_nothing_else(renderer: Renderer) -> None:
+    example = renderer.render(row(("user", "Colour?"), ("assistant", "red")))
+
+    assert learnt(example) == "red<|im_end|>"
+    assert example.token_ids[example.labelled][-1] == STOP
+    assert not example.labelled[-1]  # the line feed behind the stop token is the template's
+
+
+def test_the_prompt_is_what_a_server_would_feed(renderer: Renderer) -> None:
+    example = renderer.render(row(("user", "Colour?"), ("assistant", "red")))
+    served = tiny_model.tokenizer().apply_chat_template(
+        [{"role": "user", "content": "Colour?"}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+
+    assert example.prompt_token_ids == served
+
+
+def test_every_weighted_answer_of_a_conversation_is_learnt(renderer: Renderer) -> None:
+    turns = row(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two", 0), ("assistant", "three"))
+
+    assert learnt(renderer.render(turns)) == "one<|im_end|>three<|im_end|>"
+
+
+def test_a_row_without_weighted_answers_learns_nothing(renderer: Renderer) -> None:
+    assert not renderer.render(row(("user", "a"), ("assistant", "one", 0))).labelled.any()
+
+
+def test_a_template_that_rewrites_history_is_refused_with_the_row() -> None:
+    forgetful = "{% for m in messages[-2:] %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
+    renderer = Renderer(tiny_model.tokenizer(forgetful), [STOP])
+    turns = row(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two"))
+
+    with pytest.raises(CannotRender) as refused:
+        renderer.render(turns)
+    assert (refused.value.problem.code, refused.value.problem.row) == ("label_boundary_split", 7)
+
+
+def test_a_template_without_a_stop_token_is_refused() -> None:
+    endless = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    endless += "{% if add_generation_prompt %}assistant: {% endif %}"
+
+    with pytest.raises(CannotRender) as refused:
+        Renderer(tiny_model.tokenizer(endless), [STOP]).render(row(("user", "a"), ("assistant", "one")))
+    assert refused.value.problem.code == "stop_token_missing"
+
+
+def test_two_begin_tokens_are_refused() -> None:
+    doubled = "<|im_start|>" + tiny_model.CHATML
+    with pytest.raises(CannotRender) as refused:
+        Renderer(tiny_model.tokenizer(doubled), [STOP]).render(row(("user", "a"), ("assistant", "one")))
+    assert refused.value.problem.code == "double_bos"
+
+
+def test_a_template_that_raises_names_the_row() -> None:
+    strict = "{{ raise_exception('no') }}"
+    with pytest.raises(CannotRender) as refused:
+        Renderer(tiny_model.tokenizer(strict), [STOP]).render(row(("user", "a"), ("assistant", "one")))
+    assert refused.value.problem.code == "template_refused_row"
+
+
+def test_without_a_chat_template_prompt_and_completion_are_plain_text() -> None:
+    renderer = Renderer(tiny_model.tokenizer(None), [STOP])
+    example = renderer.render(row(("user", "2+2="), ("assistant", "4")))
+
+    assert tiny_model.tokenizer().decode(example.token_ids) == "<|im_start|>2+2=4<|im_end|>"
+    assert learnt(example) == "4<|im_end|>"
+
+
+def test_special_tokens_inside_texts_are_found(renderer: Renderer) -> None:
+    assert renderer.special_tokens_in(row(("user", "say <|im_end|>"), ("assistant", "no"))) == ["<|im_end|>"]
+
+
+def test_smollm2_renders_with_its_own_system_prompt(smollm2: Path) -> None:
+    from tunesmith_trainer.rendering import load_tokenizer
+
+    tokenizer = load_tokenizer(smollm2)
+    example = Renderer(tokenizer, [STOP]).render(row(("user", "Hi"), ("assistant", "Hello")))
+    text = tokenizer.decode(example.token_ids)  # type: ignore[attr-defined]  # only this test decodes
+
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    )
