@@ -130,7 +130,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await process.wait()
             except TimeoutError:
                 _log.warning("the gateway did not stop in time and is killed")
                 process.kill()

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 from collections import deque
@@ -43,6 +44,8 @@ _log = logging.getLogger(__name__)
 _LOCK_POLL_SECONDS = 0.2
 _STOP_SECONDS = 5.0
 _SHOWN_ERROR_CHARACTERS = 500
+# Time, level and logger before the importer's sentence.
+_LOG_PREFIX = re.compile(r"^\S+ \S+ [A-Z]+ [\w.]+ ")
 
 
 class ImportFailedError(Exception):
@@ -136,9 +139,7 @@ class BaseModelCache:
             await _stop(process)
             raise
         if code != 0:
-            said = code > 0 and last_words
-            reason = last_words[0][:_SHOWN_ERROR_CHARACTERS] if said else f"the importer ended with status {code}."
-            raise ImportFailedError(f"{source} could not be imported: {reason}")
+            raise ImportFailedError(f"{source} could not be imported: {_reason(code, last_words)}")
         try:
             revision = json.loads(output)["revision"]
         except (ValueError, KeyError, TypeError) as error:
@@ -212,11 +213,18 @@ async def _relay(stream: asyncio.StreamReader, progress: Progress, last_words: d
             progress(text)
 
 
+def _reason(code: int, last_words: deque[str]) -> str:
+    if code > 0 and last_words:
+        return _LOG_PREFIX.sub("", last_words[0])[:_SHOWN_ERROR_CHARACTERS]
+    return f"the importer ended with status {code}."
+
+
 async def _stop(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
         except TimeoutError:
             process.kill()
 

@@ -81,7 +81,9 @@ class ChangeFeed:
                 complete = True
                 yield SnapshotComplete()
             try:
-                await asyncio.wait_for(news.wait(), POLL_SECONDS)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(POLL_SECONDS):
+                    await news.wait()
             except TimeoutError:
                 continue
 

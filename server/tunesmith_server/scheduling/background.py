@@ -84,6 +84,8 @@ async def _repeat(step: Callable[[], Awaitable[None]], seconds: float, woken: as
             # One bad pass must not end all later ones; the next pass starts from what is stored.
             _log.exception("a scheduling pass failed; the next one follows")
         try:
-            await asyncio.wait_for(woken.wait(), seconds)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                await woken.wait()
         except TimeoutError:
             continue

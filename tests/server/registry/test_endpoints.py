@@ -1,0 +1,91 @@
+"""The REST routes of models speak OpenAI's shapes, also for ids with slashes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.support.artifacts import publish_base_model
+from tests.support.registry import publish_tuned_model
+from tunesmith_server.auth import Authenticator, Principal
+from tunesmith_server.core import Core
+from tunesmith_server.http_app import create_http_app
+from tunesmith_server.registry.endpoints import create_router
+from tunesmith_server.registry.service import RegistryService
+
+TUNED = "ft:toy-base:default:mine:aaaaaaaa"
+
+
+class Keys:
+    """Every key belongs to the project of its name."""
+
+    async def find_principal(self, key: str) -> Principal | None:
+        return Principal(project_id=key, key_id="key_1")
+
+
+@pytest.fixture
+async def client(core: Core) -> AsyncIterator[httpx.AsyncClient]:
+    base_revision = await publish_base_model(core, "org/model")
+    await publish_tuned_model(core, TUNED, base_revision)
+    app = create_http_app(core, Authenticator(Keys(), core.signer), [create_router(RegistryService(core))])
+    headers = {"Authorization": "Bearer default"}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as made:
+        yield made
+
+
+async def test_models_are_listed(client: httpx.AsyncClient, core: Core) -> None:
+    answer = await client.get("/v1/models")
+
+    created = int(core.clock())
+    assert answer.json() == {
+        "object": "list",
+        "data": [
+            {"id": TUNED, "object": "model", "created": created, "owned_by": "default"},
+            {"id": "toy-base", "object": "model", "created": created, "owned_by": "tunesmith"},
+            {"id": "org/model", "object": "model", "created": created, "owned_by": "tunesmith"},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(TUNED, TUNED), ("org%2Fmodel", "org/model"), ("org/model", "org/model"), ("toy-base", "toy-base")],
+)
+async def test_a_model_is_read(client: httpx.AsyncClient, path: str, name: str) -> None:
+    answer = await client.get(f"/v1/models/{path}")
+
+    assert (answer.status_code, answer.json()["id"]) == (200, name)
+
+
+async def test_a_model_is_deleted(client: httpx.AsyncClient) -> None:
+    answer = await client.delete(f"/v1/models/{TUNED}")
+
+    assert answer.json() == {"id": TUNED, "object": "model", "deleted": True}
+    gone = await client.get(f"/v1/models/{TUNED}")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("path", ["toy-base", "org%2Fmodel"])
+async def test_a_base_model_is_not(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.delete(f"/v1/models/{path}")
+
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "base_model_not_deletable"
+
+
+async def test_other_projects_do_not_see_it(client: httpx.AsyncClient) -> None:
+    answer = await client.get(f"/v1/models/{TUNED}", headers={"Authorization": "Bearer other"})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "model")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/models"), ("GET", "/v1/models/x"), ("DELETE", "/v1/models/x")]
+)
+async def test_a_key_is_needed(client: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await client.request(method, path, headers={"Authorization": ""})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "missing_api_key")

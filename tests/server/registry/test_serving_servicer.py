@@ -1,0 +1,165 @@
+"""Both gRPC services of the registry, called over a real channel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from tests.support.artifacts import publish_base_model
+from tests.support.registry import publish_tuned_model
+from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc, serving_pb2, serving_pb2_grpc
+from tunesmith_server.auth import Authenticator, Principal
+from tunesmith_server.core import Core
+from tunesmith_server.grpc_app import create_grpc_server
+from tunesmith_server.registry.service import RegistryService
+from tunesmith_server.registry.servicer import ModelsServicer
+from tunesmith_server.registry.serving_servicer import ServingServicer
+
+TUNED = "ft:toy-base:default:mine:aaaaaaaa"
+GATEWAY = (("authorization", "Bearer gateway-token"),)
+USER = (("authorization", "Bearer good"),)
+
+
+class Keys:
+    """Knows one key."""
+
+    async def find_principal(self, key: str) -> Principal | None:
+        return Principal(project_id="default", key_id="key_1") if key == "good" else None
+
+
+@pytest.fixture
+def registry(core: Core) -> RegistryService:
+    return RegistryService(core)
+
+
+@pytest.fixture
+async def channel(core: Core, registry: RegistryService) -> AsyncIterator[grpc.aio.Channel]:
+    authenticator = Authenticator(Keys(), core.signer, "gateway-token")
+    serving, models = ServingServicer(registry, authenticator), ModelsServicer(registry, authenticator)
+    server = create_grpc_server(
+        {
+            "tunesmith.registry.v1.ServingService": (
+                lambda made: serving_pb2_grpc.add_ServingServiceServicer_to_server(serving, made)
+            ),
+            "tunesmith.registry.v1.ModelsService": (
+                lambda made: models_pb2_grpc.add_ModelsServiceServicer_to_server(models, made)
+            ),
+        }
+    )
+    port = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as made:
+        yield made
+    registry.changes.close()
+    await server.stop(0)
+
+
+def serving_stub(channel: grpc.aio.Channel) -> Any:
+    return serving_pb2_grpc.ServingServiceStub(channel)
+
+
+def models_stub(channel: grpc.aio.Channel) -> Any:
+    return models_pb2_grpc.ModelsServiceStub(channel)
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    details = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    status_pb2.Status.FromString(bytes(details)).details[0].Unpack(info)
+    return str(info.reason)
+
+
+async def test_a_gateway_follows_the_registry(core: Core, registry: RegistryService, channel: grpc.aio.Channel) -> None:
+    base_revision = await publish_base_model(core, "alias")
+    revision = await publish_tuned_model(core, TUNED, base_revision)
+
+    watch = serving_stub(channel).WatchModels(serving_pb2.WatchModelsRequest(), metadata=GATEWAY, timeout=30)
+    snapshot = [await watch.read() for _ in range(4)]
+
+    assert [change.upserted.name for change in snapshot] == ["alias", "toy-base", TUNED, ""]
+    assert snapshot[0].upserted.kind == serving_pb2.SERVABLE_KIND_BASE
+    assert snapshot[2].upserted == serving_pb2.ServableModel(
+        name=TUNED,
+        project_id="default",
+        kind=serving_pb2.SERVABLE_KIND_ADAPTER,
+        revision=revision,
+        base_model_id="toy-base",
+        base_revision=base_revision,
+        created=int(core.clock()),
+    )
+    assert snapshot[3].snapshot_complete
+    await models_stub(channel).DeleteModel(models_pb2.DeleteModelRequest(id=TUNED), metadata=USER)
+    assert (await watch.read()).deleted == TUNED
+    registry.changes.close()
+    assert await watch.read() == grpc.aio.EOF
+
+
+async def test_a_gateway_gets_the_files_of_tuned_and_base_revisions(core: Core, channel: grpc.aio.Channel) -> None:
+    base_revision = await publish_base_model(core)
+    revision = await publish_tuned_model(core, TUNED, base_revision)
+    stub = serving_stub(channel)
+
+    tuned = await stub.GetRevision(serving_pb2.GetRevisionRequest(revision=revision), metadata=GATEWAY)
+    base = await stub.GetRevision(serving_pb2.GetRevisionRequest(revision=base_revision), metadata=GATEWAY)
+
+    assert [(file.path, file.size, file.sha256) for file in tuned.files] == [("adapter_model.safetensors", 5, revision)]
+    assert tuned.files[0].url.startswith("http://")
+    assert [file.path for file in base.files] == ["config.json", "model.safetensors"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetRevision(serving_pb2.GetRevisionRequest(revision="0" * 64), metadata=GATEWAY)
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.NOT_FOUND, "revision_not_found")
+
+
+async def test_a_gateway_learns_whose_a_key_is(channel: grpc.aio.Channel) -> None:
+    stub = serving_stub(channel)
+
+    answer = await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="good"), metadata=GATEWAY)
+
+    assert (answer.project_id, answer.key_id) == ("default", "key_1")
+    for key in ("bad", "", "good\nx"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key=key), metadata=GATEWAY)
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("metadata", [(), USER])
+async def test_only_gateways_may_ask(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+    stub = serving_stub(channel)
+    calls = [
+        stub.GetRevision(serving_pb2.GetRevisionRequest(revision="0" * 64), metadata=metadata),
+        stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="good"), metadata=metadata),
+        stub.WatchModels(serving_pb2.WatchModelsRequest(), metadata=metadata).read(),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_user_lists_reads_and_deletes(core: Core, channel: grpc.aio.Channel) -> None:
+    base_revision = await publish_base_model(core, "org/model")
+    await publish_tuned_model(core, TUNED, base_revision)
+    stub = models_stub(channel)
+
+    listed = await stub.ListModels(models_pb2.ListModelsRequest(), metadata=USER)
+    alias = await stub.GetModel(models_pb2.GetModelRequest(id="org/model"), metadata=USER)
+    deleted = await stub.DeleteModel(models_pb2.DeleteModelRequest(id=TUNED), metadata=USER)
+
+    assert [(model.id, model.owned_by) for model in listed.models] == [
+        (TUNED, "default"),
+        ("toy-base", "tunesmith"),
+        ("org/model", "tunesmith"),
+    ]
+    assert (alias.model.id, alias.model.created) == ("org/model", int(core.clock()))
+    assert deleted.id == TUNED
+    for name, expected in ((TUNED, "model_not_found"), ("toy-base", "base_model_not_deletable")):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.DeleteModel(models_pb2.DeleteModelRequest(id=name), metadata=USER)
+        assert reason(caught.value) == expected
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ListModels(models_pb2.ListModelsRequest())
+    assert reason(caught.value) == "missing_api_key"

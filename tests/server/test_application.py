@@ -1,0 +1,102 @@
+"""Everything that the contract promises is wired to both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import httpx
+import pytest
+from fastapi import FastAPI
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.architecture.source_tree import ROOT
+from tests.support.artifacts import BASE_SHAPES, safetensors_bytes
+from tests.support.core import open_core
+from tests.support.fake_importer import write_fake_importer
+from tunesmith_server.application import Application
+from tunesmith_server.inference_proxy import InferenceProxy
+
+ROUTES = {
+    "DELETE /v1/files/{file_id}",
+    "DELETE /v1/models/{model}",
+    "GET /v1/files",
+    "GET /v1/files/{file_id}",
+    "GET /v1/files/{file_id}/content",
+    "GET /v1/fine_tuning/jobs",
+    "GET /v1/fine_tuning/jobs/{job_id}",
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints",
+    "GET /v1/fine_tuning/jobs/{job_id}/events",
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/files",
+    "POST /v1/fine_tuning/jobs",
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel",
+}
+
+
+@pytest.fixture
+async def application(tmp_path: Path) -> AsyncIterator[Application]:
+    python = write_fake_importer(tmp_path, safetensors_bytes(BASE_SHAPES))
+    catalogue = tmp_path / "base_models.yaml"
+    catalogue.write_text("- {id: toy, source: 'toy:fine'}\n")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    settings = {"trainer_python": python, "base_models": catalogue, "cache_dir": cache}
+    async with open_core(tmp_path / "home", None, **settings) as core:
+        made = Application(core, InferenceProxy("", reason_for_none="Inference is off."))
+        await made.start()
+        yield made
+        await made.stop()
+
+
+def routes(app: FastAPI) -> set[str]:
+    paths = app.openapi()["paths"]
+    return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+
+
+async def served(application: Application) -> set[str]:
+    port = await application.grpc.start("127.0.0.1:0")
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answer = await stub.ServerReflectionInfo(iter([request])).read()
+    await application.grpc.stop(0)
+    return {service.name for service in answer.list_services_response.service}
+
+
+async def test_every_route_of_the_contract_is_there(application: Application) -> None:
+    assert routes(application.http) >= ROUTES
+
+
+async def test_every_service_of_the_contract_is_there(application: Application) -> None:
+    promised = set()
+    for file in (ROOT / "proto/tunesmith").rglob("*.proto"):
+        text = file.read_text()
+        package = re.findall(r"^package (\S+);", text, re.MULTILINE)[0]
+        promised |= {f"{package}.{name}" for name in re.findall(r"^service (\w+)", text, re.MULTILINE)}
+
+    assert await served(application) >= promised
+
+
+async def test_a_start_makes_the_key_and_imports_the_base_model(application: Application, tmp_path: Path) -> None:
+    headers = {"Authorization": f"Bearer {(tmp_path / 'home' / 'api_key').read_text().strip()}"}
+    transport = httpx.ASGITransport(application.http)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        async with asyncio.timeout(30):
+            while (await client.get("/v1/models/toy")).status_code != 200:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.05)
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        assert (await client.post("/v1/completions", json={})).json()["error"]["code"] == "inference_disabled"
+
+
+async def test_a_stop_leaves_no_task_behind(application: Application) -> None:
+    await application.stop()
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
