@@ -126,7 +126,7 @@ class FineTuneRow(Base):
     requested: Mapped[JsonObject]
     """weights and n_epochs, batch_size, learning_rate_multiplier, lora_rank, lora_alpha; a number absent means auto."""
     resolved: Mapped[JsonObject | None]
-    """The same with every number set, plus context_length, learning_rate, total_steps; after preflight."""
+    """The same, every number set, plus context_length, learning_rate, total_steps, base_revision; after preflight."""
     user_metadata: Mapped[JsonObject | None]
     integrations: Mapped[list[Any] | None]
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
@@ -42,44 +43,18 @@ async def commit_checkpoint(
     async with core.database.read() as session:
         job = await owned(session, identity)
         known = await repository.find_checkpoint(session, job.id, request.step)
-        base = await registry_repository.find_base_model(session, job.base_model_id)
     if known is not None:
         return known.model_name
     if job.state not in _TRAINING_STATES or request.step < 1:
         raise InvalidRequestError("invalid_checkpoint", "Only a training run has checkpoints, from step 1 on.")
-    kind = deliveries.checked_artifact(request.artifact, job.requested["weights"])
-    prefix = f"{attempt_prefix(identity)}/{request.artifact.prefix}"
-    training_state = deliveries.checked_files(request.artifact.training_state)
-    await deliveries.require_stored(core.store, prefix, training_state)
-    revision = await registry.promote(
-        kind=kind,
-        prefix=prefix,
-        files=deliveries.checked_files(request.artifact.files),
-        base_model_id=job.base_model_id,
-        base_revision=(base.revision if base else None) or "",
-        max_lora_rank=core.settings.max_lora_rank,
-    )
-    name = f"{model_name(job)}:ckpt-step-{request.step}"
-    now = int(core.clock())
-    row = CheckpointRow(
-        id=new_id("ftckpt_"),
-        job_id=job.id,
-        step=request.step,
-        epoch=identity.epoch,
-        prefix=prefix,
-        training_state=[asdict(file) for file in training_state],
-        revision=revision.id,
-        model_name=name,
-        metrics=reports.public_metrics(request.metrics) | {"step": request.step},
-        created_at=now,
-    )
+    revision, row = await _verified_checkpoint(core, registry, identity, job, request)
     try:
         await _write_checkpoint(core, identity, job, revision, row)
     except IntegrityError:
         # The same call, repeated while the first one was still verifying, has been faster.
-        return name
+        return row.model_name
     registry.changes.announce()
-    return name
+    return row.model_name
 
 
 async def complete_training(
@@ -115,6 +90,42 @@ def model_name(job: FineTuneRow) -> str:
     return f"ft:{job.base_model_id}:{job.project_id}:{job.suffix or ''}:{job.name_id}"
 
 
+async def _verified_checkpoint(
+    core: Core,
+    registry: RegistryService,
+    identity: AttemptIdentity,
+    job: FineTuneRow,
+    request: pb.CommitCheckpointRequest,
+) -> tuple[Revision, CheckpointRow]:
+    kind = deliveries.checked_artifact(request.artifact, job.requested["weights"])
+    prefix = f"{attempt_prefix(identity)}/{request.artifact.prefix}"
+    training_state = deliveries.checked_files(request.artifact.training_state)
+    await deliveries.require_stored(core.store, prefix, training_state)
+    revision = await registry.promote(
+        kind=kind,
+        prefix=prefix,
+        files=deliveries.checked_files(request.artifact.files),
+        base_model_id=job.base_model_id,
+        base_revision=job.resolved["base_revision"] if job.resolved else "",
+        max_lora_rank=core.settings.max_lora_rank,
+    )
+    name = f"{model_name(job)}:ckpt-step-{request.step}"
+    now = int(core.clock())
+    row = CheckpointRow(
+        id=new_id("ftckpt_"),
+        job_id=job.id,
+        step=request.step,
+        epoch=identity.epoch,
+        prefix=prefix,
+        training_state=[asdict(file) for file in training_state],
+        revision=revision.id,
+        model_name=name,
+        metrics=reports.public_metrics(request.metrics) | {"step": request.step},
+        created_at=now,
+    )
+    return revision, row
+
+
 async def _write_checkpoint(
     core: Core, identity: AttemptIdentity, job: FineTuneRow, revision: Revision, row: CheckpointRow
 ) -> None:
@@ -142,50 +153,61 @@ async def _write_success(
     results: Sequence[ManifestFile],
 ) -> str:
     now = int(core.clock())
-    cancelled = False
     async with core.database.write() as session:
         job = await owned(session, identity)
-        name = model_name(job)
-        if job.cancel_requested:
-            cancelled = await finish_cancelled(session, job, identity.attempt_id, now) is not None
+        cancelled = job.cancel_requested
+        if cancelled:
+            await finish_cancelled(session, job, identity.attempt_id, now)
         else:
-            rows = [_result_file(job, attempt_prefix(identity), file, now) for file in results]
-            changes = {
-                "lease_token": None,
-                "lease_expires_at": None,
-                "fine_tuned_model": name,
-                "revision": revision_id,
-                "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
-                "result_file_ids": [row.id for row in rows],
-                "trained_tokens": request.trained_tokens,
-                "finished_at": now,
-            }
-            lines = [events.model_created(name), events.completed()]
-            if not await jobs.transition(
-                session,
-                job.id,
-                _TRAINING_STATES,
-                State.SUCCEEDED,
-                lease=identity.attempt_id,
-                now=now,
-                events=lines,
-                changes=changes,
-            ):
-                raise FencedError
-            for row in rows:
-                await files.insert(session, row)
-            await registry_repository.publish_model(
-                session,
-                name=name,
-                project_id=job.project_id,
-                job_id=job.id,
-                revision_id=revision_id,
-                checkpoint=False,
-                now=now,
-            )
+            await _succeed(session, job, identity, request, revision_id, results, now)
     if cancelled:
         raise FencedError
-    return name
+    return model_name(job)
+
+
+async def _succeed(
+    session: AsyncSession,
+    job: FineTuneRow,
+    identity: AttemptIdentity,
+    request: pb.CompleteTrainingRequest,
+    revision_id: str,
+    results: Sequence[ManifestFile],
+    now: int,
+) -> None:
+    name = model_name(job)
+    rows = [_result_file(job, attempt_prefix(identity), file, now) for file in results]
+    changes = {
+        "lease_token": None,
+        "lease_expires_at": None,
+        "fine_tuned_model": name,
+        "revision": revision_id,
+        "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
+        "result_file_ids": [row.id for row in rows],
+        "trained_tokens": request.trained_tokens,
+        "finished_at": now,
+    }
+    if not await jobs.transition(
+        session,
+        job.id,
+        _TRAINING_STATES,
+        State.SUCCEEDED,
+        lease=identity.attempt_id,
+        now=now,
+        events=[events.model_created(name), events.completed()],
+        changes=changes,
+    ):
+        raise FencedError
+    for row in rows:
+        await files.insert(session, row)
+    await registry_repository.publish_model(
+        session,
+        name=name,
+        project_id=job.project_id,
+        job_id=job.id,
+        revision_id=revision_id,
+        checkpoint=False,
+        now=now,
+    )
 
 
 def _result_file(job: FineTuneRow, prefix: str, file: ManifestFile, now: int) -> FileRow:

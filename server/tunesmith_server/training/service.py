@@ -13,7 +13,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FileRow, FineTuneRow
-from tunesmith_server.errors import FencedError
+from tunesmith_server.errors import FencedError, UnavailableError
 from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
@@ -125,9 +125,8 @@ class TrainingService:
     async def _build_spec(
         self, identity: AttemptIdentity, job: FineTuneRow, training_file: FileRow, validation_file: FileRow | None
     ) -> pb.TrainingSpec:
-        base_files = await self._registry.base_model_files(job.base_model_id)
         async with self._core.database.read() as session:
-            base = await registry_repository.find_base_model(session, job.base_model_id)
+            base_revision = await _base_revision(session, job)
             newest = await repository.list_checkpoints(session, job.id, limit=1)
             checkpoint = newest[0] if newest else None
             revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
@@ -135,8 +134,8 @@ class TrainingService:
             job=job,
             training_file=training_file,
             validation_file=validation_file,
-            base_revision=(base.revision if base else None) or "",
-            base_files=base_files,
+            base_revision=base_revision,
+            base_files=await self._registry.revision_files(base_revision),
             checkpoint=checkpoint,
             checkpoint_files=[*revision.files, *checkpoint.training_state] if checkpoint and revision else [],
         )
@@ -186,7 +185,8 @@ class TrainingService:
             "lease_token": None,
             "lease_expires_at": None,
             "progress": None,
-            "resolved": reports.resolved(request, job.requested),
+            "resolved": reports.resolved(request, job.requested)
+            | {"base_revision": await _base_revision(session, job)},
         }
         if not await jobs.transition(
             session,
@@ -202,6 +202,17 @@ class TrainingService:
 
     def _now(self) -> int:
         return int(self._core.clock())
+
+
+async def _base_revision(session: AsyncSession, job: FineTuneRow) -> str:
+    """The base model's revision, the same one from preflight to the last attempt, whatever is imported meanwhile."""
+    if job.resolved is not None:
+        return str(job.resolved["base_revision"])
+    base = await registry_repository.find_base_model(session, job.base_model_id)
+    if base is None or base.revision is None:
+        message = f"The base model {job.base_model_id} is not imported yet. Try again in a moment."
+        raise UnavailableError("base_model_importing", message)
+    return base.revision
 
 
 def _missing_param(job: FineTuneRow, training_file: FileRow | None, validation_file: FileRow | None) -> str | None:
