@@ -186,7 +186,7 @@ def _training_file(plan: Plan) -> Path:
 
 def _print_result(report: Report, plan: Plan) -> None:
     print(f"\nThe first {SHOWN} of {len(report.comparisons)} held-out rows")
-    width = max(40, min(160, shutil.get_terminal_size().columns) - 12)
+    width = max(40, min(160, shutil.get_terminal_size((120, 24)).columns) - 12)
     for row in report.comparisons[:SHOWN]:
         print(f"\n  message   {_short(row.message, width)}\n  expected  {_short(row.expected, width)}")
         for name, answer in (("base", row.base), ("tuned", row.tuned)):
