@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,4 +46,6 @@ def postgres() -> Iterator[PostgresServer]:
                 connection.execute("SELECT pg_reload_conf()")
             yield PostgresServer(url)
         finally:
+            # At once: an orderly stop would first write out data that is thrown away.
+            os.kill(server.get_pid(), signal.SIGQUIT)
             server.cleanup()
