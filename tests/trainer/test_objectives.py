@@ -46,7 +46,7 @@ def gradients(model: nn.Module, budget: int, examples: list[Example]) -> tuple[f
     total = 0.0
     for batch in packs:
         loss = score(model, batch).total / labels
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
         total += float(loss.detach())
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
