@@ -16,6 +16,7 @@ assert not any(name.startswith(("TUNESMITH_", "AWS_")) for name in os.environ), 
 source, cache = arguments["--source"], pathlib.Path(arguments["--cache-dir"])
 with open(cache / "imports.log", "a") as log:
     log.write(source + "\\n")
+print("bar \\r" * 50_000, end="", file=sys.stderr)
 print("reading " + source, file=sys.stderr, flush=True)
 if source == "toy:broken":
     sys.exit("2026-01-01 00:00:00,000 ERROR tunesmith_trainer.__main__ The source is broken.")

@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _LOCK_POLL_SECONDS = 0.2
 _STOP_SECONDS = 5.0
+_CHUNK_BYTES = 65536
 _SHOWN_ERROR_CHARACTERS = 500
 # Time, level and logger before the importer's sentence.
 _LOG_PREFIX = re.compile(r"^\S+ \S+ [A-Z]+ [\w.]+ ")
@@ -195,22 +196,34 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 def _importer_environment() -> dict[str, str]:
     # The importer reads files and perhaps the hub; this server's own secrets are no business of its.
-    return {name: value for name, value in os.environ.items() if not name.startswith(("TUNESMITH_", "AWS_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TUNESMITH_", "AWS_"))}
+    return kept | {"TQDM_DISABLE": "1"}
 
 
 async def _last_line(stream: asyncio.StreamReader) -> bytes:
     last = b""
-    async for line in stream:
-        last = line.strip() or last
+    async for line in _lines(stream):
+        last = line or last
     return last
 
 
 async def _relay(stream: asyncio.StreamReader, progress: Progress, last_words: deque[str]) -> None:
-    async for line in stream:
-        text = line.decode(errors="replace").strip()
+    async for line in _lines(stream):
+        text = line.decode(errors="replace")
         if text:
             last_words.append(text)
             progress(text)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of any length, cut to their last part: a progress bar rewrites its line and may never end it."""
+    rest = b""
+    while chunk := await stream.read(_CHUNK_BYTES):
+        *whole, rest = (rest + chunk).split(b"\n")
+        rest = rest[-_CHUNK_BYTES:]
+        for line in whole:
+            yield line.strip().rpartition(b"\r")[2]
+    yield rest.strip().rpartition(b"\r")[2]
 
 
 def _reason(code: int, last_words: deque[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunesmith_server.db.session import Database
 from tunesmith_server.db.tables import BaseModelRow, ModelRow, RevisionRow
@@ -47,6 +47,21 @@ class SnapshotComplete:
 Change = Servable | Deleted | SnapshotComplete
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What one follower has been told."""
+
+    version: int = 0
+    base_names: dict[str, set[str]] = field(default_factory=dict)
+    """Names of base models that can be served, by id."""
+    importing: set[str] = field(default_factory=set)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the installation is still importing the first base model that it will serve."""
+        return bool(self.importing) and not any(self.base_names.values())
+
+
 class ChangeFeed:
     """Lets any number of gateways follow the registry."""
 
@@ -66,18 +81,18 @@ class ChangeFeed:
         self.announce()
 
     async def follow(self) -> AsyncIterator[Change]:
-        """All that may be served, SnapshotComplete, then changes for ever (until `close`)."""
-        base_names: dict[str, set[str]] = {}
-        seen = 0
+        """All that may be served, SnapshotComplete, then changes for ever (until `close`).
+
+        On a fresh installation the snapshot is complete only when the first base model has been imported or cannot
+        be: until then nobody can say that a name does not exist.
+        """
+        seen = _Seen()
         complete = False
         while not self._closed:
             news = self._news
-            seen, changes = await self._read(seen, base_names)
-            for change in changes:
-                # A snapshot has no use for what was deleted before it.
-                if complete or isinstance(change, Servable):
-                    yield change
-            if not complete:
+            for change in await self._read(seen):
+                yield change
+            if not complete and not seen.is_fresh:
                 complete = True
                 yield SnapshotComplete()
             try:
@@ -87,27 +102,31 @@ class ChangeFeed:
             except TimeoutError:
                 continue
 
-    async def _read(self, seen: int, base_names: dict[str, set[str]]) -> tuple[int, list[Change]]:
+    async def _read(self, seen: _Seen) -> list[Change]:
         async with self._database.read() as session:
             # The bound is read first: what is committed later has a higher number and is left for the next round.
-            upto = await repository.current_version(session)
-            if upto == seen:
-                return seen, []
+            after, upto = seen.version, await repository.current_version(session)
+            if upto == after:
+                return []
             numbered: list[tuple[int, list[Change]]] = [
-                (row.version, list(_base_changes(row, base_names)))
-                for row in await repository.changed_base_models(session, seen, upto)
+                (row.version, list(_base_changes(row, seen)))
+                for row in await repository.changed_base_models(session, after, upto)
             ]
-            tuned = await repository.changed_models(session, seen, upto)
-        numbered += [(row.version, [_tuned_change(row, revision)]) for row, revision in tuned]
+            tuned = await repository.changed_models(session, after, upto)
+        # A snapshot has no use for what was deleted before it.
+        wanted = [(row, revision) for row, revision in tuned if after or row.deleted_at is None]
+        numbered += [(row.version, [_tuned_change(row, revision)]) for row, revision in wanted]
         numbered.sort(key=lambda item: item[0])
-        return upto, [change for _, changes in numbered for change in changes]
+        seen.version = upto
+        return [change for _, changes in numbered for change in changes]
 
 
-def _base_changes(row: BaseModelRow, base_names: dict[str, set[str]]) -> Iterator[Change]:
+def _base_changes(row: BaseModelRow, seen: _Seen) -> Iterator[Change]:
     names = {row.id, *row.aliases} if row.state == repository.READY and row.revision else set()
-    for name in sorted(base_names.get(row.id, set()) - names):
+    for name in sorted(seen.base_names.get(row.id, set()) - names):
         yield Deleted(name)
-    base_names[row.id] = names
+    seen.base_names[row.id] = names
+    (seen.importing.add if row.state == repository.IMPORTING else seen.importing.discard)(row.id)
     for name in sorted(names):
         yield Servable(
             name=name,

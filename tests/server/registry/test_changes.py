@@ -141,3 +141,27 @@ async def test_models_of_every_project_are_in_the_feed(core: Core) -> None:
     found = await take(RegistryService(core).changes.follow(), 3)
 
     assert [change.project_id for change in found if isinstance(change, Servable)] == [None, "other"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_fresh_installation_is_complete_once_its_first_import_has_ended(core: Core, fails: bool) -> None:
+    async with core.database.write() as session:
+        for name in ("first", "second"):
+            await repository.sync_base_model(session, CatalogueEntry(id=name, source="x"), 1)
+    service = RegistryService(core)
+    feed = service.changes.follow()
+    waiting = asyncio.ensure_future(anext(feed))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+
+    for name in ("first", "second") if fails else ("first",):
+        async with core.database.write() as session:
+            if fails:
+                await repository.fail_import(session, name, "x", "gone")
+            else:
+                await repository.finish_import(session, name, "x", revision="0" * 64, files=(), context_length=None)
+    service.changes.announce()
+
+    found = [await asyncio.wait_for(waiting, 10)]
+    found += await take(feed, 0 if fails else 1)
+    assert names(found) == (["-"] if fails else ["first", "-"])
