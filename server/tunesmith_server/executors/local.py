@@ -28,7 +28,22 @@ _LAUNCH_LIMIT_SECONDS = 30.0
 _KILL_LIMIT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 # What a run inherits. Credentials of the database and the object store are never among them.
-_INHERITED_NAMES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES")
+_INHERITED_NAMES = frozenset(
+    {
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "LANG",
+        "LC_ALL",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "NVIDIA_VISIBLE_DEVICES",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    }
+)
 _INHERITED_PREFIXES = ("CUDA_", "OMP_", "MKL_", "TORCHINDUCTOR_", "TRITON_")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+OUT_OF_MEMORY = "out_of_memory"
+
 _INFRASTRUCTURE_RETRIES = 5
 _TRAINER_RETRIES = 1
 _FIRST_DELAY_SECONDS = 5
@@ -68,7 +70,7 @@ _EXIT_CODES: Mapping[int, Ending] = {
     70: Ending(Cause.TRAINER, "trainer_defect", "The trainer failed by a defect of its own; see the run's log."),
     71: Ending(
         Cause.USER,
-        "out_of_memory",
+        OUT_OF_MEMORY,
         "The run needs more memory than its machine has. Use a smaller batch_size, shorter rows or weights lora.",
     ),
     75: Ending(Cause.PREEMPTION, "preempted", "The run was stopped before it was done."),

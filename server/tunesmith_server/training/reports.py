@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.events import NewEvent, finite, reported
-from tunesmith_server.training.outcomes import Cause, Ending
+from tunesmith_server.training.outcomes import OUT_OF_MEMORY, Cause, Ending
 
 OPENAI_METRICS = (
     "train_loss",
@@ -116,17 +116,19 @@ def evaluation(message: pb.Evaluation) -> dict[str, Any]:
 def endings(message: pb.FailRunRequest) -> list[Ending]:
     """What a run says about its own failure; a run that gives no reason has a defect."""
     cause = _CAUSES.get(message.cause, Cause.TRAINER)
-    found = [
-        Ending(
-            cause,
-            _clean(failure.code, 100) or "trainer_defect",
-            _clean(failure.message, 4000) or "The run failed without saying why.",
-            _clean(failure.param, 100) if failure.HasField("param") else None,
-            failure.row if failure.HasField("row") else None,
-        )
-        for failure in message.failures[:1000]
-    ]
-    return found or [Ending(cause, "trainer_defect", "The run failed without saying why.")]
+    return [_ending(cause, failure) for failure in message.failures[:1000]] or [_ending(cause, pb.Failure())]
+
+
+def _ending(cause: Cause, failure: pb.Failure) -> Ending:
+    code = _clean(failure.code, 100) or "trainer_defect"
+    return Ending(
+        # The same job would need the same memory again, whoever is to blame.
+        Cause.USER if code == OUT_OF_MEMORY else cause,
+        code,
+        _clean(failure.message, 4000) or "The run failed without saying why.",
+        _clean(failure.param, 100) if failure.HasField("param") else None,
+        failure.row if failure.HasField("row") else None,
+    )
 
 
 def _score(message: pb.Score) -> dict[str, Any]:

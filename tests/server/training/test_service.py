@@ -235,6 +235,14 @@ async def test_a_defect_of_the_trainer_is_tried_once_more(platform: Platform, cl
             identity = await platform.claim(identity.job_id)
 
 
+async def test_a_run_that_is_out_of_memory_is_not_tried_again(platform: Platform) -> None:
+    identity = await platform.start_training()
+    failure = pb.Failure(code="out_of_memory", message="Use a smaller batch.", param="hyperparameters.batch_size")
+    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_TRAINER, failures=[failure]))
+    job = await platform.row(identity.job_id)
+    assert (job.state, job.error_code, job.error_param) == ("failed", "out_of_memory", "hyperparameters.batch_size")
+
+
 def vars_of(row: object) -> dict[str, object]:
     """A row's columns."""
     return {name: value for name, value in vars(row).items() if not name.startswith("_")}
