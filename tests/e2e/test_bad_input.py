@@ -119,7 +119,7 @@ def create(client: httpx.Client, **body: Any) -> httpx.Response:
 
 
 def test_unknown_model_and_file(client: httpx.Client, good_file: str) -> None:
-    assert error_of(create(client, training_file=good_file, model="gpt-9"), 404)["code"] == "model_not_found"
+    assert error_of(create(client, training_file=good_file, model="gpt-9"), 400)["code"] == "model_not_found"
     assert error_of(create(client, training_file="file-unknown"), 400)["param"] == "training_file"
     error = error_of(create(client, training_file=good_file, validation_file="file-unknown"), 400)
     assert error["param"] == "validation_file"
