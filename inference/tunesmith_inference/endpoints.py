@@ -30,9 +30,11 @@ from tunesmith_inference.router import route
 from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.streaming import public, relay
 from tunesmith_inference.usage import Usage
+from tunesmith_inference.vllm import EngineUnavailable
 
 T = TypeVar("T")
 
+_RETRY_SECONDS = 0.2
 _SALT = secrets.token_bytes(32)
 
 
@@ -77,15 +79,32 @@ def router(gateway: Gateway) -> APIRouter:
 async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     principal = await gateway.authenticator.principal(request.headers.get("authorization"))
     asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
-    async with contextlib.AsyncExitStack() as stack:
-        target = await _unless_gone(request, _target(gateway, asked, principal, stack))
-        body = _engine_body(asked, target, principal)
-        if asked.stream:
-            chunks = await _unless_gone(request, stack.enter_async_context(target.client.stream(path, body)))
-            meter = partial(gateway.usage.count_tokens, principal)
-            return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
-        answer = await _unless_gone(request, target.client.answer(path, body))
-    gateway.usage.count_tokens(principal, answer.get("usage") or {})
+    deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
+    while True:
+        async with contextlib.AsyncExitStack() as stack:
+            target = await _unless_gone(request, _target(gateway, asked, principal, stack, deadline))
+            try:
+                return await _answer(gateway, request, asked, principal, target, stack)
+            except EngineUnavailable:
+                # It had not begun: nothing is lost by asking the engine that takes its place.
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _answer(
+    gateway: Gateway,
+    request: Request,
+    asked: InferenceRequest,
+    principal: Principal,
+    target: Target,
+    stack: contextlib.AsyncExitStack,
+) -> Response:
+    body = _engine_body(asked, target, principal)
+    meter = partial(gateway.usage.count_tokens, principal)
+    if asked.stream:
+        chunks = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
+        return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
+    answer = await _unless_gone(request, target.client.answer(asked.route, body))
+    meter(answer.get("usage") or {})
     return JSONResponse(public(answer, asked.model))
 
 
@@ -99,11 +118,15 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def _target(
-    gateway: Gateway, asked: InferenceRequest, principal: Principal, stack: contextlib.AsyncExitStack
+    gateway: Gateway,
+    asked: InferenceRequest,
+    principal: Principal,
+    stack: contextlib.AsyncExitStack,
+    deadline: float,
 ) -> Target:
-    """What answers the request, held in `stack`; waits for engine and model as long as requests are held."""
+    """What answers the request, held in `stack`; waits for engine and model until `deadline` on the loop's clock."""
     try:
-        async with asyncio.timeout(gateway.settings.hold_seconds):
+        async with asyncio.timeout_at(deadline):
             servable = route(await gateway.registry.known(), asked.model, principal.project_id)
             return await stack.enter_async_context(gateway.fleet.lease(servable))
     except (TimeoutError, NotFetched):

@@ -33,6 +33,7 @@ DEFAULT_CPU_MODEL_LEN = 2048
 _PROBE_SECONDS = 5.0
 _PROBE_MISSES = 6
 _STEADY_SECONDS = 60.0
+_FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 60.0
 _STOP_SECONDS = engine_guard.GRACE_SECONDS + 5.0
 
@@ -66,7 +67,7 @@ class EngineProcess:
 
         Raises EngineUnavailable after so many starts in a row that gave no answer, and whatever else `ready` raises.
         """
-        backoff, failed_starts = 1.0, 0
+        backoff, failed_starts = _FIRST_BACKOFF_SECONDS, 0
         while True:
             began = time.monotonic()
             try:
@@ -83,7 +84,8 @@ class EngineProcess:
                 if failed_starts == max_failed_starts:
                     raise
             _log.error("engine %s ended: %s", spec.name, self.last_error)
-            backoff = 1.0 if time.monotonic() - began > _STEADY_SECONDS else min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            steady = time.monotonic() - began > _STEADY_SECONDS
+            backoff = _FIRST_BACKOFF_SECONDS if steady else min(backoff * 2, _MAX_BACKOFF_SECONDS)
             await asyncio.sleep(backoff)
 
     @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from tunesmith_inference.errors import GatewayError, engine_failed, invalid_request, model_loading
+from tunesmith_inference.errors import GatewayError, engine_failed, invalid_request
 
 _log = logging.getLogger(__name__)
 
@@ -112,33 +112,53 @@ class VllmClient:
         return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"])
 
     async def answer(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole answer of `/v1/chat/completions` or `/v1/completions`; raises GatewayError."""
+        """The whole answer of `/v1/chat/completions` or `/v1/completions`.
+
+        Raises GatewayError, or EngineUnavailable where the engine has not begun and another one may.
+        """
+        response = await self._begun(route, body)
         try:
-            response = await self._http.post(route, content=_encoded(body))
+            await response.aread()
         except httpx.HTTPError as error:
             raise _lost(error) from error
-        if response.status_code != 200:
-            raise translated(response.status_code, response.content, body)
+        finally:
+            await response.aclose()
         answer: dict[str, Any] = response.json()
         return answer
 
     @asynccontextmanager
     async def stream(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """The chunks of a streamed answer; raises GatewayError before the first chunk or between two.
+        """The chunks of a streamed answer; raises as `answer` does, and GatewayError between two chunks.
 
         Leaving the block early makes the engine drop the request.
         """
-        request = self._http.build_request("POST", route, content=_encoded(body))
+        response = await self._begun(route, body)
         try:
-            response = await self._http.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise _lost(error) from error
-        try:
-            if response.status_code != 200:
-                raise translated(response.status_code, await response.aread(), body)
             yield _chunks(response, body)
         finally:
             await response.aclose()
+
+    async def _begun(self, route: str, body: Mapping[str, Any]) -> httpx.Response:
+        """An answer of status 200 whose content is still to be read."""
+        request = self._http.build_request("POST", route, content=_encoded(body))
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx.ConnectError as error:
+            raise EngineUnavailable("it does not take connections") from error
+        except httpx.HTTPError as error:
+            raise _lost(error) from error
+        if response.status_code == 200:
+            return response
+        try:
+            content = await response.aread()
+        except httpx.HTTPError as error:
+            raise _lost(error) from error
+        finally:
+            await response.aclose()
+        if response.status_code in (404, 503):
+            # The gateway asks only for what it has loaded: the engine was restarted under the request.
+            raise EngineUnavailable(f"it answered with status {response.status_code}")
+        raise translated(response.status_code, content, body)
 
     async def _call(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
@@ -155,9 +175,6 @@ def translated(status: int, error_body: bytes, sent: Mapping[str, Any]) -> Gatew
         message, param = str(error["message"]), str(error.get("param") or "")
     except (ValueError, KeyError, TypeError, AttributeError):
         message, param = "", ""
-    if status in (404, 503):
-        # The gateway asks only for what it has loaded: the engine was restarted under the request.
-        return model_loading()
     if status >= 500 or status in (401, 403, 405) or not message:
         # The engine's own log has the cause; its message may quote what the client sent.
         _log.error("the engine answered with status %d", status)
@@ -209,8 +226,6 @@ def _sentence(message: str) -> str:
 
 def _lost(error: Exception) -> GatewayError:
     _log.error("engine lost during a request: %s", type(error).__name__)
-    if isinstance(error, httpx.ConnectError):
-        return model_loading()
     return engine_failed()
 
 

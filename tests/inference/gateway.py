@@ -34,6 +34,8 @@ class GatewayUnderTest:
     control_plane: ServingControlPlane
     http: httpx.AsyncClient
     settings: Settings
+    started: list[tuple[str, Path]]
+    """Name and socket of each engine started, in order."""
 
     async def chat(self, model: str, text: str = "hello there", **parameters: Any) -> httpx.Response:
         """One chat request."""
@@ -45,18 +47,41 @@ class GatewayUnderTest:
         engines: list[dict[str, Any]] = (await self.http.get("/health")).json()["engines"]
         return engines
 
-    async def add_adapter(self, name: str, weights: str, **changes: Any) -> str:
-        """Registers an adapter and waits until the gateway knows its name; gives the revision."""
-        files = adapter_files(weights)
-        files.update(changes.pop("files", {}))
-        revision = self.control_plane.add_revision(files)
+    async def simulator(self) -> dict[str, Any]:
+        """What the newest engine says about itself, asked over its own socket."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.started[-1][1]))
+        async with httpx.AsyncClient(transport=transport) as client:
+            state: dict[str, Any] = (await client.get("http://engine/simulator")).json()
+            return state
+
+    async def chat_when_known(self, model: str, **parameters: Any) -> httpx.Response:
+        """One chat request, as soon as the gateway has heard of the model."""
+
+        async def answered() -> httpx.Response | None:
+            response = await self.chat(model, **parameters)
+            return None if response.status_code == 404 else response
+
+        found: httpx.Response = await until(answered)
+        return found
+
+    def add_full(self, name: str, weights: str, **files: bytes) -> str:
+        """Registers a full-weight model; gives the revision."""
+        revision = self.control_plane.add_revision(full_files(weights) | files)
+        self.control_plane.upsert(servable(name, revision, serving_pb2.SERVABLE_KIND_FULL))
+        return revision
+
+    def add_adapter(self, name: str, weights: str, **changes: Any) -> str:
+        """Registers an adapter; gives the revision."""
+        revision = self.control_plane.add_revision(adapter_files(weights) | changes.pop("files", {}))
         self.control_plane.upsert(servable(name, revision, serving_pb2.SERVABLE_KIND_ADAPTER, **changes))
         return revision
 
 
-def servable(name: str, revision: str, kind: serving_pb2.ServableKind, **changes: Any) -> serving_pb2.ServableModel:
+def servable(
+    name: str, revision: str, kind: serving_pb2.ServableKind.ValueType, **changes: Any
+) -> serving_pb2.ServableModel:
     """A model as the control plane announces it; `p1`'s unless told otherwise."""
-    fields = {
+    fields: dict[str, Any] = {
         "name": name,
         "project_id": "p1",
         "kind": kind,
@@ -131,13 +156,24 @@ async def gateway_on_simulator(tmp_path: Path, **changes: Any) -> AsyncIterator[
     control_plane.keys |= {"key-1": "p1", "key-2": "p2"}
     control_plane.models[BASE] = servable(BASE, BASE_REVISION, serving_pb2.SERVABLE_KIND_BASE, project_id="")
     make_base(tmp_path)
-    fields = {"cache_dir": tmp_path, "engine_device": "cpu", "hold_seconds": 30.0, "service_token": SERVICE_TOKEN}
+    fields: dict[str, Any] = {
+        "cache_dir": tmp_path,
+        "engine_device": "cpu",
+        "hold_seconds": 30.0,
+        "service_token": SERVICE_TOKEN,
+    }
+    started: list[tuple[str, Path]] = []
+
+    def command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str]:
+        started.append((spec.name, socket))
+        return simulator_command(spec, settings, socket)
+
     async with control_plane.running():
-        settings = Settings(**({"control_plane": control_plane.address} | fields | changes))
-        async with serving(settings, simulator_command) as app, asgi_server.serving(app) as url:
+        settings = Settings(**(fields | changes))
+        async with serving(settings, command) as app, asgi_server.serving(app) as url:
             headers = {"authorization": "Bearer key-1"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=40, trust_env=False) as http:
-                yield GatewayUnderTest(control_plane, http, settings)
+                yield GatewayUnderTest(control_plane, http, settings, started)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:

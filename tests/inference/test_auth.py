@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from tests.support.clock import MovableClock
-from tunesmith_inference.auth import FRESH_SECONDS, OUTAGE_SECONDS, Authenticator, KeyRejected, KeysUnavailable, Principal
+from tunesmith_inference.auth import (
+    FRESH_SECONDS,
+    OUTAGE_SECONDS,
+    Authenticator,
+    KeyRejected,
+    KeysUnavailable,
+    Principal,
+)
 from tunesmith_inference.errors import GatewayError
 
 
@@ -71,7 +78,9 @@ async def test_a_known_key_survives_an_outage_but_not_for_ever(
     assert await _refusal(authenticator, "Bearer other") == (503, "control_plane_unavailable")
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer  ", "Basic good", "good", "Bearer bad", "Bearer \udcff"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer  ", "Basic good", "good", "Bearer bad", "Bearer \udcff"]
+)
 async def test_anything_else_is_nobody(authenticator: Authenticator, header: str | None) -> None:
     assert await _refusal(authenticator, header) == (401, "invalid_api_key")
 

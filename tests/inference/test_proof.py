@@ -53,7 +53,7 @@ async def test_a_base_model_that_gets_the_adapters_delta_fails() -> None:
 
 async def test_coarser_dtypes_are_given_more_room() -> None:
     engine = _Engine(off=0.1)
-    with pytest.raises(ProofFailed, match="allowed: 0.01"):
+    with pytest.raises(ProofFailed, match=r"allowed: 0\.01"):
         await prove(engine.complete, RECORD, "r-1", "zero", "float32")
     await prove(engine.complete, RECORD, "r-1", "zero", "bfloat16")
 

@@ -85,7 +85,11 @@ def test_everything_else_is_named_and_refused(name: str) -> None:
         ({"messages": ["hi"]}, "invalid_type", "messages"),
         ({"messages": [{"content": "hi"}]}, "invalid_type", "messages"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1"}}]}]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1"}}]}
+                ]
+            },
             "invalid_value",
             "messages",
         ),

@@ -14,12 +14,13 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 FAULTS = ("fault:die", "fault:500", "fault:slow", "fault:long")
@@ -46,6 +47,8 @@ class Simulator:
         self.name = name
         self.weights = _content(model / "model.safetensors") if (model / "golden.json").exists() else ""
         self.adapters: dict[str, str] = {}
+        self.loads = 0
+        self.asked: Counter[str] = Counter()
         self.aborted = 0
         self.running = 0
 
@@ -57,14 +60,7 @@ class Simulator:
 def create_app(simulator: Simulator) -> FastAPI:
     """The routes of the engine that the gateway uses, plus `/simulator` with what a test wants to know."""
     app = FastAPI()
-
-    @app.middleware("http")
-    async def check_key(request: Request, call_next: Any) -> Response:
-        sent = request.headers.get("authorization")
-        if request.url.path.startswith("/v1") and sent != f"Bearer {os.environ['VLLM_API_KEY']}":
-            return JSONResponse({"error": "Unauthorized"}, 401)
-        answer: Response = await call_next(request)
-        return answer
+    api = APIRouter(prefix="/v1", dependencies=[Depends(_check_key)])
 
     @app.get("/health")
     async def health() -> Response:
@@ -76,9 +72,15 @@ def create_app(simulator: Simulator) -> FastAPI:
 
     @app.get("/simulator")
     async def state() -> dict[str, Any]:
-        return {"adapters": list(simulator.adapters), "aborted": simulator.aborted, "running": simulator.running}
+        return {
+            "adapters": list(simulator.adapters),
+            "loads": simulator.loads,
+            "asked": simulator.asked,
+            "aborted": simulator.aborted,
+            "running": simulator.running,
+        }
 
-    @app.post("/v1/load_lora_adapter")
+    @api.post("/load_lora_adapter")
     async def load(body: dict[str, str]) -> Response:
         name, folder = body["lora_name"], Path(body["lora_path"])
         if name in simulator.adapters:
@@ -87,17 +89,18 @@ def create_app(simulator: Simulator) -> FastAPI:
             return _error(404, f"No adapter found for {folder}", "NotFoundError")
         if json.loads((folder / "adapter_config.json").read_text()).get("r", 1) > 32:
             return _error(500, "LoRA rank is greater than max_lora_rank 32.", "InternalServerError")
+        simulator.loads += 1
         weights = _content(folder / "adapter_model.safetensors")
         simulator.adapters[name] = "" if weights.startswith("zero") else weights
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
-    @app.post("/v1/unload_lora_adapter")
+    @api.post("/unload_lora_adapter")
     async def unload(body: dict[str, str]) -> Response:
         if simulator.adapters.pop(body["lora_name"], None) is None:
             return _error(404, f"The lora adapter '{body['lora_name']}' cannot be found.", "NotFoundError")
         return PlainTextResponse("Success")
 
-    @app.post("/v1/chat/completions")
+    @api.post("/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
         texts = [message.get("content") for message in body["messages"]]
@@ -105,19 +108,26 @@ def create_app(simulator: Simulator) -> FastAPI:
             return _error(400, "22 validation errors:\n  ...", param="body.messages.0.Developer.content")
         return await _answer(simulator, request, body, tokenized(" ".join(texts)), " ".join(texts), is_chat=True)
 
-    @app.post("/v1/completions")
+    @api.post("/completions")
     async def completions(request: Request) -> Response:
         body = await request.json()
         prompt = body["prompt"]
         tokens = tokenized(prompt) if isinstance(prompt, str) else prompt
         return await _answer(simulator, request, body, tokens, str(prompt), is_chat=False)
 
+    app.include_router(api)
     return app
+
+
+def _check_key(request: Request) -> None:
+    if request.headers.get("authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
+        raise HTTPException(401)
 
 
 async def _answer(
     simulator: Simulator, request: Request, body: dict[str, Any], prompt: list[int], text: str, *, is_chat: bool
 ) -> Response:
+    simulator.asked[body["model"]] += 1
     weights = simulator.weights_of(body["model"])
     if weights is None:
         return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
@@ -225,9 +235,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--uds", required=True)
-    arguments = parser.parse_args()
-    if (arguments.model / "does-not-start").exists():
-        sys.exit(1)
+    arguments, _ = parser.parse_known_args()
+    if "DoesNotStart" in (arguments.model / "config.json").read_text():
+        sys.exit("this architecture is not supported")
     app = create_app(Simulator(arguments.served_model_name, arguments.model))
     uvicorn.run(app, uds=arguments.uds, log_level="warning")
 

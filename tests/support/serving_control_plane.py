@@ -61,15 +61,19 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
     async def running(self) -> AsyncIterator[ServingControlPlane]:
         """Serves gRPC at `address` inside the block; may be entered again, like a restart."""
         async with self._file_server():
-            server = grpc.aio.server()
-            serving_pb2_grpc.add_ServingServiceServicer_to_server(self, server)
-            server.add_insecure_port(self.address)
-            await server.start()
+            self._server = grpc.aio.server()
+            serving_pb2_grpc.add_ServingServiceServicer_to_server(self, self._server)
+            self._server.add_insecure_port(self.address)
+            await self._server.start()
             try:
                 yield self
             finally:
-                await server.stop(None)
-                self._watchers.clear()
+                await self.stop()
+
+    async def stop(self) -> None:
+        """Ends gRPC, as a crash would."""
+        await self._server.stop(None)
+        self._watchers.clear()
 
     async def WatchModels(  # noqa: N802
         self, request: serving_pb2.WatchModelsRequest, context: Context

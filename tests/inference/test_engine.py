@@ -1,0 +1,171 @@
+"""The life of an engine process, with the simulator and with plain programs in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.inference.gateway import make_base, simulator_command, until
+from tunesmith_inference import engine, engine_guard
+from tunesmith_inference.config import Device, Settings
+from tunesmith_inference.engine import EngineProcess, EngineSpec, engine_environment, vllm_command
+from tunesmith_inference.vllm import EngineUnavailable, VllmClient
+
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+path = pathlib.Path(sys.argv[1])
+path.with_suffix(".new").write_text(str(os.getpid()))
+path.with_suffix(".new").rename(path)
+time.sleep(600)
+"""
+"""Notes its pid in a file and does not go away when asked."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(cache_dir=tmp_path, engine_device=Device.CPU)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> EngineSpec:
+    return EngineSpec("base-1", make_base(tmp_path), adapters=True)
+
+
+@contextlib.asynccontextmanager
+async def _running(process: EngineProcess, spec: EngineSpec) -> AsyncIterator[list[VllmClient | None]]:
+    """The clients given at each start, with None where that engine was gone."""
+    seen: list[VllmClient | None] = []
+
+    async def ready(client: VllmClient) -> None:
+        seen.append(client)
+
+    task = asyncio.create_task(process.run(spec, ready, lambda: seen.append(None), None))
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_it_starts_answers_and_leaves_nothing(settings: Settings, spec: EngineSpec) -> None:
+    sockets: list[Path] = []
+
+    def command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str]:
+        sockets.append(socket)
+        return simulator_command(spec, settings, socket)
+
+    async with _running(EngineProcess(settings, command), spec) as seen:
+        await until(lambda: seen)
+        assert seen[0] is not None
+        assert await seen[0].version() == "0.32.0"
+        assert sockets[0].parent.stat().st_mode & 0o777 == 0o700
+    assert not sockets[0].parent.exists()
+    assert seen[-1] is None
+    assert (settings.cache_dir / "engine_logs" / "base-1.log").exists()
+
+
+async def test_it_comes_back_when_it_dies(
+    settings: Settings, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_FIRST_BACKOFF_SECONDS", 0.01)
+    process = EngineProcess(settings, simulator_command)
+    async with _running(process, spec) as seen:
+        await until(lambda: seen)
+        assert seen[0] is not None
+        with pytest.raises(EngineUnavailable):
+            await seen[0].complete_greedily("base-1", _as_prompt("fault:die"), 1)
+        await until(lambda: len(seen) == 3)
+        assert seen[1] is None
+        assert process.starts == 2
+        assert process.last_error == "it ended; its log tells why"
+
+
+async def test_one_that_never_starts_is_given_up(
+    settings: Settings, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_FIRST_BACKOFF_SECONDS", 0.01)
+    process = EngineProcess(settings, lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+
+    async def ready(client: VllmClient) -> None:
+        raise AssertionError
+
+    with pytest.raises(EngineUnavailable):
+        await process.run(spec, ready, lambda: None, 2)
+    assert process.starts == 2
+    log = settings.cache_dir / "engine_logs" / "base-1.log"
+    assert "ended with status 3" in log.read_text()
+
+
+@pytest.mark.parametrize("parent_dies", [True, False])
+async def test_the_guard_ends_the_whole_group(tmp_path: Path, parent_dies: bool) -> None:
+    pid_file = tmp_path / "pid"
+    stays = "wait" if parent_dies else f"while [ ! -e {pid_file} ]; do sleep 0.01; done"
+    command = ["sh", "-c", f'"$0" -c "$1" {pid_file} & {stays}', sys.executable, STUBBORN]
+    guarded = [sys.executable, engine_guard.__file__, *command]
+    program = (
+        f"import subprocess as s; s.Popen({guarded!r}, stdin=s.PIPE, stderr=s.DEVNULL, start_new_session=True).wait()"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+    pid = int(await until(lambda: pid_file.exists() and pid_file.read_text()))
+    if parent_dies:
+        parent.kill()
+    await parent.wait()
+    await until(lambda: not _alive(pid))
+
+
+def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) -> None:
+    command = vllm_command(spec, settings, Path("/run/e.sock"))
+    assert _option(command, "--max-model-len") == "2048"
+    assert _option(command, "--max-lora-rank") == str(settings.max_lora_rank)
+    assert _option(command, "--dtype") == "float32"
+    assert "--enforce-eager" in command
+    assert "--trust-remote-code" not in command
+    on_gpu = vllm_command(spec, settings.model_copy(update={"engine_device": Device.CUDA}), Path("/run/e.sock"))
+    assert "--enforce-eager" not in on_gpu
+    assert "--dtype" not in on_gpu
+    assert _option(on_gpu, "--max-model-len") == "auto"
+
+
+@pytest.mark.parametrize(
+    ("cap", "own", "used"), [(None, 8192, "2048"), (4096, 8192, "4096"), (4096, 1024, "1024"), (16, None, "16")]
+)
+def test_the_length_is_never_more_than_the_models_own(
+    settings: Settings, spec: EngineSpec, cap: int | None, own: int | None, used: str
+) -> None:
+    config = {} if own is None else {"max_position_embeddings": own}
+    (spec.model_folder / "config.json").write_text(json.dumps(config))
+    capped = settings.model_copy(update={"max_model_len": cap})
+    assert _option(vllm_command(spec, capped, Path("/run/e.sock")), "--max-model-len") == used
+
+
+def test_the_engine_gets_no_secrets_of_ours(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_SERVICE_TOKEN", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    environment = engine_environment(settings, "key")
+    assert "secret" not in environment.values()
+    assert environment["VLLM_API_KEY"] == "key"
+    assert environment["VLLM_PLUGINS"] == ""
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def _option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def _as_prompt(text: str) -> list[int]:
+    return [text]  # type: ignore[list-item]  # the simulator finds its faults in text
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

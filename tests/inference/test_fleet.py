@@ -1,0 +1,190 @@
+"""What is served from where, through the whole gateway on simulated engines: loads, bounds, proofs, deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.inference.gateway import (
+    BASE,
+    GatewayUnderTest,
+    adapter_files,
+    answer,
+    gateway_on_simulator,
+    golden,
+    until,
+)
+from tunesmith_inference import revisions
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "_FIRST_PAUSE_SECONDS", 0.01)
+
+
+async def test_final_adapters_are_loaded_before_anyone_asks_and_checkpoints_when_asked(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        final = gateway.add_adapter("final", "final")
+        checkpoint = gateway.add_adapter("final:ckpt-step-1", "checkpoint", checkpoint=True)
+        adapters = await until(lambda: _adapters(gateway, 1))
+        assert adapters == {final[:16]: "ready"}
+        response = await gateway.chat("final:ckpt-step-1", "one", max_tokens=3)
+        assert response.json()["choices"][0]["message"]["content"] == answer("checkpoint", "one", 3)
+        assert (await _adapters(gateway, 2))[checkpoint[:16]] == "ready"
+
+
+async def test_a_revision_asked_for_by_many_at_once_is_loaded_once(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_adapter("mine", "tuned", checkpoint=True)
+        answers = await asyncio.gather(*(gateway.chat_when_known("mine") for _ in range(10)))
+        assert {response.status_code for response in answers} == {200}
+        assert gateway.control_plane.downloads == len(adapter_files("tuned"))
+        assert (await gateway.simulator())["loads"] == 2
+
+
+async def test_base_requests_go_through_a_zero_adapter_on_engines_that_mix_batches_up(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        assert (await gateway.chat(BASE, "one", max_tokens=2)).status_code == 200
+        assert (await gateway.simulator())["asked"] == {"zero": 1}
+
+
+async def test_the_least_recently_used_adapter_makes_room(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, max_loaded_adapters=3) as gateway:
+        for name in ("one", "two", "three"):
+            gateway.add_adapter(name, name, checkpoint=True)
+            assert (await gateway.chat_when_known(name)).status_code == 200
+            await gateway.chat("one")
+        loaded = (await gateway.simulator())["adapters"]
+        assert len(loaded) == 3
+        assert len(await _adapters(gateway, 2)) == 2
+        response = await gateway.chat("two", "x", max_tokens=2)
+        assert response.json()["choices"][0]["message"]["content"] == answer("two", "x", 2)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"golden.json": golden("other")},
+        {"golden.json": b"{}"},
+        {"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 64}).encode()},
+        {"adapter_model.bin": b"pickle"},
+    ],
+)
+async def test_what_is_not_proven_is_never_served_and_says_why(tmp_path: Path, files: dict[str, bytes]) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revision = gateway.add_adapter("mine", "tuned", files=files)
+        for _ in range(2):
+            response = await gateway.chat_when_known("mine")
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed_verification")
+            assert response.headers["retry-after"] == "60"
+        assert (await _adapters(gateway, 1))[revision[:16]].startswith("not served: ")
+        assert (await gateway.simulator())["adapters"] == ["zero"]
+        assert (await gateway.chat(BASE)).status_code == 200
+
+
+async def test_a_request_is_held_until_the_files_can_be_had(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        files = adapter_files("tuned")
+        revision = gateway.add_adapter("mine", "tuned", checkpoint=True)
+        del gateway.control_plane.revisions[revision]
+        asked = asyncio.create_task(gateway.chat_when_known("mine"))
+        await until(lambda: _adapters(gateway, 1))
+        gateway.control_plane.revisions[revision] = files
+        response = await asked
+        assert response.status_code in (200, 503)
+        assert (await gateway.chat("mine")).status_code == 200
+
+
+async def test_a_request_is_not_held_for_ever(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, hold_seconds=0.2) as gateway:
+        (tmp_path / "base_models").rename(tmp_path / "elsewhere")
+        response = await gateway.chat(BASE)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (503, "model_loading", "model")
+        assert response.headers["retry-after"] == "5"
+
+
+async def test_a_base_model_that_is_imported_later_is_waited_for(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        (tmp_path / "base_models").rename(tmp_path / "elsewhere")
+        asked = asyncio.create_task(gateway.chat(BASE))
+        await until(lambda: _engine_states(gateway, ["starting"]))
+        (tmp_path / "elsewhere").rename(tmp_path / "base_models")
+        assert (await asked).status_code == 200
+
+
+async def test_full_weights_have_an_engine_of_their_own_and_the_idle_one_makes_room(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        assert (await gateway.chat(BASE)).status_code == 200
+        for name in ("full-1", "full-2"):
+            gateway.add_full(name, name)
+            response = await gateway.chat_when_known(name, text="one", max_tokens=2)
+            assert response.json()["model"] == name
+            assert response.json()["choices"][0]["message"]["content"] == answer(name, "one", 2)
+        engines = await gateway.engines()
+        assert [engine["kind"] for engine in engines] == ["base", "full"]
+        assert [name.split("-")[0] for name, _ in gateway.started] == ["base", "full", "full"]
+
+
+@pytest.mark.parametrize(
+    "files", [{"golden.json": golden("other")}, {"config.json": b'{"architectures": ["DoesNotStart"]}'}]
+)
+async def test_full_weights_that_are_not_proven_are_never_served(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_full("full", "full", **files)
+        response = await gateway.chat_when_known("full")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed_verification")
+        assert [engine["state"] for engine in await gateway.engines()][-1] == "failed"
+
+
+async def test_an_engine_that_dies_comes_back_with_its_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_adapter("mine", "tuned")
+        assert (await gateway.chat_when_known("mine")).status_code == 200
+        died = await gateway.chat("mine", "fault:die")
+        assert (died.status_code, died.json()["error"]["code"]) == (500, "engine_error")
+        response = await gateway.chat("mine", "one", max_tokens=2)
+        assert response.json()["choices"][0]["message"]["content"] == answer("tuned", "one", 2)
+        assert (await gateway.engines())[0]["starts"] == 2
+
+
+async def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        response = await gateway.chat(BASE, "fault:die", stream=True, max_tokens=8)
+        events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+        assert [bool(json.loads(event).get("choices")) for event in events] == [True, True, False]
+        assert json.loads(events[-1])["error"]["code"] == "engine_error"
+
+
+async def test_a_restart_of_the_control_plane_is_not_noticed(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_adapter("mine", "tuned")
+        assert (await gateway.chat_when_known("mine")).status_code == 200
+        await gateway.control_plane.stop()
+        assert (await gateway.chat("mine")).status_code == 200
+        headers = {"authorization": "Bearer never-seen"}
+        unknown = await gateway.http.post("/v1/chat/completions", headers=headers, json={})
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "control_plane_unavailable")
+
+
+async def _adapters(gateway: GatewayUnderTest, count: int) -> dict[str, Any]:
+    """The base engine's adapters once there are so many that are not loading any more."""
+    engines = await gateway.engines()
+    adapters = engines[0]["adapters"] if engines else {}
+    settled = {revision: state for revision, state in adapters.items() if state != "loading"}
+    return settled if len(settled) >= count else {}
+
+
+async def _engine_states(gateway: GatewayUnderTest, states: list[str]) -> bool:
+    return [engine["state"] for engine in await gateway.engines()] == states

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.inference.gateway import adapter_files, full_files, make_base
+from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
+from tunesmith_inference import revisions
+from tunesmith_inference.registry_client import connect
+from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
+from tunesmith_inference.router import Kind
+from tunesmith_proto.registry.v1 import serving_pb2
+
+
+@pytest.fixture
+async def control_plane() -> AsyncIterator[ServingControlPlane]:
+    async with ServingControlPlane().running() as running:
+        yield running
+
+
+@pytest.fixture
+async def cache(
+    control_plane: ServingControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RevisionCache]:
+    monkeypatch.setattr(revisions, "_FIRST_PAUSE_SECONDS", 0.001)
+    async with connect(control_plane.address, SERVICE_TOKEN) as registry:
+        yield RevisionCache(tmp_path, registry.revision_files)
+
+
+async def test_a_revision_is_fetched_once_whole_and_read_only(
+    cache: RevisionCache, control_plane: ServingControlPlane, tmp_path: Path
+) -> None:
+    files = adapter_files("tuned")
+    revision = control_plane.add_revision(files)
+    folder = await cache.tuned_folder(revision, Kind.ADAPTER)
+    assert folder == tmp_path / "revisions" / revision
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o444 for path in folder.iterdir())
+    assert await cache.tuned_folder(revision, Kind.ADAPTER) == folder
+    assert control_plane.downloads == len(files)
+    assert [path.name for path in folder.parent.iterdir()] == [revision]
+
+
+async def test_two_fetchers_of_one_revision_do_not_disturb_each_other(
+    cache: RevisionCache, control_plane: ServingControlPlane
+) -> None:
+    revision = control_plane.add_revision(adapter_files("tuned"))
+    first, second = await asyncio.gather(*(cache.tuned_folder(revision, Kind.ADAPTER) for _ in range(2)))
+    assert first == second
+    assert [path.name for path in first.parent.iterdir()] == [revision]
+
+
+async def test_full_weights_may_come_in_shards(cache: RevisionCache, control_plane: ServingControlPlane) -> None:
+    files = full_files("tuned") | {"model-00001-of-00002.safetensors": b"a", "chat_template.jinja": b"t"}
+    folder = await cache.tuned_folder(control_plane.add_revision(files), Kind.FULL)
+    assert (folder / "model-00001-of-00002.safetensors").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../escape.json",
+        "/etc/passwd",
+        "adapter_model.bin",
+        "training_state.safetensors",
+        "sub/adapter_config.json",
+        "modeling.py",
+        "adapter_config.json\0",
+        "",
+        ".",
+        "model.safetensors",
+    ],
+)
+async def test_anything_else_is_not_let_in(
+    cache: RevisionCache, control_plane: ServingControlPlane, tmp_path: Path, path: str
+) -> None:
+    revision = control_plane.add_revision(adapter_files("tuned") | {path: b"evil"})
+    with pytest.raises(RevisionRefused, match="does not belong"):
+        await cache.tuned_folder(revision, Kind.ADAPTER)
+    assert control_plane.downloads == 0
+    assert not (tmp_path / "revisions").exists()
+
+
+async def test_a_missing_file_is_refused(cache: RevisionCache, control_plane: ServingControlPlane) -> None:
+    files = adapter_files("tuned")
+    del files["golden.json"]
+    with pytest.raises(RevisionRefused, match=r"golden\.json is missing"):
+        await cache.tuned_folder(control_plane.add_revision(files), Kind.ADAPTER)
+
+
+@pytest.mark.parametrize(("size", "sha256"), [(5, "0" * 64), (2, None)])
+async def test_other_bytes_than_announced_are_refused(
+    cache: RevisionCache, control_plane: ServingControlPlane, tmp_path: Path, size: int, sha256: str | None
+) -> None:
+    files = adapter_files("tuned")
+    revision = control_plane.add_revision(files)
+    real = (await cache._files_of(revision))[0]
+    control_plane.announced[real.path] = serving_pb2.RevisionFile(
+        path=real.path, size=size, sha256=sha256 or real.sha256, url=real.url
+    )
+    with pytest.raises(RevisionRefused, match="not what was announced"):
+        await cache.tuned_folder(revision, Kind.ADAPTER)
+    assert list((tmp_path / "revisions").iterdir()) == []
+
+
+@pytest.mark.parametrize("trouble", ["file gone", "short", "unknown revision", "url"])
+async def test_what_may_work_later_is_told_apart(
+    cache: RevisionCache, control_plane: ServingControlPlane, tmp_path: Path, trouble: str
+) -> None:
+    files = adapter_files("tuned")
+    revision = control_plane.add_revision(files)
+    real = (await cache._files_of(revision))[0]
+    announced = serving_pb2.RevisionFile(path=real.path, size=real.size, sha256=real.sha256, url=real.url)
+    if trouble == "file gone":
+        announced.url += "x"
+    elif trouble == "short":
+        announced.size += 1
+    elif trouble == "url":
+        announced.url = "file:///etc/passwd"
+    control_plane.announced[real.path] = announced
+    if trouble == "unknown revision":
+        revision = "f" * 64
+    with pytest.raises(NotFetched):
+        await cache.tuned_folder(revision, Kind.ADAPTER)
+    folder = tmp_path / "revisions"
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+async def test_a_fetch_is_tried_again(cache: RevisionCache, control_plane: ServingControlPlane) -> None:
+    files = adapter_files("tuned")
+    revision = control_plane.add_revision(files)
+    missing = control_plane.revisions.pop(revision)
+    fetching = asyncio.create_task(cache.tuned_folder(revision, Kind.ADAPTER))
+    await asyncio.sleep(0)
+    control_plane.revisions[revision] = missing
+    assert (await fetching).is_dir()
+
+
+@pytest.mark.parametrize("revision", ["", "..", "a" * 63, "A" * 64, "a" * 64 + "/.."])
+async def test_a_revision_is_named_by_its_hash_only(cache: RevisionCache, revision: str) -> None:
+    with pytest.raises(RevisionRefused):
+        await cache.tuned_folder(revision, Kind.ADAPTER)
+    with pytest.raises(RevisionRefused):
+        cache.base_folder(revision)
+
+
+async def test_a_zero_adapter_is_made_once_the_base_model_is_there(cache: RevisionCache, tmp_path: Path) -> None:
+    with pytest.raises(BaseMissing):
+        await cache.zero_adapter_folder("b" * 64)
+    make_base(tmp_path, "b" * 64)
+    folder = await cache.zero_adapter_folder("b" * 64)
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert await cache.zero_adapter_folder("b" * 64) == folder
