@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from tests.support.asgi_server import serving
+from tests.support.live_server import free_ports
 from tunesmith_server.error_rendering import http_response
 from tunesmith_server.errors import TunesmithError
 from tunesmith_server.inference_proxy import InferenceProxy, create_router
@@ -132,7 +132,7 @@ async def test_a_client_that_leaves_before_the_answer_ends_the_wait_in_the_gatew
 
 
 async def test_a_gateway_that_cannot_be_reached_is_told_with_a_time_to_retry() -> None:
-    async with fronted(f"http://127.0.0.1:{free_port()}") as client:
+    async with fronted(f"http://127.0.0.1:{free_ports(1)[0]}") as client:
         answer = await client.post(CHAT, json={})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "inference_unavailable")
@@ -153,7 +153,7 @@ async def test_a_gateway_that_breaks_off_before_its_answer_is_told_the_same_way(
 
 async def test_an_early_request_waits_for_the_gateway_to_start() -> None:
     gateway = Gateway()
-    port = free_port()
+    port = free_ports(1)[0]
     async with fronted(f"http://127.0.0.1:{port}", patience_seconds=30) as client:
         request = asyncio.ensure_future(client.post(CHAT, content="{}"))
         await asyncio.sleep(0.05)
@@ -173,10 +173,3 @@ async def test_without_a_gateway_the_reason_is_told_and_not_worth_a_retry() -> N
         "param": None,
         "code": "inference_disabled",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
