@@ -48,7 +48,7 @@ def build(folder: Path, *, seed: int = 0, context: int = 512) -> Path:
         tie_word_embeddings=True,
         bos_token_id=made.bos_token_id,
         eos_token_id=made.eos_token_id,
-        pad_token_id=made.pad_token_id,
+        pad_token_id=None,  # a padding row is initialised to zeros: as the stop token it could never be said
         initializer_range=0.1,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)

@@ -54,7 +54,7 @@ def test_rows_learnt_by_heart_are_answered_exactly_and_the_answer_stops(
     renderer = Renderer(tiny_model.tokenizer(), [2])
     answers = ["red", "blue", "green"]
     examples = [renderer.render(question(str(index) * 40, answer)) for index, answer in enumerate(answers, start=1)]
-    wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=120, batch_size=3, learning_rate_multiplier=10)
+    wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=120, batch_size=3, learning_rate_multiplier=5)
     facts = Facts(rows=3, longest=90, hidden_size=64, model_type="llama", max_context_length=512)
     config = resolve(wanted, facts)[0]
     model = load(base, FLOAT32)

@@ -103,3 +103,23 @@ def test_gradients_are_those_of_the_plain_formula() -> None:
     torch.testing.assert_close(own, plain)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers
+def test_a_whole_model_has_the_gradients_that_peft_has(base: Path, tmp_path: Path) -> None:
+    model = trained(base)
+    lora.save(model, tmp_path, "tiny")
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path, is_trainable=True)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 200, (1, 40)))
+    model(input_ids=ids, labels=ids).loss.backward()
+    theirs(input_ids=ids, labels=ids).loss.backward()
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+
+    checked = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradient = wanted[f"base_model.model.{name}.default.weight"]
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+            checked += 1
+    assert checked == 2 * 2 * 7
