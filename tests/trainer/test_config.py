@@ -34,11 +34,12 @@ def test_a_batch_is_never_larger_than_the_data() -> None:
 
 
 def test_the_learning_rate_follows_width_and_family() -> None:
-    llama_8b = replace(SMOLLM2, hidden_size=4096)
+    llama_8b = replace(SMOLLM2, rows=5000, hidden_size=4096)
     qwen_8b = replace(llama_8b, model_type="qwen3")
     assert resolve(AUTO, llama_8b)[0].learning_rate == pytest.approx(2.86e-4, rel=0.01)
     assert resolve(AUTO, qwen_8b)[0].learning_rate == pytest.approx(4.7e-4, rel=0.01)
-    assert numbers().learning_rate == 1e-3
+    llama_135m, short = numbers(5000), numbers(500, n_epochs=1)
+    assert llama_135m.learning_rate * 1.5 == pytest.approx(short.learning_rate) == pytest.approx(1.98e-3, rel=0.01)
 
 
 def test_full_weights_take_a_tenth_of_the_rate() -> None:
@@ -46,7 +47,7 @@ def test_full_weights_take_a_tenth_of_the_rate() -> None:
 
 
 def test_the_multiplier_multiplies() -> None:
-    assert numbers(learning_rate_multiplier=0.5).learning_rate == pytest.approx(5e-4)
+    assert numbers(learning_rate_multiplier=0.5).learning_rate == pytest.approx(numbers().learning_rate / 2)
 
 
 def test_the_rank_stays_within_what_serving_accepts() -> None:

@@ -53,8 +53,8 @@ def test_rows_learnt_by_heart_are_answered_exactly_and_the_answer_stops(
 ) -> None:
     renderer = Renderer(tiny_model.tokenizer(), [2])
     answers = ["red", "blue", "green"]
-    examples = [renderer.render(question(str(index) * 40, answer)) for index, answer in enumerate(answers, start=1)]
-    wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=120, batch_size=3, learning_rate_multiplier=5)
+    examples = [renderer.render(question(str(index) * 20, answer)) for index, answer in enumerate(answers, start=1)]
+    wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=60, batch_size=3, learning_rate_multiplier=5)
     facts = Facts(rows=3, longest=90, hidden_size=64, model_type="llama", max_context_length=512)
     config = resolve(wanted, facts)[0]
     model = load(base, FLOAT32)
@@ -68,7 +68,7 @@ def test_rows_learnt_by_heart_are_answered_exactly_and_the_answer_stops(
 
     assert summarise(trained.tuned).exact_match == 1.0
     assert flips(before, trained.tuned) == (3, 0)
-    assert host.saved == list(range(1, 121))
+    assert host.saved == list(range(1, 61))
     served = load_for_generation(base, torch.device("cpu"))
     if full_weights:
         served.load_state_dict(model.state_dict())

@@ -69,7 +69,7 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
     per_pass = steps_per_pass(facts.rows, batch_size)
     total = per_pass * n_epochs
     multiplier = 1.0 if wanted.learning_rate_multiplier is None else wanted.learning_rate_multiplier
-    base_rate, why_rate = _learning_rate(wanted.full_weights, facts)
+    base_rate, why_rate = _learning_rate(wanted.full_weights, facts, total)
     warmup = min(100, max(5, round(0.03 * total)), max(1, total // 4))
     rank, why_rank = _rank(wanted)
     alpha = 32.0 if wanted.lora_alpha is None else wanted.lora_alpha
@@ -121,9 +121,9 @@ def check(wanted: Wanted, max_context_length: int) -> None:
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
     """Rate of the 1-based `step`: linear warm-up to the peak, then linear towards 0 after the last step."""
     if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
+        return config.learning_rate * (step / config.warmup_steps)
     remaining = config.total_steps - step + 1
-    return config.learning_rate * remaining / (config.total_steps - config.warmup_steps + 1)
+    return config.learning_rate * (remaining / (config.total_steps - config.warmup_steps + 1))
 
 
 def _epochs(wanted: Wanted, facts: Facts) -> tuple[int, str]:
@@ -145,17 +145,20 @@ def _batch_size(wanted: Wanted, facts: Facts, n_epochs: int) -> tuple[int, str]:
     return min(batch, facts.rows), f"the largest power of two up to 32 that leaves 50 steps for {seen} rows seen"
 
 
+_SHORT_RUN_STEPS = 100
 _EXPONENTS = {"llama": 0.781, "mistral": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
 
 
-def _learning_rate(full_weights: bool, facts: Facts) -> tuple[float, str]:
+def _learning_rate(full_weights: bool, facts: Facts, total_steps: int) -> tuple[float, str]:
+    """Measured on SmolLM2-135M with 40 steps: 2e-3 gives 29 % exact matches where 1e-3 gives 12 %."""
     exponent = _EXPONENTS.get(facts.model_type, 0.43)
-    rate = 5e-4 * (2000 / facts.hidden_size) ** exponent
-    clamped = min(1e-3, max(5e-5, rate))
-    reason = f"5e-4 · (2000 / {facts.hidden_size})^{exponent:g}, kept within 5e-5 and 1e-3"
+    rate = min(1.5e-3, max(5e-5, 5e-4 * (2000 / facts.hidden_size) ** exponent))
+    reason = f"5e-4 · (2000 / {facts.hidden_size})^{exponent:g} within 5e-5 and 1.5e-3"
+    if total_steps < _SHORT_RUN_STEPS:
+        rate, reason = rate * 1.5, f"{reason}, half as much again for fewer than {_SHORT_RUN_STEPS} steps"
     if full_weights:
-        return clamped / 10, f"a tenth of LoRA's {reason}"
-    return clamped, reason
+        return rate / 10, f"a tenth of LoRA's {reason}"
+    return rate, reason
 
 
 def _rank(wanted: Wanted) -> tuple[int, str]:
