@@ -157,6 +157,7 @@ async def gateway_on_simulator(tmp_path: Path, **changes: Any) -> AsyncIterator[
     control_plane.models[BASE] = servable(BASE, BASE_REVISION, serving_pb2.SERVABLE_KIND_BASE, project_id="")
     make_base(tmp_path)
     fields: dict[str, Any] = {
+        "control_plane": control_plane.address,
         "cache_dir": tmp_path,
         "engine_device": "cpu",
         "hold_seconds": 30.0,

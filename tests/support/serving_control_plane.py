@@ -81,10 +81,10 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         """Every model, `snapshot_complete`, then changes."""
         await _check_token(context)
         changes: asyncio.Queue[serving_pb2.WatchModelsResponse] = asyncio.Queue()
-        for model in self.models.values():
+        self._watchers.append(changes)
+        for model in list(self.models.values()):
             yield serving_pb2.WatchModelsResponse(upserted=model)
         yield serving_pb2.WatchModelsResponse(snapshot_complete=True)
-        self._watchers.append(changes)
         while True:
             yield await changes.get()
 
