@@ -44,6 +44,8 @@ def configure_logging(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It logs a line per request that the proxy sends on; the call itself has one already.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def choose_request_id(sent: str | None) -> str:
