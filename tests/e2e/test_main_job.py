@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.architecture.source_tree import ROOT
 from tests.support.live_server import LiveServer
 from tests.support.postgres import PostgresServer
-from tests.support.s3_server import S3Server
+from tests.support.s3_server import BUCKET, S3Server
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2, fine_tunes_pb2_grpc
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
 
@@ -90,7 +90,7 @@ def trained(
         if killed
         else {
             "TUNESMITH_DATABASE_URL": postgres.create_database(),
-            "TUNESMITH_STORAGE_URL": s3_server.create_bucket(),
+            "TUNESMITH_STORAGE_URL": f"s3://{BUCKET}/e2e",
             **s3_server.environment,
         }
     )

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ _TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_RUN_ENDED = "The run of the cancelled job has ended"
 # Settings of the machine that a test may rely on; every other TUNESMITH_* of the caller stays outside.
 _KEPT_SETTINGS = ("TUNESMITH_CACHE_DIR", "TUNESMITH_ENGINE_PYTHON")
 
@@ -147,7 +149,15 @@ class LiveServer:
         for job_id in live:
             self.request("POST", f"/fine_tuning/jobs/{job_id}/cancel")
         for job_id in live:
-            self.wait_for_job(job_id, _STOP_SECONDS)
+            wait_until(partial(self._run_has_ended, job_id), _STOP_SECONDS, f"a run of {job_id} lives on")
+
+    def _run_has_ended(self, job_id: str) -> bool:
+        """Whether a cancelled job has no process any more: the wire says cancelled before that."""
+        events = self.request("GET", f"/fine_tuning/jobs/{job_id}/events", params={"limit": 100}).json()["data"]
+        return not self._runs() or any(event["message"] == _RUN_ENDED for event in events)
+
+    def _runs(self) -> list[Path]:
+        return list((self.home / "runs").glob("*"))
 
     def _ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
