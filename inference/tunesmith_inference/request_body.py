@@ -155,9 +155,10 @@ def _check_message(message: object) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise invalid_request("invalid_type", "Every message is an object with a `role`.", "messages")
     content = message.get("content")
-    for part in content if isinstance(content, list) else ():
-        if not isinstance(part, dict) or part.get("type") not in ("text", "refusal"):
-            raise invalid_request("invalid_value", "Message content must be text.", "messages")
+    parts = content if isinstance(content, list) else []
+    is_text = all(isinstance(part, dict) and part.get("type") in ("text", "refusal") for part in parts)
+    if not is_text or not isinstance(content, (str, list, type(None))):
+        raise invalid_request("invalid_value", "Message content must be text.", "messages")
 
 
 def _missing(name: str) -> Exception:

@@ -141,6 +141,7 @@ class VllmClient:
     async def _begun(self, route: str, body: Mapping[str, Any]) -> httpx.Response:
         """An answer of status 200 whose content is still to be read."""
         request = self._http.build_request("POST", route, content=_encoded(body))
+        self._check_open()
         try:
             response = await self._http.send(request, stream=True)
         except httpx.ConnectError as error:
@@ -160,7 +161,12 @@ class VllmClient:
             raise EngineUnavailable(f"it answered with status {response.status_code}")
         raise translated(response.status_code, content, body)
 
+    def _check_open(self) -> None:
+        if self._http.is_closed:
+            raise EngineUnavailable("it is gone")
+
     async def _call(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        self._check_open()
         try:
             async with asyncio.timeout(_ADMIN_SECONDS):
                 return await self._http.request(method, route, json=body)

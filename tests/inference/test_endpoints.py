@@ -103,7 +103,7 @@ async def test_engine_names_are_no_model_names(gateway: GatewayUnderTest) -> Non
         ({"temperature": 9}, 400, "invalid_value", "temperature"),
         ({"max_tokens": 5000}, 400, "context_length_exceeded", "max_tokens"),
         ({"text": "word " * 3000}, 400, "context_length_exceeded", "messages"),
-        ({"messages": [{"role": "user", "content": {"a": 1}}]}, 400, "invalid_value", "messages.0"),
+        ({"logit_bias": 5}, 400, "invalid_value", "logit_bias"),
         ({"text": "fault:500"}, 500, "engine_error", None),
         ({"guided_json": {}}, 400, "unknown_parameter", "guided_json"),
     ],

@@ -84,6 +84,9 @@ def test_everything_else_is_named_and_refused(name: str) -> None:
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": ["hi"]}, "invalid_type", "messages"),
         ({"messages": [{"content": "hi"}]}, "invalid_type", "messages"),
+        ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "invalid_value", "messages"),
+        ({"messages": [{"role": "user", "content": ["hi"]}]}, "invalid_value", "messages"),
         (
             {
                 "messages": [

@@ -103,9 +103,7 @@ def create_app(simulator: Simulator) -> FastAPI:
     @api.post("/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
-        texts = [message.get("content") for message in body["messages"]]
-        if not all(isinstance(text, str) for text in texts):
-            return _error(400, "22 validation errors:\n  ...", param="body.messages.0.Developer.content")
+        texts = [message["content"] for message in body["messages"]]
         return await _answer(simulator, request, body, tokenized(" ".join(texts)), " ".join(texts), is_chat=True)
 
     @api.post("/completions")
@@ -131,6 +129,8 @@ async def _answer(
     weights = simulator.weights_of(body["model"])
     if weights is None:
         return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
+    if not isinstance(body.get("logit_bias", {}), dict):
+        return _error(400, "1 validation error:\n  ...", param="body.logit_bias")
     if not 0 <= body.get("temperature", 1) <= 2:
         return _error(400, f"temperature must be in [0, 2], got {body['temperature']}.", param="temperature")
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or (10_000 if "fault:long" in text else 16)

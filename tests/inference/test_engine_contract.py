@@ -1,0 +1,252 @@
+"""What the gateway relies on in an engine, held against the simulator and against real vLLM alike.
+
+The second half needs the real one: that it computes what a run recorded, also with all adapter slots in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.inference import gateway, real_model
+from tunesmith_inference import proof
+from tunesmith_inference.config import Settings
+from tunesmith_inference.engine import EngineProcess, EngineSpec, vllm_command
+from tunesmith_inference.errors import GatewayError
+from tunesmith_inference.request_body import Route
+from tunesmith_inference.router import Kind, Servable
+from tunesmith_inference.served_set import ServedSet, Unservable
+from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
+from tunesmith_inference.zero_adapter import write_zero_adapter
+
+MODEL = "base-1"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A running engine, a folder for adapters, and a maker of adapters that fit its base model."""
+
+    client: VllmClient
+    base: Path
+    folder: Path
+    make_adapter: Callable[[Path, int], Path]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def simulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    folder = tmp_path_factory.mktemp("simulator")
+    base = gateway.make_base(folder)
+
+    def make_adapter(target: Path, seed: int) -> Path:
+        target.mkdir(parents=True)
+        for name, content in gateway.adapter_files(f"adapter {seed}").items():
+            (target / name).write_bytes(content)
+        return target
+
+    async with _running(Settings(cache_dir=folder, engine_device="cpu"), base, gateway.simulator_command) as client:
+        yield Engine(client, base, folder, make_adapter)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    folder = tmp_path_factory.mktemp("vllm")
+    base = await asyncio.to_thread(real_model.build_base, folder / "base")
+    python = os.environ.get("TUNESMITH_ENGINE_PYTHON") or Path(__file__).parents[2] / ".venv-engine/bin/python"
+    settings = Settings(cache_dir=folder, engine_device="cpu", engine_python=Path(python), max_lora_rank=16)
+    async with _running(settings, base, vllm_command) as client:
+        yield Engine(client, base, folder, lambda target, seed: real_model.build_adapter(base, target, seed))
+
+
+@pytest.fixture(scope="session", params=["simulator", pytest.param("vllm", marks=pytest.mark.engine)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    running: Engine = request.getfixturevalue(request.param)
+    return running
+
+
+async def test_it_says_that_it_lives_and_which_version_it_is(engine: Engine) -> None:
+    assert await engine.client.healthy()
+    assert (await engine.client.version()).startswith("0.")
+
+
+async def test_adapters_come_and_go_and_doing_it_twice_is_no_error(engine: Engine) -> None:
+    adapter = engine.make_adapter(engine.folder / "comes-and-goes", 100)
+    for _ in range(2):
+        await engine.client.load_adapter("r-100", adapter)
+    answer = await engine.client.complete_greedily("r-100", [5, 6, 7], 4)
+    assert answer.token_ids != (await engine.client.complete_greedily(MODEL, [5, 6, 7], 4)).token_ids
+    for _ in range(2):
+        await engine.client.unload_adapter("r-100")
+    with pytest.raises(EngineUnavailable):
+        await engine.client.answer(Route.CHAT, {"model": "r-100", "messages": MESSAGES})
+
+
+@pytest.mark.parametrize("fault", ["no files", "rank"])
+async def test_what_is_no_adapter_for_it_is_refused(engine: Engine, fault: str) -> None:
+    folder = engine.folder / fault
+    if fault == "rank":
+        engine.make_adapter(folder, 101)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 512}))
+    with pytest.raises(AdapterRefused):
+        await engine.client.load_adapter(f"r-{fault}", folder)
+    assert await engine.client.healthy()
+
+
+async def test_token_ids_go_in_and_come_out_with_their_log_probabilities(engine: Engine) -> None:
+    first, second = [await engine.client.complete_greedily(MODEL, [5, 6, 7], 5) for _ in range(2)]
+    assert first == second
+    assert len(first.token_ids) == len(first.logprobs) == 5
+    assert all(logprob <= 0 for logprob in first.logprobs)
+
+
+async def test_a_chat_answer_has_what_clients_need(engine: Engine) -> None:
+    answer = await engine.client.answer(Route.CHAT, {"model": MODEL, "messages": MESSAGES, "max_tokens": 3, "n": 2})
+    assert {"id", "object", "created", "model", "choices", "usage"} <= set(answer)
+    assert answer["object"] == "chat.completion"
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert isinstance(answer["choices"][0]["message"]["content"], str)
+
+
+async def test_a_stream_ends_with_usage(engine: Engine) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3, "ignore_eos": True}
+    async with engine.client.stream(Route.CHAT, {"model": MODEL, "messages": MESSAGES, **options}) as chunks:
+        seen = [chunk async for chunk in chunks]
+    assert {chunk["object"] for chunk in seen} == {"chat.completion.chunk"}
+    assert seen[-1]["choices"] == []
+    assert seen[-1]["usage"]["completion_tokens"] == 3
+    assert [chunk["choices"][0]["finish_reason"] for chunk in seen[:-1]][-1] == "length"
+
+
+async def test_a_stream_can_be_left(engine: Engine) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "stream": True, "max_tokens": 400, "ignore_eos": True}
+    async with engine.client.stream(Route.CHAT, body) as chunks:
+        await anext(chunks)
+    assert await engine.client.healthy()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"temperature": 9}, "invalid_value", "temperature"),
+        ({"max_tokens": 100_000}, "context_length_exceeded", "max_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, "context_length_exceeded", "messages"),
+        ({"logit_bias": 5}, "invalid_value", "logit_bias"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_refusals_can_be_told_to_clients(
+    engine: Engine, changes: dict[str, Any], code: str, param: str, stream: bool
+) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, **changes}
+    with pytest.raises(GatewayError) as caught:
+        await (_streamed(engine.client, body) if stream else engine.client.answer(Route.CHAT, body))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, code, param)
+    assert "\n" not in caught.value.message
+    assert "parameter=" not in caught.value.message
+
+
+async def test_an_unknown_model_is_an_engine_to_wait_for(engine: Engine) -> None:
+    with pytest.raises(EngineUnavailable):
+        await engine.client.answer(Route.CHAT, {"model": "nothing", "messages": MESSAGES})
+
+
+@pytest.mark.engine
+async def test_real_adapters_are_proven_and_others_refused(vllm: Engine) -> None:
+    served = await _served(vllm)
+    adapters = {seed: vllm.make_adapter(vllm.folder / f"proof-{seed}", seed) for seed in (1, 2)}
+    forged = vllm.make_adapter(vllm.folder / "proof-3", 3)
+    (forged / "golden.json").write_bytes((adapters[1] / "golden.json").read_bytes())
+    for seed in adapters:
+        async with served.lease(_servable(f"proof-{seed}")) as name:
+            assert name == f"r-{_servable(f'proof-{seed}').revision[:16]}"
+    with pytest.raises(Unservable, match="log-probability"):
+        async with served.lease(_servable("proof-3")):
+            pass
+
+
+@pytest.mark.engine
+async def test_base_answers_stay_the_bases_with_all_slots_in_use(vllm: Engine) -> None:
+    """On vLLM for CPU up to 0.32 base rows beside adapter rows get the last slot's delta (see deployment.py)."""
+    served = await _served(vllm)
+    names, records = [], []
+    for seed in (11, 12, 13):
+        folder = vllm.make_adapter(vllm.folder / f"mixed-{seed}", seed)
+        async with served.lease(_servable(f"mixed-{seed}")) as name:
+            names.append(name)
+        records.append(proof.read_golden(folder))
+    wrong = 0
+    for _ in range(3):
+        asked: list[Awaitable[bool]] = []
+        for place in range(len(real_model.PROMPTS)):
+            for name, record in zip(names, records, strict=True):
+                prompt = record.prompts[place]
+                asked.append(_is_right(vllm.client, name, prompt.prompt_token_ids, prompt.token_ids))
+                asked.append(_is_right(vllm.client, "zero", prompt.prompt_token_ids, prompt.base_token_ids))
+        wrong += (await asyncio.gather(*asked)).count(False)
+    assert wrong == 0
+
+
+async def _streamed(client: VllmClient, body: dict[str, Any]) -> None:
+    async with client.stream(Route.CHAT, body | {"stream": True}) as chunks:
+        async for _ in chunks:
+            pass
+
+
+async def _is_right(client: VllmClient, model: str, prompt: list[int], expected: list[int]) -> bool:
+    return list((await client.complete_greedily(model, prompt, len(expected))).token_ids) == expected
+
+
+async def _served(engine: Engine) -> ServedSet:
+    """A served set whose adapters are the folders named by their servables, on top of a zero adapter."""
+    zero = engine.folder / "zero"
+    if not zero.exists():
+        zero.mkdir()
+        write_zero_adapter(engine.base, zero)
+    await engine.client.load_adapter("zero", zero)
+
+    async def fetch(servable: Servable) -> Path:
+        return engine.folder / servable.name
+
+    return ServedSet(engine.client, "zero", fetch=fetch, capacity=8, dtype="float32")
+
+
+def _servable(name: str) -> Servable:
+    return Servable(name, "p1", Kind.ADAPTER, name.encode().hex().ljust(64, "0"), "tiny", "b" * 64, 0, checkpoint=False)
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    settings: Settings, base: Path, command: Callable[[EngineSpec, Settings, Path], list[str]]
+) -> AsyncIterator[VllmClient]:
+    """An engine process for the time of a block."""
+    up = asyncio.Event()
+    clients: list[VllmClient] = []
+
+    async def ready(client: VllmClient) -> None:
+        clients.append(client)
+        up.set()
+
+    spec = EngineSpec(MODEL, base, adapters=True)
+    living: asyncio.Task[Any] = asyncio.create_task(EngineProcess(settings, command).run(spec, ready, lambda: None, 1))
+    try:
+        waiting: asyncio.Task[Any] = asyncio.create_task(up.wait())
+        await asyncio.wait([waiting, living], return_when=asyncio.FIRST_COMPLETED)
+        if living.done():
+            living.result()
+        yield clients[0]
+    finally:
+        waiting.cancel()
+        living.cancel()
+        await asyncio.wait([living])
