@@ -153,6 +153,7 @@ async def test_an_engine_that_dies_comes_back_with_its_adapters(
         assert (await gateway.chat_when_known("mine")).status_code == 200
         died = await gateway.chat("mine", "fault:die")
         assert (died.status_code, died.json()["error"]["code"]) == (500, "engine_error")
+        await until(lambda: _engine_states(gateway, ["starting"]))
         response = await gateway.chat("mine", "one", max_tokens=2)
         assert response.json()["choices"][0]["message"]["content"] == answer("tuned", "one", 2)
         assert (await gateway.engines())[0]["starts"] == 2
