@@ -9,8 +9,8 @@ adapter, counted in tokens per second of processor time and given as ratios:
   small the adapter is, so the smallest value that covers the adapters in use is the fastest.
 * two different adapters in a batch cost what one costs (1 : 1), so four slots are kept.
 * one process for scheduler and model instead of the default two: start-up 0.8 : 1, processor time while idle 0.1 : 1.
-* threads that sleep while they wait: two of them cost per token what one does (1 : 1) with the machine busy otherwise;
-  with threads that spin it was 6 : 1.
+* threads that sleep while they wait: beside other work two of them cost per token what one does (1 : 1); with threads
+  that spin the answers took five times as long.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 FAULTS = ("fault:die", "fault:500", "fault:slow", "fault:long")
 """In a prompt: the process ends; an internal error; a token each 50 ms; 10,000 tokens unless fewer are asked for."""
@@ -56,70 +58,77 @@ class Simulator:
         """What computes an answer; None for an unknown model."""
         return self.weights if model == self.name else self.adapters.get(model)
 
-
-def create_app(simulator: Simulator) -> FastAPI:
-    """The routes of the engine that the gateway uses, plus `/simulator` with what a test wants to know."""
-    app = FastAPI()
-    api = APIRouter(prefix="/v1", dependencies=[Depends(_check_key)])
-
-    @app.get("/health")
-    async def health() -> Response:
-        return Response()
-
-    @app.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": "0.32.0"}
-
-    @app.get("/simulator")
-    async def state() -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What a test wants to know."""
         return {
-            "adapters": list(simulator.adapters),
-            "loads": simulator.loads,
-            "asked": simulator.asked,
-            "aborted": simulator.aborted,
-            "running": simulator.running,
+            "adapters": list(self.adapters),
+            "loads": self.loads,
+            "asked": self.asked,
+            "aborted": self.aborted,
+            "running": self.running,
         }
 
-    @api.post("/load_lora_adapter")
-    async def load(body: dict[str, str]) -> Response:
+    async def load(self, request: Request) -> Response:
+        """Loads an adapter from its folder."""
+        body = await request.json()
         name, folder = body["lora_name"], Path(body["lora_path"])
-        if name in simulator.adapters:
+        if name in self.adapters:
             return _error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
         if not (folder / "adapter_config.json").is_file():
             return _error(404, f"No adapter found for {folder}", "NotFoundError")
         if json.loads((folder / "adapter_config.json").read_text()).get("r", 1) > 32:
             return _error(500, "LoRA rank is greater than max_lora_rank 32.", "InternalServerError")
-        simulator.loads += 1
+        self.loads += 1
         weights = _content(folder / "adapter_model.safetensors")
-        simulator.adapters[name] = "" if weights.startswith("zero") else weights
+        self.adapters[name] = "" if weights.startswith("zero") else weights
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
-    @api.post("/unload_lora_adapter")
-    async def unload(body: dict[str, str]) -> Response:
-        if simulator.adapters.pop(body["lora_name"], None) is None:
-            return _error(404, f"The lora adapter '{body['lora_name']}' cannot be found.", "NotFoundError")
+    async def unload(self, request: Request) -> Response:
+        """Forgets an adapter."""
+        name = (await request.json())["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
         return PlainTextResponse("Success")
 
-    @api.post("/chat/completions")
-    async def chat(request: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
+        """Answers messages."""
         body = await request.json()
-        texts = [message["content"] for message in body["messages"]]
-        return await _answer(simulator, request, body, tokenized(" ".join(texts)), " ".join(texts), is_chat=True)
+        text = " ".join(message["content"] for message in body["messages"])
+        return await _answer(self, request, body, tokenized(text), text, is_chat=True)
 
-    @api.post("/completions")
-    async def completions(request: Request) -> Response:
+    async def complete(self, request: Request) -> Response:
+        """Continues a prompt, text or token ids."""
         body = await request.json()
         prompt = body["prompt"]
         tokens = tokenized(prompt) if isinstance(prompt, str) else prompt
-        return await _answer(simulator, request, body, tokens, str(prompt), is_chat=False)
-
-    app.include_router(api)
-    return app
+        return await _answer(self, request, body, tokens, str(prompt), is_chat=False)
 
 
-def _check_key(request: Request) -> None:
-    if request.headers.get("authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
-        raise HTTPException(401)
+def create_app(simulator: Simulator) -> Starlette:
+    """The routes of the engine that the gateway uses, plus `/simulator` with what a test wants to know."""
+    behind_key = {
+        "/v1/load_lora_adapter": simulator.load,
+        "/v1/unload_lora_adapter": simulator.unload,
+        "/v1/chat/completions": simulator.chat,
+        "/v1/completions": simulator.complete,
+    }
+
+    async def health(request: Request) -> Response:
+        return Response()
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": "0.32.0"})
+
+    async def state(request: Request) -> Response:
+        return JSONResponse(simulator.state())
+
+    async def checked(request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        return await behind_key[request.url.path](request)
+
+    routes = [Route("/health", health), Route("/version", version), Route("/simulator", state)]
+    return Starlette(routes=routes + [Route(path, checked, methods=["POST"]) for path in behind_key])
 
 
 async def _answer(
