@@ -130,17 +130,23 @@ class Environment:
         self.run(what, "install", "--progress-bar", "off", *self._constraints, *arguments)
 
     def run(self, what: str, *arguments: str) -> None:
-        """Runs pip, showing a line per package it handles; raises InstallError with the end of its output."""
+        """Runs pip, showing what takes time; raises InstallError with the end of its output."""
         say(self.name, what)
         command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         output: list[str] = []
         for line in process.stdout or ():
             output.append(line)
-            if line.startswith(("Downloading", "Building", "Installing", "  Downloading")):
+            if is_worth_showing(line):
                 say(self.name, f"  {line.strip()[:100]}")
         if process.wait() != 0:
             raise InstallError(f"[{self.name}] {what}: pip failed\n{''.join(output[-15:])}")
+
+
+def is_worth_showing(line: str) -> bool:
+    """Whether a line of pip's output stands for something that takes time: large downloads, builds, unpacking."""
+    text = line.strip()
+    return text.startswith(("Building", "Installing")) or (text.startswith("Downloading") and " MB)" in text)
 
 
 def run_together(*steps: Callable[[], None]) -> list[InstallError]:
