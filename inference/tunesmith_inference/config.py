@@ -62,10 +62,10 @@ class Settings(BaseSettings):
     max_engines: int = Field(default=2, gt=0)
     """Engines alive at once, the base model's included."""
     max_model_len: int | None = Field(default=None, gt=0)
-    """Longest prompt and answer together, in tokens; never more than the model's own. Default: 2048 on CPU."""
+    """Longest prompt and answer together in tokens, at most the model's own. Default: what fits into memory."""
     kv_cache_gib: int = Field(default=1, gt=0)
     """Memory for keys and values of one CPU engine, in GiB."""
-    max_lora_rank: int = Field(default=32, gt=0, le=512)
+    max_lora_rank: int = Field(default_factory=lambda: 64 if _NVIDIA_DRIVER.exists() else 16, gt=0, le=512)
     """Largest adapter rank that can be served; rounded up to the next one the engine knows."""
     max_loras: int = Field(default=4, gt=1)
     """Different adapters in one batch; on CPU one of the slots serves the base model."""

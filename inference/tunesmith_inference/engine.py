@@ -28,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 START_SECONDS = 900.0
 """An engine that does not answer by then is started anew."""
-DEFAULT_CPU_MODEL_LEN = 2048
 
 _PROBE_SECONDS = 5.0
 _PROBE_MISSES = 6
@@ -195,9 +194,7 @@ async def _end(process: Process) -> None:
 
 
 def _model_len(folder: Path, settings: Settings) -> str:
-    cap = settings.max_model_len or (DEFAULT_CPU_MODEL_LEN if settings.device is Device.CPU else None)
-    config = json.loads((folder / "config.json").read_bytes())
-    own = config.get("max_position_embeddings")
-    lengths = [length for length in (cap, own) if isinstance(length, int)]
-    # `auto`: the longest that fits into the GPU's memory.
-    return str(min(lengths)) if cap is not None else "auto"
+    if settings.max_model_len is None:
+        return "auto"  # the model's own, or the longest that fits into the engine's memory
+    own = json.loads((folder / "config.json").read_bytes()).get("max_position_embeddings")
+    return str(min(settings.max_model_len, own) if isinstance(own, int) else settings.max_model_len)

@@ -21,6 +21,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
 
 
+def default_max_lora_rank() -> int:
+    """64 with an NVIDIA driver, else 16: on a CPU every token costs what an adapter of this rank costs."""
+    return 64 if Path("/proc/driver/nvidia/version").exists() else 16
+
+
 class Settings(BaseSettings):
     """Every setting of the control plane. Unset URLs are derived from `home`."""
 
@@ -61,7 +66,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = 32 * MEBIBYTE
     """Bound of every request body that is not a file upload."""
     min_training_rows: int = 10
-    max_lora_rank: int = 32
+    max_lora_rank: int = Field(default_factory=default_max_lora_rank)
     """The rank that serving engines accept; a job that asks for more is refused."""
     max_context_length: int | None = None
     """Tokens per row that serving accepts; unset: the base model's own limit."""

@@ -188,9 +188,9 @@ def test_streaming_says_the_same(trained: Trained) -> None:
 
 
 def test_completions_answer_with_and_without_streaming(trained: Trained) -> None:
-    prompt = "The capital of India is"
+    prompt = "Monday, Tuesday, Wednesday,"
     whole = trained.client.completions.create(model=BASE, prompt=prompt, temperature=0, max_tokens=6)
-    assert "Delhi" in whole.choices[0].text
+    assert "Thursday" in whole.choices[0].text
     stream = trained.client.completions.create(
         model=trained.model, prompt=prompt, temperature=0, max_tokens=6, stream=True
     )

@@ -123,7 +123,7 @@ async def test_the_guard_ends_the_whole_group(tmp_path: Path, parent_dies: bool)
 
 def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) -> None:
     command = vllm_command(spec, settings, Path("/run/e.sock"))
-    assert _option(command, "--max-model-len") == "2048"
+    assert _option(command, "--max-model-len") == "auto"
     assert _option(command, "--max-lora-rank") == str(settings.max_lora_rank)
     assert _option(command, "--dtype") == "float32"
     assert "--enforce-eager" in command
@@ -131,11 +131,10 @@ def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) 
     on_gpu = vllm_command(spec, settings.model_copy(update={"engine_device": Device.CUDA}), Path("/run/e.sock"))
     assert "--enforce-eager" not in on_gpu
     assert "--dtype" not in on_gpu
-    assert _option(on_gpu, "--max-model-len") == "auto"
 
 
 @pytest.mark.parametrize(
-    ("cap", "own", "used"), [(None, 8192, "2048"), (4096, 8192, "4096"), (4096, 1024, "1024"), (16, None, "16")]
+    ("cap", "own", "used"), [(None, 8192, "auto"), (4096, 8192, "4096"), (4096, 1024, "1024"), (16, None, "16")]
 )
 def test_the_length_is_never_more_than_the_models_own(
     settings: Settings, spec: EngineSpec, cap: int | None, own: int | None, used: str

@@ -131,7 +131,7 @@ def test_the_gateway_learns_what_it_needs_and_no_secret(tmp_path: Path, monkeypa
             "TUNESMITH_GATEWAY_HOST": "127.0.0.1",
             "TUNESMITH_GATEWAY_PORT": "9",
             "TUNESMITH_ENGINE_PYTHON": str(tmp_path / "python"),
-            "TUNESMITH_MAX_LORA_RANK": "32",
+            "TUNESMITH_MAX_LORA_RANK": str(settings.max_lora_rank),
             "TUNESMITH_HOLD_SECONDS": "5",
         }.items()
     )

@@ -75,7 +75,7 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
         ({"validation_file": "file-unknown"}, "file_not_found", "validation_file"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {}}}}, "unsupported_method", "method.type"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_integration", "integrations"),
-        ({"training": {"lora_rank": 33}}, "lora_rank_too_high", "training.lora_rank"),
+        ({"training": {"lora_rank": 65}}, "lora_rank_too_high", "training.lora_rank"),
         ({"training": {"weights": "full", "lora_rank": 8}}, "invalid_value", "training.lora_rank"),
     ],
 )

@@ -73,7 +73,7 @@ async def test_the_spec_of_a_preflight_leaves_auto_unset(platform: Platform) -> 
     assert (spec.job_id, spec.attempt_id, spec.epoch) == (identity.job_id, identity.attempt_id, 1)
     assert (spec.kind, spec.weights, spec.method) == (pb.RUN_KIND_PREFLIGHT, pb.WEIGHTS_LORA, "supervised")
     assert spec.hyperparameters == pb.Hyperparameters(n_epochs=2)
-    assert (spec.seed, spec.max_lora_rank, spec.HasField("resume")) == (7, 32, False)
+    assert (spec.seed, spec.max_lora_rank, spec.HasField("resume")) == (7, 16, False)
     assert spec.base_model.id == BASE_ID
     assert {file.path for file in spec.base_model.files} == {"config.json", "model.safetensors"}
     assert spec.training_file.path == f"{platform.training_file}.jsonl"
