@@ -26,7 +26,7 @@ from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
 from tunesmith_inference.revisions import NotFetched
-from tunesmith_inference.router import route
+from tunesmith_inference.router import Servable, route
 from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.streaming import public, relay
 from tunesmith_inference.usage import Usage
@@ -127,12 +127,19 @@ async def _target(
     """What answers the request, held in `stack`; waits for engine and model until `deadline` on the loop's clock."""
     try:
         async with asyncio.timeout_at(deadline):
-            servable = route(await gateway.registry.known(), asked.model, principal.project_id)
+            servable = await _route(gateway.registry, asked.model, principal.project_id)
             return await stack.enter_async_context(gateway.fleet.lease(servable))
     except (TimeoutError, NotFetched):
         raise model_loading() from None
     except Unservable:
         raise model_unservable() from None
+
+
+async def _route(registry: RegistryClient, model: str, project_id: str) -> Servable:
+    try:
+        return route(await registry.known(), model, project_id)
+    except GatewayError:
+        return route(await registry.current(), model, project_id)
 
 
 def _engine_body(asked: InferenceRequest, target: Target, principal: Principal) -> dict[str, Any]:

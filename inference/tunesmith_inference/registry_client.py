@@ -65,6 +65,24 @@ class RegistryClient:
         await self._complete.wait()
         return self.models
 
+    async def current(self) -> Mapping[str, Servable]:
+        """The models as the control plane has them now, or the followed list when it cannot be asked.
+
+        A name may be in use before the change has arrived here: a client that sees its job succeed asks at once.
+        """
+        gathered: dict[str, Servable] = {}
+        changes = self._stub.WatchModels(
+            serving_pb2.WatchModelsRequest(), metadata=self._metadata, timeout=_CALL_SECONDS
+        )
+        try:
+            async for response in changes:
+                if not _apply(response, gathered):
+                    changes.cancel()
+                    return gathered
+        except grpc.aio.AioRpcError as error:
+            _log.warning("the list of models could not be asked for: %s", error.code().name)
+        return self.models
+
     async def follow(self, changed: Callable[[], None]) -> None:
         """Keeps `models` up to date and calls `changed` after each change, for ever."""
         backoff = 0.1
@@ -103,13 +121,7 @@ class RegistryClient:
         gathered: dict[str, Servable] = {}
         complete = False
         async for response in self._stub.WatchModels(serving_pb2.WatchModelsRequest(), metadata=self._metadata):
-            change = response.WhichOneof("change")
-            if change == "upserted" and response.upserted.kind in _KINDS:
-                gathered[response.upserted.name] = _servable(response.upserted)
-            elif change == "deleted":
-                gathered.pop(response.deleted, None)
-            elif change == "snapshot_complete":
-                complete = True
+            complete = not _apply(response, gathered) or complete
             if complete:
                 self.models = dict(gathered)
                 self._complete.set()
@@ -121,6 +133,16 @@ async def connect(address: str, service_token: str) -> AsyncIterator[RegistryCli
     """A client over one channel to `address` (host:port)."""
     async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         yield RegistryClient(channel, service_token)
+
+
+def _apply(response: serving_pb2.WatchModelsResponse, models: dict[str, Servable]) -> bool:
+    """Makes one change in `models`; returns False for the mark that the list is complete."""
+    change = response.WhichOneof("change")
+    if change == "upserted" and response.upserted.kind in _KINDS:
+        models[response.upserted.name] = _servable(response.upserted)
+    elif change == "deleted":
+        models.pop(response.deleted, None)
+    return change != "snapshot_complete"
 
 
 def _servable(model: serving_pb2.ServableModel) -> Servable:

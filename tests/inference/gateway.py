@@ -54,16 +54,6 @@ class GatewayUnderTest:
             state: dict[str, Any] = (await client.get("http://engine/simulator")).json()
             return state
 
-    async def chat_when_known(self, model: str, **parameters: Any) -> httpx.Response:
-        """One chat request, as soon as the gateway has heard of the model."""
-
-        async def answered() -> httpx.Response | None:
-            response = await self.chat(model, **parameters)
-            return None if response.status_code == 404 else response
-
-        found: httpx.Response = await until(answered)
-        return found
-
     def add_full(self, name: str, weights: str, **files: bytes) -> str:
         """Registers a full-weight model; gives the revision."""
         revision = self.control_plane.add_revision(full_files(weights) | files)

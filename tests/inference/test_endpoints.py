@@ -23,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayUnderTest]:
     async with gateway_on_simulator(tmp_path_factory.mktemp("cache"), max_body_bytes=200_000) as running:
         running.add_adapter(MINE, "tuned")
-        await running.chat_when_known(MINE)
+        await running.chat(MINE)
         yield running
 
 

@@ -40,7 +40,7 @@ async def test_final_adapters_are_loaded_before_anyone_asks_and_checkpoints_when
 async def test_a_revision_asked_for_by_many_at_once_is_loaded_once(tmp_path: Path) -> None:
     async with gateway_on_simulator(tmp_path) as gateway:
         gateway.add_adapter("mine", "tuned", checkpoint=True)
-        answers = await asyncio.gather(*(gateway.chat_when_known("mine") for _ in range(10)))
+        answers = await asyncio.gather(*(gateway.chat("mine") for _ in range(10)))
         assert {response.status_code for response in answers} == {200}
         assert gateway.control_plane.downloads == len(adapter_files("tuned"))
         assert (await gateway.simulator())["loads"] == 2
@@ -56,7 +56,7 @@ async def test_the_least_recently_used_adapter_makes_room(tmp_path: Path) -> Non
     async with gateway_on_simulator(tmp_path, max_loaded_adapters=3) as gateway:
         for name in ("one", "two", "three"):
             gateway.add_adapter(name, name, checkpoint=True)
-            assert (await gateway.chat_when_known(name)).status_code == 200
+            assert (await gateway.chat(name)).status_code == 200
             await gateway.chat("one")
         loaded = (await gateway.simulator())["adapters"]
         assert len(loaded) == 3
@@ -78,7 +78,7 @@ async def test_what_is_not_proven_is_never_served_and_says_why(tmp_path: Path, f
     async with gateway_on_simulator(tmp_path) as gateway:
         revision = gateway.add_adapter("mine", "tuned", files=files)
         for _ in range(2):
-            response = await gateway.chat_when_known("mine")
+            response = await gateway.chat("mine")
             assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed_verification")
             assert response.headers["retry-after"] == "60"
         assert (await _adapters(gateway, 1))[revision[:16]].startswith("not served: ")
@@ -91,7 +91,7 @@ async def test_a_request_is_held_until_the_files_can_be_had(tmp_path: Path) -> N
         files = adapter_files("tuned")
         revision = gateway.add_adapter("mine", "tuned", checkpoint=True)
         del gateway.control_plane.revisions[revision]
-        asked = asyncio.create_task(gateway.chat_when_known("mine"))
+        asked = asyncio.create_task(gateway.chat("mine"))
         await until(lambda: _adapters(gateway, 1))
         gateway.control_plane.revisions[revision] = files
         response = await asked
@@ -122,7 +122,7 @@ async def test_full_weights_have_an_engine_of_their_own_and_the_idle_one_makes_r
         assert (await gateway.chat(BASE)).status_code == 200
         for name in ("full-1", "full-2"):
             gateway.add_full(name, name)
-            response = await gateway.chat_when_known(name, text="one", max_tokens=2)
+            response = await gateway.chat(name, text="one", max_tokens=2)
             assert response.json()["model"] == name
             assert response.json()["choices"][0]["message"]["content"] == answer(name, "one", 2)
         engines = await gateway.engines()
@@ -139,7 +139,7 @@ async def test_full_weights_that_are_not_proven_are_never_served(
     monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
     async with gateway_on_simulator(tmp_path) as gateway:
         gateway.add_full("full", "full", **files)
-        response = await gateway.chat_when_known("full")
+        response = await gateway.chat("full")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed_verification")
         assert [engine["state"] for engine in await gateway.engines()][-1] == "failed"
 
@@ -150,7 +150,7 @@ async def test_an_engine_that_dies_comes_back_with_its_adapters(
     monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
     async with gateway_on_simulator(tmp_path) as gateway:
         gateway.add_adapter("mine", "tuned")
-        assert (await gateway.chat_when_known("mine")).status_code == 200
+        assert (await gateway.chat("mine")).status_code == 200
         died = await gateway.chat("mine", "fault:die")
         assert (died.status_code, died.json()["error"]["code"]) == (500, "engine_error")
         await until(lambda: _engine_states(gateway, ["starting"]))
@@ -171,7 +171,7 @@ async def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path, mon
 async def test_a_restart_of_the_control_plane_is_not_noticed(tmp_path: Path) -> None:
     async with gateway_on_simulator(tmp_path) as gateway:
         gateway.add_adapter("mine", "tuned")
-        assert (await gateway.chat_when_known("mine")).status_code == 200
+        assert (await gateway.chat("mine")).status_code == 200
         await gateway.control_plane.stop()
         assert (await gateway.chat("mine")).status_code == 200
         headers = {"authorization": "Bearer never-seen"}

@@ -70,3 +70,12 @@ async def test_keys_and_files_are_asked_for(control_plane: ServingControlPlane) 
         assert (file.path, file.size) == ("golden.json", 2)
         with pytest.raises(RevisionUnavailable):
             await client.revision_files("a" * 64)
+
+
+async def test_the_current_list_is_asked_for_and_the_followed_one_serves_without_a_control_plane(
+    control_plane: ServingControlPlane,
+) -> None:
+    async with connect(control_plane.address, SERVICE_TOKEN) as client:
+        async with control_plane.running():
+            assert set(await client.current()) == {BASE}
+        assert await client.current() == client.models
