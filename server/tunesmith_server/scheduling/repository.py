@@ -5,7 +5,7 @@ It must not know what an executor says; jobs change through fine_tunes/repositor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, or_, select, update
@@ -51,13 +51,10 @@ async def list_waiting(session: AsyncSession, kind: RunKind, now: float, limit: 
     return await _list_free(session, [FineTuneRow.state == state, FineTuneRow.not_before <= now], READY, limit)
 
 
-async def list_without_base(session: AsyncSession, limit: int) -> list[tuple[FineTuneRow, str]]:
-    """Jobs that wait for a base model whose import has failed, with the reason."""
+async def list_without_base(session: AsyncSession, limit: int) -> Sequence[FineTuneRow]:
+    """Jobs that wait for a base model whose import has failed."""
     states = FineTuneRow.state.in_([State.VALIDATING_FILES, State.QUEUED])
-    jobs = await _list_free(session, [states], FAILED, limit)
-    errors = await session.execute(select(BaseModelRow.id, BaseModelRow.error))
-    reasons = {base_id: error or "unknown reason" for base_id, error in errors}
-    return [(job, reasons[job.base_model_id]) for job in jobs]
+    return await _list_free(session, [states], FAILED, limit)
 
 
 async def insert_attempt(session: AsyncSession, row: AttemptRow) -> None:

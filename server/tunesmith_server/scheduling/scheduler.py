@@ -90,10 +90,14 @@ class Scheduler:
         now = int(self._core.clock())
         async with self._core.database.read() as session:
             waiting = await repository.list_without_base(session, _FAILURES_PER_PASS)
-        for job, reason in waiting:
+        for job in waiting:
             if not self._may_act():
                 return
-            message = f"The base model {job.base_model_id} could not be imported: {reason}"
+            # Not the reason itself: it may name paths of the machine, which are the operator's business.
+            message = (
+                f"The base model {job.base_model_id} could not be imported; "
+                "`tunesmithd models list` tells its operator why."
+            )
             changes = {"error_code": "base_model_import_failed", "error_message": message, "error_param": "model"}
             async with self._core.database.write() as session:
                 await jobs.transition(
