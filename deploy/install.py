@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,8 +109,11 @@ class Environment:
         say(self.name, "done")
 
     def create(self) -> None:
-        """Makes the environment unless it is there."""
+        """Makes the environment unless it is there; without constraints it starts empty, so that all is resolved."""
         self._stamp.unlink(missing_ok=True)
+        if not self._locked and self.folder.exists():
+            say(self.name, f"removing {self.folder.name}")
+            shutil.rmtree(self.folder)
         if not self.python.exists():
             say(self.name, f"creating {self.folder.name}")
             venv.create(self.folder, with_pip=True)
