@@ -97,14 +97,15 @@ def trained(
     with LiveServer(tmp_path_factory.mktemp("home"), inference=True, environment=environment) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.api_key, timeout=400)
         file = client.files.create(file=("rows.jsonl", rows(48)), purpose="fine-tune")
+        validation = client.files.create(file=("validation.jsonl", rows(12)), purpose="fine-tune")
         assert client.files.wait_for_processing(file.id).status == "processed"
         job = client.fine_tuning.jobs.create(
             model=BASE,
             training_file=file.id,
-            validation_file=file.id,
+            validation_file=validation.id,
             suffix="colours",
             seed=7,
-            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 4}}},
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 4}}},
         )
         assert job.status == "validating_files"
         if killed:
@@ -125,7 +126,7 @@ def test_the_job_tells_what_it_did(trained: Trained) -> None:
     assert job.trained_tokens > 0
     assert job.finished_at
     hyperparameters = job.hyperparameters.to_dict()
-    assert hyperparameters["n_epochs"] == 4
+    assert hyperparameters["n_epochs"] == 3
     assert hyperparameters["batch_size"] == 4
     assert isinstance(hyperparameters["learning_rate_multiplier"], float | int), "auto is resolved"
     evaluation = trained.server.job(trained.job_id)["evaluation"]
@@ -136,16 +137,16 @@ def test_events_and_metrics_are_complete(trained: Trained) -> None:
     events = list(trained.client.fine_tuning.jobs.list_events(trained.job_id, limit=7))
     assert len({event.id for event in events}) == len(events)
     steps = [event.data["step"] for event in events if event.type == "metrics" and isinstance(event.data, dict)]
-    assert sorted(steps) == list(range(1, 49)), "48 rows, 4 a step, 4 passes: every step once, also after the kill"
+    assert sorted(steps) == list(range(1, 37)), "48 rows, 4 a step, 3 passes: every step once, also after the kill"
     assert events[0].message.lower().count("success") or "completed" in events[0].message.lower()
     assert [event.created_at for event in events] == sorted((e.created_at for e in events), reverse=True)
 
 
 def test_checkpoints_are_listed_and_answer(trained: Trained) -> None:
     checkpoints = trained.client.fine_tuning.jobs.checkpoints.list(trained.job_id).data
-    assert [checkpoint.step_number for checkpoint in checkpoints] == [48, 36, 24, 12]
+    assert [checkpoint.step_number for checkpoint in checkpoints] == [36, 24, 12]
     name = checkpoints[0].fine_tuned_model_checkpoint
-    assert name == f"{trained.model}:ckpt-step-48"
+    assert name == f"{trained.model}:ckpt-step-36"
     assert ask(trained.client, name, "red") == ANSWERS["red"]
 
 
@@ -157,8 +158,8 @@ def test_result_files_can_be_read(trained: Trained) -> None:
     }
     table = contents["results.csv"].splitlines()
     assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
-    assert len(table) == 49
-    assert len(contents["evaluation.jsonl"].splitlines()) == 48
+    assert len(table) == 37
+    assert len(contents["evaluation.jsonl"].splitlines()) == 12
 
 
 def test_base_and_tuned_answer_side_by_side(trained: Trained) -> None:
@@ -224,11 +225,11 @@ def test_an_unknown_model_is_not_found(trained: Trained) -> None:
 @pytest.mark.parametrize("trained", [VARIANTS[1]], indirect=True)
 def test_full_weights_on_prompt_completion_rows_are_tuned_and_served(trained: Trained) -> None:
     lines = [json.dumps({"prompt": f"Code of {colour}?", "completion": code}) for colour, code in ANSWERS.items()]
-    file = trained.client.files.create(file=("pairs.jsonl", "\n".join(lines * 4).encode()), purpose="fine-tune")
+    file = trained.client.files.create(file=("pairs.jsonl", "\n".join(lines * 16).encode()), purpose="fine-tune")
     job = trained.client.fine_tuning.jobs.create(
         model=BASE,
         training_file=file.id,
-        hyperparameters={"n_epochs": 4, "batch_size": 4},
+        hyperparameters={"n_epochs": 1, "batch_size": 4},
         extra_body={"training": {"weights": "full"}},
     )
     done = trained.server.wait_for_job(job.id, timeout_seconds=300)
