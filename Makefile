@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format proto lock clean
+.PHONY: help install quickstart test soak lint format proto lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 22
@@ -17,6 +17,9 @@ quickstart: install ## Fine-tune the bundled model, serve it, show before and af
 
 test: install ## Run everything that needs no GPU
 	@$(VENV_PYTHON) -m pytest
+
+soak: install ## Run what takes long: faults at every step, fuzzing, every client version
+	@$(VENV_PYTHON) -m pytest -m soak
 
 lint: ## Lint, format check and strict types, without installing
 	@$(VENV_PYTHON) -m pytest -q tests/architecture

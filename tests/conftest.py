@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import strategies
+
+from tests.support.administration import each_installation, installation
 from tests.support.core import clock, cluster_settings, core, each_core, postgres_template
 from tests.support.factories import each_platform, platform
 from tests.support.postgres import postgres
@@ -12,9 +16,21 @@ __all__ = [
     "cluster_settings",
     "core",
     "each_core",
+    "each_installation",
     "each_platform",
+    "installation",
     "platform",
     "postgres",
     "postgres_template",
     "s3_server",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unicode_table(request: pytest.FixtureRequest) -> None:
+    """Has hypothesis make its table of Unicode before any example is drawn.
+
+    In a fresh checkout that takes seconds, and hypothesis would hold them against the first strategy that draws text.
+    """
+    if any(item.get_closest_marker("hypothesis") for item in request.session.items):
+        strategies.text().validate()

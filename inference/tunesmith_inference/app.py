@@ -26,6 +26,8 @@ from tunesmith_inference.endpoints import ClientGone, Gateway, router
 from tunesmith_inference.engine import vllm_command
 from tunesmith_inference.errors import GatewayError, error_response, internal_error
 from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.ledger import Ledger
+from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import connect
 from tunesmith_inference.revisions import RevisionCache
 from tunesmith_inference.usage import Usage
@@ -41,15 +43,19 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
     """A gateway that follows its control plane; its engines end with the block. `command` starts an engine."""
     async with connect(settings.control_plane, settings.service_token.get_secret_value()) as registry:
         fleet = Fleet(settings, RevisionCache(settings.cache_dir, registry.revision_files), command)
-        gateway = Gateway(settings, Authenticator(registry.authenticate), registry, fleet, Usage())
+        limits, ledger = RateLimiter(), Ledger(registry.report_usage)
+        keys = Authenticator(registry.authenticate)
+        gateway = Gateway(settings, keys, registry, fleet, limits, Usage(limits, ledger))
         following = asyncio.create_task(registry.follow(lambda: fleet.follow(registry.models.values())))
         running = asyncio.create_task(fleet.run())
+        reporting = asyncio.create_task(ledger.run())
         try:
             yield create_app(gateway)
         finally:
-            following.cancel()
-            running.cancel()
-            await asyncio.wait({following, running})
+            for task in (following, running, reporting):
+                task.cancel()
+            await asyncio.wait({following, running, reporting})
+            await ledger.close()
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -103,6 +109,7 @@ class _Accounts:
             if message["type"] == "http.response.start":
                 status = str(message["status"])
                 headers = MutableHeaders(scope=message)
+                headers.update(scope.get("state", {}).get("rate_headers", {}))
                 headers["x-request-id"] = request_id
                 headers["openai-version"] = "2020-10-01"
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tunesmith_inference.errors import GatewayError, control_plane_unavailable
 
-FRESH_SECONDS = 30.0
+FRESH_SECONDS = 5.0
 """A revoked key works at most this long."""
 OUTAGE_SECONDS = 600.0
 """A key seen before works this long while the control plane cannot be asked."""
@@ -23,14 +23,20 @@ _MAX_REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A valid key's project and the key's id."""
+    """A valid key's project, the key's id, and what it may use; None is no limit."""
 
     project_id: str
     key_id: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 class KeyRejected(Exception):
-    """The control plane says that the key is nobody's."""
+    """The control plane refuses the key; `error` is what its sender is told."""
+
+    def __init__(self, error: GatewayError | None = None) -> None:
+        super().__init__()
+        self.error = error or _unauthorised("The API key is not valid. Check it, or make a new one.")
 
 
 class KeysUnavailable(Exception):
@@ -63,9 +69,9 @@ class Authenticator:
             return principal
         try:
             found = await self._lookup(key)
-        except KeyRejected:
+        except KeyRejected as refusal:
             self._remembered.pop(digest, None)
-            raise _unauthorised("The API key is not valid. Check it, or make a new one.") from None
+            raise refusal.error from None
         except KeysUnavailable:
             if principal is not None and age < OUTAGE_SECONDS:
                 return principal

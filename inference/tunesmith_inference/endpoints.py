@@ -23,6 +23,7 @@ from tunesmith_inference.config import Settings
 from tunesmith_inference.deployment import Target
 from tunesmith_inference.errors import GatewayError, model_loading, model_unservable
 from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
 from tunesmith_inference.revisions import NotFetched
@@ -46,6 +47,7 @@ class Gateway:
     authenticator: Authenticator
     registry: RegistryClient
     fleet: Fleet
+    limits: RateLimiter
     usage: Usage
 
 
@@ -78,6 +80,7 @@ def router(gateway: Gateway) -> APIRouter:
 
 async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     principal = await gateway.authenticator.principal(request.headers.get("authorization"))
+    request.state.rate_headers = gateway.limits.admit(principal)
     asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
     while True:
@@ -99,7 +102,7 @@ async def _answer(
     stack: contextlib.AsyncExitStack,
 ) -> Response:
     body = _engine_body(asked, target, principal)
-    meter = partial(gateway.usage.count_tokens, principal)
+    meter = partial(gateway.usage.count_tokens, principal, asked.model)
     if asked.stream:
         chunks = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
         return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
@@ -147,7 +150,8 @@ def _engine_body(asked: InferenceRequest, target: Target, principal: Principal) 
     # Projects share no cached prefix, or the time to an answer would tell one what another has asked.
     body["cache_salt"] = hashlib.sha256(_SALT + principal.project_id.encode()).hexdigest()
     if asked.stream:
-        body["stream_options"] = {"include_usage": True}
+        # With every chunk, so that who leaves before the end has used what was made for them.
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return body
 
 

@@ -6,6 +6,8 @@ It must not know what raises them.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -15,11 +17,18 @@ class GatewayError(Exception):
     """An answer other than the one asked for.
 
     `status` is HTTP's, `code` stable snake_case, `message` a sentence that tells what to do, `param` the request
-    parameter at fault, `retry_after` whole seconds after which the same request may work.
+    parameter at fault, `retry_after` seconds after which the same request may work, `headers` more of the answer's.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -27,6 +36,7 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.headers = headers or {}
 
 
 def invalid_request(code: str, message: str, param: str | None = None) -> GatewayError:
@@ -38,6 +48,12 @@ def model_not_found(name: str) -> GatewayError:
     """404: no such model, or another project's, which must look the same."""
     message = f"The model `{name[:200]}` does not exist or your key has no access to it."
     return GatewayError(404, "model_not_found", message, param="model")
+
+
+def rate_limited(what: str, limit: int, wait_seconds: float, headers: Mapping[str, str]) -> GatewayError:
+    """429: the key has used up its requests or tokens of this minute."""
+    message = f"This key may use {limit} {what} per minute. Send fewer, or ask the operator for more."
+    return GatewayError(429, "rate_limit_exceeded", message, retry_after=wait_seconds, headers=headers)
 
 
 def model_loading() -> GatewayError:
@@ -78,9 +94,10 @@ def envelope(error: GatewayError) -> dict[str, Any]:
 
 def error_response(error: GatewayError) -> Response:
     """The HTTP answer of an error. ASCII only, because a message may quote text that UTF-8 cannot hold."""
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after is not None:
-        headers["retry-after"] = str(error.retry_after)
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after * 1000))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     body = json.dumps(envelope(error)).encode("ascii")

@@ -1,4 +1,4 @@
-"""Owns the talk with the control plane: the followed list of models, files of revisions, who a key belongs to.
+"""Owns the talk with the control plane: the followed list of models, files of revisions, who a key belongs to, usage.
 
 It must not know engines or HTTP.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc.aio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from tunesmith_inference.auth import KeyRejected, KeysUnavailable, Principal
+from tunesmith_inference.errors import GatewayError
+from tunesmith_inference.ledger import Batch, ReportFailed
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 
@@ -25,6 +30,7 @@ _KINDS = {
     serving_pb2.SERVABLE_KIND_ADAPTER: Kind.ADAPTER,
     serving_pb2.SERVABLE_KIND_FULL: Kind.FULL,
 }
+_REFUSALS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
 _CALL_SECONDS = 10.0
 _MAX_BACKOFF_SECONDS = 5.0
 _CHANNEL_OPTIONS = (
@@ -57,6 +63,7 @@ class RegistryClient:
     def __init__(self, channel: grpc.aio.Channel, service_token: str) -> None:
         self._stub = serving_pb2_grpc.ServingServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {service_token}"),)
+        self._gateway_id = secrets.token_hex(16)
         self._complete = asyncio.Event()
         self.models: Mapping[str, Servable] = {}
 
@@ -111,10 +118,35 @@ class RegistryClient:
         try:
             answer = await self._stub.Authenticate(request, metadata=self._metadata, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise KeyRejected from None
+            if error.code() in _REFUSALS:
+                raise KeyRejected(_refusal(error)) from None
             raise KeysUnavailable(error.code().name) from error
-        return Principal(answer.project_id, answer.key_id)
+        return Principal(
+            answer.project_id,
+            answer.key_id,
+            answer.requests_per_minute if answer.HasField("requests_per_minute") else None,
+            answer.tokens_per_minute if answer.HasField("tokens_per_minute") else None,
+        )
+
+    async def report_usage(self, batch: Batch) -> None:
+        """Delivers what keys have used; raises ReportFailed when nobody can tell whether it has arrived."""
+        lines = [
+            serving_pb2.UsageLine(
+                project_id=use.project_id,
+                key_id=use.key_id,
+                model=use.model,
+                hour=use.hour,
+                requests=total.requests,
+                input_tokens=total.input_tokens,
+                output_tokens=total.output_tokens,
+            )
+            for use, total in batch.sums.items()
+        ]
+        request = serving_pb2.ReportUsageRequest(gateway_id=self._gateway_id, sequence=batch.sequence, lines=lines)
+        try:
+            await self._stub.ReportUsage(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise ReportFailed(error.code().name) from error
 
     async def _changes(self) -> AsyncIterator[None]:
         """One connection's changes, applied. The old list stays until the new one is complete."""
@@ -133,6 +165,15 @@ async def connect(address: str, service_token: str) -> AsyncIterator[RegistryCli
     """A client over one channel to `address` (host:port)."""
     async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         yield RegistryClient(channel, service_token)
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> GatewayError | None:
+    """The control plane's own words to the sender of the key; None when it gave none."""
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    if status is None or not any(detail.Unpack(info) for detail in status.details):
+        return None
+    return GatewayError(_REFUSALS[error.code()], info.reason, status.message)
 
 
 def _apply(response: serving_pb2.WatchModelsResponse, models: dict[str, Servable]) -> bool:
@@ -155,4 +196,5 @@ def _servable(model: serving_pb2.ServableModel) -> Servable:
         base_revision=model.base_revision,
         created=model.created,
         checkpoint=model.checkpoint,
+        shared_with=frozenset(model.shared_with_project_ids),
     )

@@ -32,11 +32,13 @@ class Servable:
     base_revision: str
     created: int
     checkpoint: bool
+    shared_with: frozenset[str] = frozenset()
+    """Other projects that may use it."""
 
 
 def route(models: Mapping[str, Servable], name: str, project_id: str) -> Servable:
     """What `name` means for `project_id`; unknown names and other projects' raise 404 model_not_found alike."""
     servable = models.get(name)
-    if servable is None or servable.project_id not in ("", project_id):
+    if servable is None or not (servable.project_id in ("", project_id) or project_id in servable.shared_with):
         raise model_not_found(name)
     return servable

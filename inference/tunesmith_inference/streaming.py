@@ -19,21 +19,25 @@ async def relay(
 ) -> AsyncIterator[bytes]:
     """Server-sent events for the client.
 
-    The engine is always asked for usage; `meter` gets it, the client only if it is wanted. An engine that fails on the
-    way ends the stream with an error event and without `[DONE]`, which no client can take for a whole answer.
+    The engine is always asked for usage with every chunk; `meter` gets the last one, however the stream ends, and the
+    client gets it at the end if it is wanted. An engine that fails on the way ends the stream with an error event and
+    without `[DONE]`, which no client can take for a whole answer.
     """
+    used: dict[str, Any] = {}
     try:
         async for chunk in chunks:
-            if usage := chunk.get("usage"):
-                meter(usage)
+            used = chunk.pop("usage", None) or used
+            if not chunk.get("choices"):
                 if not usage_wanted:
-                    if not chunk.get("choices"):
-                        continue
-                    del chunk["usage"]
+                    continue
+                chunk["usage"] = used
             yield event(public(chunk, model))
     except GatewayError as error:
         yield event(envelope(error))
         return
+    finally:
+        if used:
+            meter(used)
     yield DONE
 
 

@@ -1,4 +1,4 @@
-"""Owns what is counted: requests, their time, tokens by project and key; in Prometheus' form.
+"""Owns what is counted: requests, their time, tokens by project and key; for Prometheus, limits and the control plane.
 
 It must not know what a request does; texts and keys never get here, only a key's id.
 """
@@ -10,14 +10,18 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from tunesmith_inference.auth import Principal
+from tunesmith_inference.ledger import Ledger
+from tunesmith_inference.rate_limits import RateLimiter
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Usage:
-    """The counters of one gateway."""
+    """The counters of one gateway; what keys use goes on to their limits and to the ledger."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: RateLimiter, ledger: Ledger) -> None:
+        self._limits = limits
+        self._ledger = ledger
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "tunesmith_gateway_requests", "Requests answered.", ["route", "status"], registry=self._registry
@@ -38,8 +42,10 @@ class Usage:
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def count_tokens(self, principal: Principal, usage: dict[str, Any]) -> None:
-        """An engine's usage object: prompt_tokens and completion_tokens."""
+    def count_tokens(self, principal: Principal, model: str, usage: dict[str, Any]) -> None:
+        """An engine's usage object, prompt_tokens and completion_tokens, of one answer under the name `model`."""
+        self._ledger.add(principal, model, usage)
+        self._limits.spend(principal, (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0))
         for direction, field in (("in", "prompt_tokens"), ("out", "completion_tokens")):
             counter = self._tokens.labels(principal.project_id, principal.key_id, direction)
             counter.inc(usage.get(field) or 0)

@@ -9,7 +9,7 @@ client also works inside a running loop (a notebook, say).
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 ResourceT = TypeVar("ResourceT")
@@ -65,13 +65,22 @@ def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 def iterate_blocking(items: AsyncIterator[ResultT]) -> Iterator[ResultT]:
     """Yield what an async iterator that never suspends yields."""
-    while True:
-        try:
-            item = run_blocking(_next_of(items))
-        except StopAsyncIteration:
-            return
-        yield item
+    try:
+        while True:
+            try:
+                item = run_blocking(_next_of(items))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        # Who stops early, too, gives back what the iterator holds: a connection.
+        if isinstance(items, AsyncGenerator):
+            run_blocking(_close(items))
 
 
 async def _next_of(items: AsyncIterator[ResultT]) -> ResultT:
     return await anext(items)
+
+
+async def _close(items: AsyncGenerator[Any, None]) -> None:
+    await items.aclose()

@@ -4,22 +4,23 @@ Must not know commands, nor send requests.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TaskID, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as LiveProgress
 from rich.text import Text
 
 from tunesmith._errors import FineTuneFailedError, Problem
-from tunesmith.types import Evaluation, FineTune, FineTuneEvent, Progress
+from tunesmith.types import Estimate, Evaluation, FineTune, FineTuneEvent, Progress
 
 
 def print_line(text: str, *, style: str = "") -> None:
@@ -84,6 +85,36 @@ def print_fine_tune(job: FineTune) -> None:
     print_table(("", ""), [row for row in rows if row[1] is not None])
 
 
+def print_estimate(estimate: Estimate) -> None:
+    """Print what a person wants to know about an estimate; what is wrong goes to standard error."""
+    memory, queue, cost = estimate.memory, estimate.queue, estimate.cost
+    rows: list[tuple[str, object]] = [
+        ("id", estimate.id),
+        ("status", estimate.status),
+        ("base model", estimate.model),
+        ("rows", estimate.rows),
+        ("tokens of one pass", estimate.tokens),
+        ("trained tokens", estimate.trained_tokens),
+        ("steps", estimate.steps),
+        ("time", None if estimate.seconds is None else timedelta(seconds=round(estimate.seconds))),
+        ("place in the queue", queue.position if queue else None),
+        ("expected start", local_time(queue.expected_start) if queue else None),
+        ("memory needed", memory.needed_bytes if memory else None),
+        ("memory available", memory.available_bytes if memory else None),
+        ("fits", None if memory is None or memory.fits is None else "yes" if memory.fits else "no"),
+        ("cost", f"{cost.amount:g} {cost.currency}" if cost else None),
+        ("rejected rows", estimate.rejects_file),
+    ]
+    for settings in (estimate.training, estimate.hyperparameters):
+        if settings is not None:
+            rows += [(name.replace("_", " "), value) for name, value in settings.model_dump().items()]
+    print_table(("", ""), [row for row in rows if row[1] is not None])
+    for finding in estimate.findings:
+        print_line(f"{finding.get('severity', 'warning')}: {finding.get('message', '')}")
+    if estimate.error is not None:
+        print_error(estimate.error.message, estimate.error.code)
+
+
 def print_outcome(job: FineTune) -> None:
     """Print how a finished job ended and what to do next; a failure goes to standard error."""
     if job.status == "failed":
@@ -108,6 +139,16 @@ def local_time(seconds: int | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@contextlib.contextmanager
+def upload_display(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of a file has been sent, on a terminal, while the block runs."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with LiveProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+        task = live.add_task(printable(name), total=None)
+        yield lambda sent, size: live.update(task, completed=sent, total=size)
 
 
 class FollowDisplay:

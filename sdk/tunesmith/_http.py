@@ -41,7 +41,7 @@ _LONGEST_RETRY_AFTER_S = 120.0
 class Call:
     """What is to be sent; `json` and `form` exclude each other.
 
-    `file` is a name and its bytes, sent as the multipart field `file` beside `form`.
+    `file` is a name and its bytes, sent as the multipart field `field` beside `form`.
     """
 
     method: str
@@ -50,6 +50,7 @@ class Call:
     json: Mapping[str, object] | None = None
     form: Mapping[str, str] | None = None
     file: tuple[str, BinaryIO | bytes] | None = None
+    field: str = "file"
     slow: bool = False
 
 
@@ -230,7 +231,7 @@ class HttpClient:
             headers=headers,
             json=call.json,
             data=call.form,
-            files={"file": call.file} if call.file else None,
+            files={call.field: call.file} if call.file else None,
             extensions={"timeout": httpx.Timeout(silence, connect=min(silence, CONNECT_TIMEOUT_S)).as_dict()},
         )
 

@@ -57,6 +57,12 @@ class File(Identified):
     """Hex digest of the content."""
 
 
+class CompletedUpload(Identified):
+    """What became of a file that was sent in parts."""
+
+    file: File
+
+
 class JobError(WireModel):
     """Why a fine-tune failed."""
 
@@ -126,7 +132,7 @@ class FineTune(Identified):
     fine_tuned_model: str | None = None
     """The name to use in `chat.completions.create`, once the job has succeeded."""
     status: str
-    """`validating_files`, `queued`, `running`, `succeeded`, `failed` or `cancelled`."""
+    """`validating_files`, `queued`, `running`, `pausing`, `paused`, `succeeded`, `failed` or `cancelled`."""
     error: JobError | None = None
     hyperparameters: Hyperparameters | None = None
     method: dict[str, Any] | None = None
@@ -138,13 +144,66 @@ class FineTune(Identified):
     seed: int | None = None
     metadata: dict[str, str] | None = None
     estimated_finish: int | None = None
+    auto_start: bool = True
+    queue_position: int | None = None
+    """1 for the job that starts next; only in a job that waits and was retrieved by its id."""
     progress: Progress | None = None
+    preflight: dict[str, Any] | None = None
+    """What the validation found: `counts`, `findings`, `memory`, `seconds`, `rejects_file`."""
     evaluation: Evaluation | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the job has come to its end, good or bad."""
         return self.status in TERMINAL_STATUSES
+
+
+class EstimatedStart(WireModel):
+    """Where a job would stand in the queue, had it been made now."""
+
+    position: int
+    expected_start: int | None = None
+    """Unix seconds; None when nobody knows."""
+
+
+class EstimatedMemory(WireModel):
+    """What a run needs at its peak, and what its machine has."""
+
+    needed_bytes: int | None = None
+    available_bytes: int | None = None
+    fits: bool | None = None
+
+
+class EstimatedCost(WireModel):
+    """What the installation charges."""
+
+    amount: float
+    currency: str
+
+
+class Estimate(Identified):
+    """What a fine-tune would take; numbers are None until the status is `ready`."""
+
+    object: str = "fine_tuning.estimate"
+    created_at: int
+    status: str
+    """`validating_files`, `ready` or `failed`."""
+    error: JobError | None = None
+    model: str
+    rows: int | None = None
+    tokens: int | None = None
+    """Of one pass."""
+    trained_tokens: int | None = None
+    """Of all passes."""
+    steps: int | None = None
+    hyperparameters: Hyperparameters | None = None
+    training: Training | None = None
+    memory: EstimatedMemory | None = None
+    seconds: float | None = None
+    queue: EstimatedStart | None = None
+    cost: EstimatedCost | None = None
+    findings: list[dict[str, Any]] = []
+    rejects_file: str | None = None
 
 
 class FineTuneEvent(Identified):

@@ -1,6 +1,7 @@
-"""Owns who is calling: secrets, API keys, attempt tokens and the service token, for both transports.
+"""Owns who is calling, for both transports: secrets, API keys, attempt tokens, the service token; and whether the
+caller's key may make this call now, by its scopes and its rate.
 
-It must not know what a caller may do with a resource.
+It must not know what a caller may do with one resource: other projects' are not found by those who look.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from tunesmith_server.errors import UnauthenticatedError
+from tunesmith_server.calls import current_call
+from tunesmith_server.errors import PermissionDeniedError, UnauthenticatedError
+from tunesmith_server.projects.rate_limits import UNLIMITED, RateLimiter, RateLimits, refusal
+from tunesmith_server.projects.scopes import INFERENCE, PROJECT, access_to, granted
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,9 @@ class Principal:
 
     project_id: str
     key_id: str
+    scopes: frozenset[str] = frozenset({"*"})
+    """What the key may do (projects/scopes.py)."""
+    limits: RateLimits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +82,43 @@ class KeyFinder(Protocol):
     """Where API keys are looked up (projects/service.py)."""
 
     async def find_principal(self, key: str) -> Principal | None:
-        """The owner of an API key that is not revoked, or None."""
+        """The owner of an API key, or None; raises UnauthenticatedError for one that is known but has ended."""
 
 
 class Authenticator:
     """Turns the value of an `Authorization` header or metadata entry into an identity."""
 
-    def __init__(self, keys: KeyFinder, signer: Signer, service_token: str | None = None) -> None:
+    def __init__(
+        self, keys: KeyFinder, signer: Signer, service_token: str | None = None, limiter: RateLimiter | None = None
+    ) -> None:
         self._keys = keys
         self._signer = signer
         self._service_token = service_token or signer.service_token()
+        self._limiter = limiter or RateLimiter()
 
     async def principal(self, authorization: str | None) -> Principal:
-        """The caller of a public operation; raises UnauthenticatedError."""
-        principal = await self._keys.find_principal(_bearer(authorization))
-        if principal is None:
-            raise UnauthenticatedError("invalid_api_key", "The API key is wrong or was revoked. Send a valid one.")
+        """The caller of the public operation that is under way (calls.py).
+
+        Raises UnauthenticatedError, QuotaExceededError (`rate_limit_exceeded`) or PermissionDeniedError
+        (`missing_scope`). Every public route and rpc comes through here.
+        """
+        principal = await self._identified(_bearer(authorization))
+        self._count(principal)
+        call = current_call()
+        _require(principal, access_to(call.operation).scope if call else PROJECT)
+        return principal
+
+    async def inference_principal(self, api_key: str) -> Principal:
+        """Whose key a gateway was sent, and that it may infer; the gateway counts its calls itself.
+
+        Raises UnauthenticatedError or PermissionDeniedError.
+        """
+        call = current_call()
+        if call is not None:
+            # What is refused here is the request that the gateway was sent.
+            call.operation = INFERENCE
+        principal = await self._identified(api_key)
+        _require(principal, INFERENCE)
         return principal
 
     def attempt(self, authorization: str | None) -> AttemptIdentity:
@@ -104,6 +132,26 @@ class Authenticator:
         """Passes when a gateway of this installation calls; raises UnauthenticatedError."""
         if not hmac.compare_digest(_bearer(authorization).encode(), self._service_token.encode()):
             raise UnauthenticatedError("invalid_api_key", "This is not the service token of this installation.")
+
+    async def _identified(self, api_key: str) -> Principal:
+        principal = await self._keys.find_principal(api_key)
+        if principal is None:
+            raise UnauthenticatedError("invalid_api_key", "The API key is wrong or was revoked. Send a valid one.")
+        call = current_call()
+        if call is not None:
+            call.project_id, call.key_id = principal.project_id, principal.key_id
+        return principal
+
+    def _count(self, principal: Principal) -> None:
+        limit = principal.limits.requests_per_minute
+        if limit is None:
+            return
+        allowance, wait_seconds = self._limiter.take(principal.key_id, limit)
+        call = current_call()
+        if call is not None:
+            call.allowance = allowance
+        if wait_seconds:
+            raise refusal(limit, wait_seconds)
 
 
 def authorization_of(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
@@ -139,6 +187,12 @@ def write_private_file(path: Path, content: str) -> bool:
     finally:
         draft.unlink()
     return True
+
+
+def _require(principal: Principal, scope: str) -> None:
+    if not granted(principal.scopes, scope):
+        message = f"This key lacks the scope {scope}. Use a key that has it, or ask the operator for one."
+        raise PermissionDeniedError("missing_scope", message)
 
 
 def _bearer(authorization: str | None) -> str:

@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     """Interpreter of the environment that holds vLLM; unset: `.venv-engine` beside the running environment."""
 
     max_upload_bytes: int = 512 * MEBIBYTE
+    """Bound of a file that is sent in one piece."""
+    max_chunked_upload_bytes: int = 8192 * MEBIBYTE
+    """Bound of a file that is sent in parts; completing it takes twice as much room in `home` for a while."""
+    max_part_bytes: int = 64 * MEBIBYTE
     max_body_bytes: int = 32 * MEBIBYTE
     """Bound of every request body that is not a file upload."""
     min_training_rows: int = 10
@@ -71,18 +75,46 @@ class Settings(BaseSettings):
     max_context_length: int | None = None
     """Tokens per row that serving accepts; unset: the base model's own limit."""
     max_concurrent_runs: int = 1
+    """Training runs at once on a machine without GPUs; with GPUs, as many as their devices allow."""
+    max_concurrent_preflights: int = 1
+    """They run on the CPU beside training runs and take no device."""
     heartbeat_interval_seconds: int = 5
     lease_ttl_seconds: int = 60
     """A run that has been silent for so long is suspect."""
     unreachable_limit_seconds: int = 300
     """How long an executor that cannot be reached is waited for before a silent run counts as lost."""
+    webhook_allow_private: bool = False
+    """Lets webhooks reach private addresses and use plain http, for an intranet and for tests."""
     leader_ttl_seconds: int = 10
     url_ttl_seconds: int = 3600
+    price_per_million_tokens: float | None = Field(default=None, ge=0)
+    """What estimates charge for trained tokens; unset: they name no cost."""
+    price_currency: str = "USD"
+    log_retention_days: int = 30
+    """How long the output of ended runs is kept."""
+    failpoint: str = ""
+    """For tests of durability only: where this process is to be killed (failpoints.py)."""
+
+    quota_max_jobs: int | None = Field(default=None, ge=0)
+    """Jobs of a project that wait or run; this and the following are defaults that a project may override."""
+    quota_max_running: int | None = Field(default=None, ge=0)
+    quota_max_storage_bytes: int | None = Field(default=None, ge=0)
+    quota_max_device_seconds: int | None = Field(default=None, ge=0)
+    """Within 30 days."""
+    quota_requests_per_minute: int | None = Field(default=None, ge=1)
+    quota_tokens_per_minute: int | None = Field(default=None, ge=1)
+    quota_share: float = Field(default=1.0, gt=0, le=1000)
+    """A project's weight among those that wait for devices."""
 
     @property
     def resolved_database_url(self) -> str:
         """The database URL with the default filled in."""
         return self.database_url or f"sqlite:///{(self.home / 'tunesmith.db').resolve()}"
+
+    @property
+    def spool(self) -> Path:
+        """Where bytes lie while they arrive; what is in it when a server starts, a crash left."""
+        return self.home / "uploads"
 
     @property
     def resolved_storage_url(self) -> str:

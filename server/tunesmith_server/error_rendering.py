@@ -6,6 +6,7 @@ It must not know which operation failed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ ERROR_DOMAIN = "tunesmith"
 # gRPC drops a whole answer whose trailing metadata is over 8 KiB, base64 and all.
 _MAX_GRPC_MESSAGE = 1000
 _MAX_VIOLATIONS_BYTES = 3000
+
+_OBJECT_TYPES = ("model_type", "model_attributes_type", "dict_type")
+"""What pydantic calls a value that is no object; its message speaks of Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def http_response(error: TunesmithError) -> JSONResponse:
 
 
 def grpc_status(error: TunesmithError) -> status_pb2.Status:
-    """The error as google.rpc.Status with ErrorInfo, and BadRequest or RetryInfo where they say more."""
+    """The error as google.rpc.Status with ErrorInfo, and BadRequest, RetryInfo or QuotaFailure where they say more."""
     rendering = rendering_of(error)
     info = error_details_pb2.ErrorInfo(reason=error.code, domain=ERROR_DOMAIN)
     if error.param is not None:
@@ -97,8 +101,13 @@ def grpc_status(error: TunesmithError) -> status_pb2.Status:
     if request.field_violations:
         status.details.append(_packed(request))
     if error.retry_after is not None:
-        delay = duration_pb2.Duration(seconds=error.retry_after)
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(_milliseconds(error.retry_after))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    if isinstance(error, QuotaExceededError):
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=error.code, description=_clean(error.message))
+        status.details.append(_packed(failure))
     return status
 
 
@@ -129,13 +138,19 @@ class _AsciiJSONResponse(JSONResponse):
 def _headers(error: TunesmithError, rendering: Rendering) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
-        headers["retry-after"] = str(error.retry_after)
-    if rendering.http_status == 409:
-        # OpenAI's clients repeat every 409 unless told that it is of no use.
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+        headers["retry-after-ms"] = str(_milliseconds(error.retry_after))
+    elif rendering.http_status in (409, 429):
+        # OpenAI's clients repeat these unless told that it is of no use.
         headers["x-should-retry"] = "false"
     if rendering.http_status == 401:
         headers["www-authenticate"] = "Bearer"
     return headers
+
+
+def _milliseconds(seconds: float) -> int:
+    """Rounded up, so that nobody comes back too early."""
+    return math.ceil(seconds * 1000)
 
 
 def _bad_request(error: TunesmithError) -> error_details_pb2.BadRequest:
@@ -184,6 +199,8 @@ def _reason(error: Mapping[str, Any]) -> str:
         return "this parameter is required"
     if error["type"] == "extra_forbidden":
         return "this parameter is not known; remove it or check its spelling"
+    if error["type"] in _OBJECT_TYPES:
+        return "input should be a JSON object"
     message = str(error["msg"]).removeprefix("Value error, ").removesuffix(".")
     return message[:1].lower() + message[1:]
 

@@ -49,7 +49,7 @@ class TunesmithError(Exception):
         *,
         param: str | None = None,
         problems: Sequence[Problem] = (),
-        retry_after: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code

@@ -6,6 +6,7 @@ It must not know a domain; routers and services come from application.py.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
+from tunesmith_server import gauges, openapi_document
 from tunesmith_server.auth import Authenticator
+from tunesmith_server.calls import RecordCall, current_call, unrecorded
 from tunesmith_server.config import MEBIBYTE, Settings
 from tunesmith_server.core import Core
 from tunesmith_server.error_rendering import from_validation, http_response
@@ -28,7 +31,10 @@ from tunesmith_server.errors import (
     PayloadTooLargeError,
     TunesmithError,
 )
+from tunesmith_server.http_auth import CallMiddleware
 from tunesmith_server.telemetry import RequestTelemetry
+
+_PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +44,12 @@ def create_http_app(
     authenticator: Authenticator,
     routers: Sequence[APIRouter],
     lifespan: Lifespan[FastAPI] | None = None,
+    record: RecordCall = unrecorded,
 ) -> FastAPI:
-    """The ASGI app. Services raise TunesmithError; this app turns it into OpenAI's error envelope."""
+    """The ASGI app. Services raise TunesmithError; this app turns it into OpenAI's error envelope.
+
+    `record` hears of every call.
+    """
     app = FastAPI(
         title="Tunesmith",
         docs_url=None,  # the page would load scripts from a public host
@@ -47,6 +57,7 @@ def create_http_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    app.openapi = lambda: openapi_document.describe(app)  # type: ignore[method-assign]  # as FastAPI's manual has it
     app.state.authenticator = authenticator
     app.include_router(_operations_router(core))
     for router in routers:
@@ -56,6 +67,7 @@ def create_http_app(
     app.exception_handler(HTTPException)(_answer_http_exception)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, settings=core.settings)
+    app.add_middleware(CallMiddleware, record=record)
     app.add_middleware(RequestTelemetry)
     return app
 
@@ -105,37 +117,52 @@ def _body_limit(scope: Scope, settings: Settings) -> tuple[int, PayloadTooLargeE
         return None
     if scope["path"] == "/v1/files":
         # The rest of a multipart body is small beside the file; the service checks the file's exact size.
-        message = f"The file may have at most {settings.max_upload_bytes} bytes. Split it into several files."
+        message = (
+            f"The file may have at most {settings.max_upload_bytes} bytes. "
+            "Send a larger one in parts by /v1/uploads, or split it."
+        )
         return settings.max_upload_bytes + MEBIBYTE, PayloadTooLargeError("file_too_large", message, param="file")
+    if _PART_PATH.fullmatch(scope["path"]):
+        message = f"A part may have at most {settings.max_part_bytes} bytes. Send more and smaller parts."
+        return settings.max_part_bytes + MEBIBYTE, PayloadTooLargeError("part_too_large", message, param="data")
     message = f"The body may have at most {settings.max_body_bytes} bytes. Send less in one request."
     return settings.max_body_bytes, PayloadTooLargeError("body_too_large", message)
 
 
 async def _answer_error(_request: Request, error: TunesmithError) -> Response:
-    return http_response(error)
+    return _refusal(error)
 
 
 async def _answer_validation(_request: Request, error: RequestValidationError) -> Response:
-    return http_response(from_validation(error.errors(), error.body))
+    return _refusal(from_validation(error.errors(), error.body))
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
     if isinstance(error, _BodyTooLarge):
-        return http_response(error.error)
+        return _refusal(error.error)
     if error.status_code == 404:
         message = f"There is no {request.method} {request.url.path}. Check the path; API routes start with /v1."
-        return http_response(NotFoundError("unknown_url", message))
+        return _refusal(NotFoundError("unknown_url", message))
     if error.status_code == 405:
         message = f"{request.url.path} does not answer {request.method}."
-        response = http_response(InvalidRequestError("method_not_allowed", message))
+        response = _refusal(InvalidRequestError("method_not_allowed", message))
         response.status_code = 405
-        response.headers.update(error.headers or {})
+        # The framework names the methods of the first route only.
+        methods = openapi_document.methods_at(request.app, request.url.path)
+        response.headers.update({"allow": ", ".join(methods)} if methods else error.headers or {})
         return response
     is_json = "json" in request.headers.get("content-type", "")
     code, message = (
         ("invalid_json", "The body is not valid JSON.") if is_json else ("invalid_body", "The body cannot be read.")
     )
-    return http_response(InvalidRequestError(code, message))
+    return _refusal(InvalidRequestError(code, message))
+
+
+def _refusal(error: TunesmithError) -> Response:
+    call = current_call()
+    if call is not None:
+        call.outcome = error.code
+    return http_response(error)
 
 
 def _operations_router(core: Core) -> APIRouter:
@@ -153,6 +180,10 @@ def _operations_router(core: Core) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
+        try:
+            await gauges.refresh(core)
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("the database cannot be reached; its gauges keep their last values", exc_info=error)
         content: Any = generate_latest()
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 

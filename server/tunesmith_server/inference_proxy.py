@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from tunesmith_server.config import MEBIBYTE
 from tunesmith_server.errors import NotFoundError, UnavailableError
 
-ROUTES = ("/v1/chat/completions", "/v1/completions")
+_CHAT = "/v1/chat/completions"
+ROUTES = (_CHAT, "/v1/completions")
 
 _RETRY_AFTER_SECONDS = 5
 _CONNECT_POLL_SECONDS = 0.25
 # Reading has no limit: a request may be held while its model loads, and the client's own limit ends it.
 _TIMEOUT = httpx.Timeout(connect=5.0, read=None, write=60.0, pool=None).as_dict()
+# Whoever asks has a limit of their own for the whole.
+_ASK_TIMEOUT = httpx.Timeout(connect=5.0, read=None, write=60.0, pool=None)
+_MAX_ANSWER_BYTES = 4 * MEBIBYTE
 # An idle connection is given up before the gateway's server does it (5 s), or a request could meet a closed one.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2.0)
 _HOP_BY_HOP = frozenset(
@@ -40,6 +46,16 @@ _HOP_BY_HOP = frozenset(
 _OURS_TO_GATEWAY = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 # This server's own HTTP layer writes them.
 _OURS_TO_CLIENT = _HOP_BY_HOP | {b"date", b"server"}
+
+# The gateway reads the body; the document says no more of it than every gateway asks for.
+_BODY_SCHEMA = {"type": "object", "required": ["model"], "properties": {"model": {"type": "string"}}}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _BODY_SCHEMA}}}}
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The whole answer, or with `stream` its pieces as server-sent events.",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+}
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -69,6 +85,27 @@ class InferenceProxy:
         )
         return _Relay(self._client, upstream, self._patience_seconds)
 
+    def chat_for(self, authorization: str | None) -> Callable[[bytes], Awaitable[tuple[int, bytes]]]:
+        """Asks for chat completions in the name of a caller, for parts of this server that need an answer.
+
+        What is returned takes a request's body and gives status and body of the answer. It raises NotFoundError when
+        inference is off, UnavailableError when the gateway cannot be reached or says too much.
+        """
+
+        async def chat(body: bytes) -> tuple[int, bytes]:
+            if not self._gateway_url:
+                raise NotFoundError("inference_disabled", self._reason_for_none)
+            headers = {"authorization": authorization or "", "content-type": "application/json"}
+            try:
+                async with self._client.stream(
+                    "POST", self._gateway_url + _CHAT, content=body, headers=headers, timeout=_ASK_TIMEOUT
+                ) as answer:
+                    return answer.status_code, await _bounded(answer)
+            except httpx.HTTPError as error:
+                raise _unavailable() from error
+
+        return chat
+
     async def close(self) -> None:
         """Closes every connection to the gateway."""
         await self._client.aclose()
@@ -78,7 +115,9 @@ def create_router(proxy: InferenceProxy) -> APIRouter:
     """The inference routes."""
     router = APIRouter(tags=["inference"])
     for path in ROUTES:
-        router.add_api_route(path, proxy.forward, methods=["POST"], response_class=Response)
+        router.add_api_route(
+            path, proxy.forward, methods=["POST"], response_class=Response, responses=_ANSWER, openapi_extra=_BODY
+        )
     return router
 
 
@@ -127,6 +166,15 @@ class _Relay(Response):
             except httpx.HTTPError as error:
                 raise _unavailable() from error
             await asyncio.sleep(_CONNECT_POLL_SECONDS)
+
+
+async def _bounded(answer: httpx.Response) -> bytes:
+    content = b""
+    async for chunk in answer.aiter_bytes():
+        content += chunk
+        if len(content) > _MAX_ANSWER_BYTES:
+            raise _unavailable()
+    return content
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -11,15 +11,19 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 import uvicorn
 from fastapi import FastAPI
 
+from tunesmith_server import failpoints
 from tunesmith_server.application import Application, open_core, service_token
 from tunesmith_server.config import Settings
 from tunesmith_server.embedded import GatewayProcess, InferenceMode, plan_inference
@@ -42,7 +46,9 @@ async def serve(
 
     Raises StartError when another server holds the home or a port.
     """
-    with _exclusive_home(settings), _http_socket(settings) as http_socket:
+    failpoints.arm(settings.failpoint)
+    with _exclusive_home(settings), listening_socket(settings) as rest:
+        _empty_spool(settings.spool)
         async with open_core(settings) as core:
             plan = plan_inference(settings, service_token(core), inference)
             if plan.reason_for_none:
@@ -50,7 +56,7 @@ async def serve(
             proxy = InferenceProxy(plan.url, reason_for_none=plan.reason_for_none)
             application = Application(core, proxy, progress)
             gateway = GatewayProcess(plan.environment) if plan.environment is not None else None
-            await _Process(settings, application, gateway, http_socket).run(on_ready)
+            await _Process(settings, application, gateway, rest).run(on_ready)
 
 
 class _Process:
@@ -61,13 +67,13 @@ class _Process:
         settings: Settings,
         application: Application,
         gateway: GatewayProcess | None,
-        http_socket: socket.socket,
+        rest: socket.socket,
     ) -> None:
         self._settings = settings
         self._application = application
         self._gateway = gateway
         self._http = _HttpServer(application.http)
-        self._http_socket = http_socket
+        self._rest = rest
         self._stopping = asyncio.Event()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -78,7 +84,7 @@ class _Process:
         await self._start_grpc()
         try:
             await self._application.start()
-            http = asyncio.create_task(self._http.serve(sockets=[self._http_socket]))
+            http = asyncio.create_task(self._http.serve(sockets=[self._rest]))
             gateway = asyncio.create_task(self._gateway.run()) if self._gateway else None
             await self._http.wait_until_started(http)
             on_ready()
@@ -169,12 +175,26 @@ def _read_holder(file: IO[str]) -> str:
     return f" (process {number})" if number.isdecimal() else ""
 
 
+def _empty_spool(folder: Path) -> None:
+    """Removes what a crash left half received, and has the framework keep the forms that it reads there as well."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    # The system's own folder for temporary files is often small, or in memory.
+    tempfile.tempdir = str(folder)
+
+
 @contextmanager
-def _http_socket(settings: Settings) -> Iterator[socket.socket]:
+def listening_socket(settings: Settings) -> Iterator[socket.socket]:
+    """The socket that REST listens on; raises StartError when it cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With its protocol named, or the event loop would leave Nagle's algorithm on: 40 ms on every small answer.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listening = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)
     except OSError as error:
+        listening.close()
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
         message = f"HTTP cannot listen on {settings.host}:{settings.port}: {reason}. Choose another --port."
         raise StartError(message) from error

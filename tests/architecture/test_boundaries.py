@@ -27,10 +27,14 @@ FORBIDDEN = {
 PURE = (
     "fine_tunes/state.py",
     "scheduling/capacity.py",
+    "scheduling/forecast.py",
+    "scheduling/verdicts.py",
+    "training/limits.py",
     "tunesmith_inference/router.py",
     "registry/manifest.py",
     "registry/adapter_rules.py",
     "files/dataset_check.py",
+    "projects/scopes.py",
 )
 DOING_IO = {"asyncio", "boto3", "fastapi", "grpc", "httpx", "os", "pathlib", "socket", "sqlalchemy", "subprocess"}
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from hatchling.build import build_wheel
 
 from tests.architecture.source_tree import ROOT
 
@@ -49,3 +54,14 @@ def test_versions_are_bounded_above() -> None:
         if "<" not in requirement
     ]
     assert not unbounded, f"{unbounded}: the next major release must not arrive unseen"
+
+
+def test_typed_stubs_of_the_contract_ship_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with ZipFile(tmp_path / build_wheel(str(tmp_path))) as wheel:
+        shipped = set(wheel.namelist())
+    wanted = {"tunesmith_proto/py.typed", "tunesmith_server/py.typed"}
+    for proto in (ROOT / "proto/tunesmith").rglob("*.proto"):
+        module = f"tunesmith_proto/{proto.relative_to(ROOT / 'proto/tunesmith').with_suffix('')}"
+        wanted |= {f"{module}_pb2{kind}" for kind in (".py", ".pyi", "_grpc.py", "_grpc.pyi")}
+    assert wanted <= shipped, f"{sorted(wanted - shipped)}: without them a gRPC client has no types"

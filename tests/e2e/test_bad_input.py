@@ -104,7 +104,10 @@ def stored_objects(server: LiveServer) -> set[Path]:
 
 
 def test_wrong_purpose(client: httpx.Client) -> None:
-    assert error_of(upload(client, row(), purpose="vision"), 400)["param"] == "purpose"
+    assert error_of(upload(client, row(), purpose="dataset"), 400)["param"] == "purpose"
+    image = upload(client, "no rows at all", purpose="vision").json()["id"]
+    error = error_of(create(client, training_file=image), 400)
+    assert (error["code"], error["param"]) == ("invalid_purpose", "training_file")
 
 
 def test_nine_rows(client: httpx.Client) -> None:
@@ -174,5 +177,9 @@ def test_nothing_is_stuck(client: httpx.Client, server: LiveServer) -> None:
     # Last in the file: after all the refusals above, every job has ended and every stored file is listed.
     jobs = client.get("/fine_tuning/jobs", params={"limit": 100}).json()["data"]
     assert {job["status"] for job in jobs} <= {"failed", "succeeded", "cancelled"}
-    listed = {file["id"] for file in client.get("/files").json()["data"]}
-    assert {path.name for path in stored_objects(server)} == listed
+    listed = client.get("/files").json()["data"]
+    uploaded = {file["id"] for file in listed if file["purpose"] != "fine-tune-results"}
+    assert {path.name for path in stored_objects(server)} == uploaded
+    rejects = [file for file in listed if file["purpose"] == "fine-tune-results"]
+    assert len(rejects) == 1, "what the preflight refused can be read"
+    assert client.get(f"/files/{rejects[0]['id']}/content").json()["line"] >= 1

@@ -222,6 +222,8 @@ def test_an_unknown_model_is_not_found(trained: Trained) -> None:
 
 
 # One variant is enough: the second engine takes a minute to start.
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("trained", [VARIANTS[1]], indirect=True)
 def test_full_weights_on_prompt_completion_rows_are_tuned_and_served(trained: Trained) -> None:
     lines = [json.dumps({"prompt": f"Code of {colour}?", "completion": code}) for colour, code in ANSWERS.items()]
@@ -232,7 +234,7 @@ def test_full_weights_on_prompt_completion_rows_are_tuned_and_served(trained: Tr
         hyperparameters={"n_epochs": 1, "batch_size": 4},
         extra_body={"training": {"weights": "full"}},
     )
-    done = trained.server.wait_for_job(job.id, timeout_seconds=300)
+    done = trained.server.wait_for_job(job.id, timeout_seconds=900)
     assert done["status"] == "succeeded", done["error"]
     answer = trained.client.chat.completions.create(
         model=done["fine_tuned_model"],

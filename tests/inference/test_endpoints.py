@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -155,6 +156,44 @@ async def test_metrics_count_requests_and_tokens(gateway: GatewayUnderTest) -> N
     text = (await gateway.http.get("/metrics")).text
     assert 'tunesmith_gateway_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert 'tunesmith_gateway_tokens_total{direction="out",key="key-p1",project="p1"}' in text
+
+
+async def test_a_key_without_the_scope_is_told_so(gateway: GatewayUnderTest) -> None:
+    gateway.control_plane.without_scope.add("key-files")
+    body = {"model": MINE, "messages": [{"role": "user", "content": "x"}]}
+    response = await gateway.http.post("/v1/chat/completions", headers={"authorization": "Bearer key-files"}, json=body)
+    assert _error(response) == (403, "missing_scope", None)
+
+
+async def test_a_key_over_its_rate_waits(gateway: GatewayUnderTest) -> None:
+    gateway.control_plane.keys["key-slow"] = "p1"
+    gateway.control_plane.limits["key-slow"] = {"requests_per_minute": 1, "tokens_per_minute": 1000}
+    async with openai.AsyncOpenAI(
+        api_key="key-slow", base_url=str(gateway.http.base_url.join("/v1")), max_retries=0
+    ) as client:
+        ask = client.chat.completions.with_raw_response.create
+        answered = await ask(model=MINE, messages=[{"role": "user", "content": "one two"}], max_tokens=3)
+        assert answered.headers["x-ratelimit-remaining-requests"] == "0"
+        assert answered.headers["x-ratelimit-limit-tokens"] == "1000"
+        with pytest.raises(openai.RateLimitError) as caught:
+            await ask(model=MINE, messages=[{"role": "user", "content": "one two"}])
+    assert caught.value.code == "rate_limit_exceeded"
+    assert 0 < int(caught.value.response.headers["retry-after"]) <= 60
+    assert int(caught.value.response.headers["x-ratelimit-remaining-tokens"]) <= 995
+
+
+async def test_use_is_reported_at_the_end_at_the_latest(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as running:
+        for stream in (False, True):
+            await running.chat(BASE, "one two", max_tokens=3, stream=stream)
+        control_plane = running.control_plane
+    lines = [line for report in control_plane.reports for line in report.lines]
+    assert {(line.project_id, line.key_id, line.model) for line in lines} == {("p1", "key-p1", BASE)}
+    assert [sum(getattr(line, name) for line in lines) for name in ("requests", "input_tokens", "output_tokens")] == [
+        2,
+        4,
+        6,
+    ]
 
 
 async def _read_one(http: httpx.AsyncClient, body: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tunesmith_inference.errors import GatewayError
@@ -24,3 +26,11 @@ def test_unknown_and_foreign_models_look_the_same(name: str) -> None:
         route(MODELS, name, "p1")
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
     assert caught.value.message == f"The model `{name}` does not exist or your key has no access to it."
+
+
+def test_a_shared_model_is_reached_by_those_it_is_shared_with() -> None:
+    shared = replace(_servable("theirs", "p2"), shared_with=frozenset({"p1"}))
+    models = {"theirs": shared}
+    assert route(models, "theirs", "p1") is shared
+    with pytest.raises(GatewayError):
+        route(models, "theirs", "p3")

@@ -9,7 +9,8 @@ from tunesmith_inference.streaming import DONE, relay
 
 
 async def _chunks(*, fails: bool = False) -> AsyncIterator[dict[str, Any]]:
-    yield {"model": "r-1", "choices": [{"delta": {"content": "r-1 ü"}}]}
+    part = {"prompt_tokens": 1, "completion_tokens": 1}
+    yield {"model": "r-1", "choices": [{"delta": {"content": "r-1 ü"}}], "usage": part}
     if fails:
         raise engine_failed()
     yield {"model": "r-1", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
@@ -30,10 +31,20 @@ async def test_chunks_carry_the_clients_name_and_end_with_done() -> None:
 
 async def test_usage_is_passed_on_where_it_is_wanted() -> None:
     events, _ = await _relayed(wanted=True)
+    assert "usage" not in events[0]
     assert events[1]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
 
 
 async def test_an_engine_that_fails_ends_the_stream_with_an_error_and_not_with_done() -> None:
-    events, _ = await _relayed(fails=True)
+    events, metered = await _relayed(fails=True)
+    assert metered == [{"prompt_tokens": 1, "completion_tokens": 1}], "what was made until then was used"
     assert events[-1]["error"]["code"] == "engine_error"
     assert DONE not in events
+
+
+async def test_who_leaves_early_has_used_what_was_made() -> None:
+    metered: list[Any] = []
+    events = relay(_chunks(), "ft:mine", False, metered.append)
+    await anext(events)
+    await events.aclose()  # type: ignore[attr-defined]  # a generator, whatever its type says
+    assert metered == [{"prompt_tokens": 1, "completion_tokens": 1}]

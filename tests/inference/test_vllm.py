@@ -129,6 +129,17 @@ async def test_a_stream_ends_with_usage(engine: Engine) -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in seen[:-1]][-1] == "length"
 
 
+async def test_a_stream_tells_usage_all_the_way(engine: Engine) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 3, "ignore_eos": True, **options}
+    async with engine.client.stream(Route.CHAT, body) as chunks:
+        seen = [chunk async for chunk in chunks]
+    made = [chunk["usage"]["completion_tokens"] for chunk in seen]
+    assert made == sorted(made)
+    assert (made[-2], made[-1], seen[-1]["choices"]) == (3, 3, [])
+    assert {chunk["usage"]["prompt_tokens"] for chunk in seen} == {seen[-1]["usage"]["prompt_tokens"]}
+
+
 async def test_a_stream_can_be_left(engine: Engine) -> None:
     body = {"model": MODEL, "messages": MESSAGES, "stream": True, "max_tokens": 400, "ignore_eos": True}
     async with engine.client.stream(Route.CHAT, body) as chunks:

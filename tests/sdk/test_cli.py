@@ -144,6 +144,10 @@ class TestFiles:
         assert run("files", "delete", file_id).stdout == f"Deleted {file_id}\n"
         assert json.loads(run("files", "list", "--json").stdout) == []
 
+    def test_upload_that_expires(self, api: FakeApi, run: Run, rows: Path) -> None:
+        assert run("files", "upload", rows, "--expires-after", "3600").exit_code == 0
+        assert b'name="expires_after[seconds]"\r\n\r\n3600\r\n' in api.received[-1].body
+
     def test_upload_as_json(self, run: Run, rows: Path) -> None:
         assert json.loads(run("files", "upload", rows, "--json").stdout)["filename"] == "rows.jsonl"
 
@@ -152,7 +156,8 @@ class TestFineTunesCreate:
     def test_every_option_arrives(self, run: Run, api: FakeApi, rows: Path) -> None:
         options = (
             "--validation-file file-7 --suffix tickets --seed 3 --n-epochs 2 --batch-size 4 --weights lora "
-            "--learning-rate-multiplier 0.5 --lora-rank 8 --lora-alpha 16 --metadata team=support --metadata a=b=c"
+            "--learning-rate-multiplier 0.5 --lora-rank 8 --lora-alpha 16 --long-rows cut "
+            "--metadata team=support --metadata a=b=c"
         )
         result = run("fine-tunes", "create", rows, "--model", MODEL, *options.split())
         (job_id,) = api.jobs
@@ -168,7 +173,7 @@ class TestFineTunesCreate:
                 "type": "supervised",
                 "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}},
             },
-            "training": {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0},
+            "training": {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0, "long_rows": "cut"},
             "metadata": {"team": "support", "a": "b=c"},
         }
 
@@ -219,6 +224,27 @@ class TestFineTunesOther:
         assert "training · step 3/9 · 0:02:05 left" in shown
         assert json.loads(run("fine-tunes", "get", job_id, "--json").stdout)["status"] == "running"
         assert run("fine-tunes", "cancel", job_id).stdout == f"{job_id} is cancelled.\n"
+
+    def test_pause_and_resume(self, run: Run, api: FakeApi) -> None:
+        job_id = api.add_job()
+        assert run("fine-tunes", "pause", job_id).stdout == f"{job_id} is paused.\n"
+        assert run("fine-tunes", "resume", job_id).stdout == f"{job_id} is queued.\n"
+
+    def test_logs(self, run: Run, api: FakeApi) -> None:
+        assert run("fine-tunes", "logs", "ftjob-1", "--attempt", "2").stdout == "attempt 2\n"
+
+    def test_an_estimate(self, run: Run, api: FakeApi, rows: Path) -> None:
+        shown = run("fine-tunes", "estimate", rows, "--model", MODEL, "--n-epochs", "3").stdout
+        lines = [line.split() for line in shown.splitlines()]
+        assert ["trained", "tokens", "600"] in lines
+        assert ["time", "0:01:30"] in lines
+        assert ["fits", "yes"] in lines
+        as_json = run("fine-tunes", "estimate", rows, "--model", MODEL, "--json").stdout
+        assert json.loads(as_json)["status"] == "ready"
+
+    def test_a_job_that_shall_not_start_by_itself(self, run: Run, api: FakeApi, rows: Path) -> None:
+        run("fine-tunes", "create", rows, "--model", MODEL, "--no-start")
+        assert api.received[-1].json["auto_start"] is False
 
     def test_events(self, run: Run, api: FakeApi) -> None:
         job_id = api.add_job()

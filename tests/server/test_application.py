@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.architecture.source_tree import ROOT
 from tests.support.artifacts import BASE_SHAPES, safetensors_bytes
+from tests.support.clock import MovableClock
 from tests.support.core import open_core
 from tests.support.fake_importer import write_fake_importer
+from tunesmith_server import application as wiring
 from tunesmith_server.application import Application
 from tunesmith_server.inference_proxy import InferenceProxy
 
@@ -33,12 +36,32 @@ ROUTES = {
     "GET /v1/fine_tuning/jobs/{job_id}/events",
     "GET /v1/models",
     "GET /v1/models/{model}",
+    "GET /v1/organization/audit_logs",
+    "GET /v1/organization/projects",
+    "GET /v1/organization/projects/{project_id}",
+    "GET /v1/organization/projects/{project_id}/api_keys",
+    "GET /v1/organization/projects/{project_id}/rate_limits",
+    "GET /v1/organization/usage/completions",
+    "GET /v1/uploads/{upload_id}",
+    "GET /v1/usage",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/files",
     "POST /v1/fine_tuning/jobs",
     "POST /v1/fine_tuning/jobs/{job_id}/cancel",
+    "POST /v1/organization/projects",
+    "POST /v1/organization/projects/{project_id}/api_keys/{api_key_id}/rotate",
+    "POST /v1/organization/projects/{project_id}/archive",
+    "POST /v1/uploads",
+    "POST /v1/uploads/{upload_id}/cancel",
+    "POST /v1/uploads/{upload_id}/complete",
+    "POST /v1/uploads/{upload_id}/parts",
 }
+
+
+@pytest.fixture
+def swept_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wiring, "_SWEEP_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -49,7 +72,8 @@ async def application(tmp_path: Path) -> AsyncIterator[Application]:
     cache = tmp_path / "cache"
     cache.mkdir()
     settings = {"trainer_python": python, "base_models": catalogue, "cache_dir": cache}
-    async with open_core(tmp_path / "home", None, **settings) as core:
+    # Days later than what the test stores, so that a sweep finds it old.
+    async with open_core(tmp_path / "home", MovableClock(time.time() + 3 * 86400), **settings) as core:
         made = Application(core, InferenceProxy("", reason_for_none="Inference is off."))
         await made.start()
         yield made
@@ -85,6 +109,20 @@ async def test_every_service_of_the_contract_is_there(application: Application) 
     assert await served(application) >= promised
 
 
+async def test_what_calls_leave_behind_is_written_beside_them(application: Application, tmp_path: Path) -> None:
+    headers = {"Authorization": f"Bearer {(tmp_path / 'home' / 'api_key').read_text().strip()}"}
+    transport = httpx.ASGITransport(application.http)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        await client.post("/v1/organization/projects", json={"name": "A", "id": "a"})
+        async with asyncio.timeout(30):
+            while not (logs := (await client.get("/v1/organization/audit_logs")).json()["data"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert [(line["type"], line["target_id"]) for line in logs] == [("project.created", "a")]
+        await application.stop()
+        [key] = (await client.get("/v1/organization/projects/default/api_keys")).json()["data"]
+        assert key["last_used_at"] == logs[0]["effective_at"]
+
+
 async def test_a_start_makes_the_key_and_imports_the_base_model(application: Application, tmp_path: Path) -> None:
     headers = {"Authorization": f"Bearer {(tmp_path / 'home' / 'api_key').read_text().strip()}"}
     transport = httpx.ASGITransport(application.http)
@@ -100,3 +138,15 @@ async def test_a_stop_leaves_no_task_behind(application: Application) -> None:
     await application.stop()
 
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.usefixtures("swept_often", "application")
+async def test_what_ended_runs_left_is_swept(tmp_path: Path) -> None:
+    objects = tmp_path / "home" / "objects"
+    orphans = [objects / "runs" / "ftjob-gone" / "e1" / "x", objects / "revisions" / ("0" * 64) / "manifest.json"]
+    for orphan in orphans:
+        orphan.parent.mkdir(parents=True)
+        orphan.touch()
+    async with asyncio.timeout(30):
+        while any(orphan.exists() for orphan in orphans):  # noqa: ASYNC110 (files)
+            await asyncio.sleep(0.05)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import MovableClock
 from tunesmith_server.auth import AttemptIdentity, Authenticator, Principal, Signer, load_secret, write_private_file
-from tunesmith_server.errors import UnauthenticatedError
+from tunesmith_server.calls import Call, current_call, entered
+from tunesmith_server.errors import PermissionDeniedError, QuotaExceededError, UnauthenticatedError
+from tunesmith_server.projects.rate_limits import UNLIMITED, Allowance, RateLimiter, RateLimits
 
 IDENTITY = AttemptIdentity(job_id="ftjob-1", attempt_id="att-1", epoch=3)
 
@@ -19,6 +22,16 @@ class OneKey:
 
     async def find_principal(self, key: str) -> Principal | None:
         return Principal("default", "key_1") if key == "ts-right" else None
+
+
+class Narrow:
+    """Knows every key as one that may read files."""
+
+    def __init__(self, limits: RateLimits = UNLIMITED) -> None:
+        self.principal = Principal("default", "key_1", frozenset({"files.read"}), limits)
+
+    async def find_principal(self, key: str) -> Principal | None:
+        return self.principal
 
 
 @pytest.fixture
@@ -38,6 +51,35 @@ async def test_a_key_gives_its_principal(authenticator: Authenticator) -> None:
         await authenticator.principal("Bearer ts-wrong")
     assert raised.value.code == "invalid_api_key"
     assert "ts-wrong" not in raised.value.message
+
+
+async def test_what_a_key_may_do_is_asked_of_the_call_under_way(signer: Signer) -> None:
+    keys = Narrow()
+    authenticator = Authenticator(keys, signer)
+    with entered(Call("r", "GET /v1/files")):
+        assert await authenticator.principal("Bearer x") == keys.principal
+        assert (call := current_call()) is not None
+        assert (call.project_id, call.key_id) == ("default", "key_1")
+    with entered(Call("r", "DELETE /v1/files/{file_id}")), pytest.raises(PermissionDeniedError, match=r"files\.write"):
+        await authenticator.principal("Bearer x")
+    with pytest.raises(PermissionDeniedError) as raised:
+        await authenticator.principal("Bearer x")
+    assert raised.value.code == "missing_scope", "outside of any call a narrow key may nothing"
+    with pytest.raises(PermissionDeniedError):
+        await authenticator.inference_principal("x")
+
+
+async def test_a_key_over_its_rate_is_refused_before_its_scopes_are_looked_at(signer: Signer) -> None:
+    authenticator = Authenticator(
+        Narrow(RateLimits(requests_per_minute=1)), signer, limiter=RateLimiter(MovableClock())
+    )
+    with entered(Call("r", "GET /v1/files")):
+        await authenticator.principal("Bearer x")
+    call = Call("r", "DELETE /v1/files/{file_id}")
+    with entered(call), pytest.raises(QuotaExceededError) as raised:
+        await authenticator.principal("Bearer x")
+    assert (raised.value.code, raised.value.retry_after) == ("rate_limit_exceeded", 60)
+    assert call.allowance == Allowance(1, 0, 60)
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "ts-right", "Basic ts-right"])

@@ -50,3 +50,15 @@ def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValidationError, match="port") as raised:
         Settings()
     assert "ts-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MAX_JOBS", "-1"), ("REQUESTS_PER_MINUTE", "0"), ("TOKENS_PER_MINUTE", "0"), ("SHARE", "0"), ("SHARE", "inf")],
+)
+def test_a_default_quota_has_the_bounds_of_a_projects_own(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"TUNESMITH_QUOTA_{name}", value)
+    with pytest.raises(ValidationError, match=f"quota_{name.lower()}"):
+        Settings()

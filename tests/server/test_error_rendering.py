@@ -18,6 +18,7 @@ from tunesmith_server.errors import (
     InternalError,
     InvalidRequestError,
     Problem,
+    QuotaExceededError,
     StorageFullError,
     TunesmithError,
     UnauthenticatedError,
@@ -48,6 +49,21 @@ def test_clients_do_not_repeat_a_conflict() -> None:
     for error in (ConflictError("file_in_use", "In use."), FencedError()):
         response = http_response(error)
         assert (response.status_code, response.headers["x-should-retry"]) == (409, "false")
+
+
+def test_a_quota_is_repeated_only_where_waiting_helps() -> None:
+    used_up = http_response(QuotaExceededError("quota_exceeded", "Too many."))
+    assert (used_up.status_code, used_up.headers["x-should-retry"]) == (429, "false")
+    too_fast = http_response(QuotaExceededError("rate_limit_exceeded", "Too fast.", retry_after=0.25))
+    assert (too_fast.headers["retry-after"], too_fast.headers["retry-after-ms"]) == ("1", "250")
+    assert "x-should-retry" not in too_fast.headers
+
+    status = grpc_status(QuotaExceededError("rate_limit_exceeded", "Too fast.", retry_after=0.25))
+    retry, failure = error_details_pb2.RetryInfo(), error_details_pb2.QuotaFailure()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 250
+    assert status.details[2].Unpack(failure)
+    assert failure.violations[0].subject == "rate_limit_exceeded"
 
 
 def test_headers_say_when_to_come_back_and_how_to_log_in() -> None:
@@ -105,6 +121,11 @@ def error_of(body: object) -> InvalidRequestError:
     with pytest.raises(ValidationError) as raised:
         Body.model_validate(body)
     return from_validation(raised.value.errors(), body)
+
+
+def test_what_is_no_object_is_told_so_in_words_of_json() -> None:
+    error = error_of({"model": "m", "hyperparameters": 3})
+    assert error.message == "`hyperparameters`: input should be a JSON object."
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def test_a_fresh_home_is_served_and_kept_over_restarts(tmp_path: Path) -> None:
         assert server.api_key == key
         assert model_ids(server) == ["toy", "gpt-4o-mini"]
         server.kill()
+        (server.home / "uploads" / "half-received").write_text(ROWS)
         server.start()
+        assert list((server.home / "uploads").iterdir()) == []
         assert server.request("GET", f"/files/{file['id']}").json() == file
         assert server.request("GET", f"/files/{file['id']}/content").text == ROWS
 
@@ -128,7 +130,11 @@ def test_keys_are_made_listed_and_revoked_beside_a_running_server(server: LiveSe
     assert f"{key_id}  " in listed
     assert key not in listed
     assert run("keys", "revoke", key_id, *home).exit_code == 0
-    assert server.request("GET", "/models", headers=bearer).status_code == 401
+
+    def refused() -> bool:
+        return server.request("GET", "/models", headers=bearer).status_code == 401
+
+    wait_until(refused, 10, "a server beside the command still takes the key")
     again = run("keys", "revoke", key_id, *home)
     assert (again.exit_code, again.stderr) == (
         1,

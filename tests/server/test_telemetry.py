@@ -7,7 +7,10 @@ import json
 import logging
 from collections.abc import Iterator
 
+import psycopg
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from tunesmith_server.telemetry import choose_request_id, configure_logging, record_call, unexpected
 
@@ -35,6 +38,19 @@ def test_lines_are_json_with_their_fields(capsys: pytest.CaptureFixture[str]) ->
 def test_a_full_disk_is_told_apart_from_a_defect() -> None:
     error = unexpected(OSError(errno.ENOSPC, "No space left on device"), "POST /v1/files", "req_1")
     assert error.code == "storage_full"
+
+
+def test_a_full_database_is_a_full_disk() -> None:
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x)")
+        connection.exec_driver_sql("PRAGMA max_page_count = 3")
+        with pytest.raises(OperationalError) as caught:
+            connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
+    engine.dispose()
+    postgres = OperationalError("INSERT", None, psycopg.errors.DiskFull("No space left on device"))
+    for error in (caught.value, postgres):
+        assert unexpected(error, "POST /v1/fine_tuning/jobs", "req_1").code == "storage_full"
 
 
 def test_only_harmless_request_ids_are_taken_over() -> None:

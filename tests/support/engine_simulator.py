@@ -197,7 +197,7 @@ class _Answer:
         text = " ".join(map(str, self._tokens))
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "logprobs": None}
         if self._is_chat:
-            choice["message"] = {"role": "assistant", "content": text}
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice |= {"text": text, "token_ids": self._tokens, "logprobs": {"token_logprobs": self._logprobs}}
         choices = [choice | {"index": index} for index in range(self._body.get("n", 1))]
@@ -205,6 +205,7 @@ class _Answer:
 
     async def events(self) -> AsyncIterator[bytes]:
         done = False
+        options = self._body.get("stream_options") or {}
         self._simulator.running += 1
         try:
             for place, token in enumerate(self._tokens):
@@ -213,9 +214,13 @@ class _Answer:
                     os._exit(1)
                 piece = {"delta": {"content": f"{token} "}} if self._is_chat else {"text": f"{token} "}
                 last = place == len(self._tokens) - 1
-                choice = {"index": 0, "finish_reason": "length" if last else None, **piece}
-                yield _event({**self._head, "choices": [choice]})
-            if (self._body.get("stream_options") or {}).get("include_usage"):
+                choice = {"index": 0, "logprobs": None, "finish_reason": "length" if last else None, **piece}
+                chunk = {**self._head, "choices": [choice]}
+                if options.get("include_usage") and options.get("continuous_usage_stats"):
+                    made = {"completion_tokens": place + 1, "total_tokens": self._usage["prompt_tokens"] + place + 1}
+                    chunk["usage"] = self._usage | made
+                yield _event(chunk)
+            if options.get("include_usage"):
                 yield _event({**self._head, "choices": [], "usage": self._usage})
             yield b"data: [DONE]\n\n"
             done = True

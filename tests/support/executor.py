@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunesmith_server.auth import AttemptIdentity, Signer
 from tunesmith_server.errors import UnavailableError
-from tunesmith_server.executors.base import Launch, Observation, RunState
+from tunesmith_server.executors.base import Inventory, Launch, Observation, RunState
 
 RUNNING = Observation(RunState.RUNNING)
 GONE = Observation(RunState.GONE)
@@ -19,12 +19,20 @@ def exited(code: int) -> Observation:
 class ScriptedExecutor:
     """Remembers what it was asked; `observations` overrides what it says of an attempt."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: tuple[str, ...] = ("slot-0",)) -> None:
+        self.devices = devices
         self.launches: dict[str, Launch] = {}
         self.observations: dict[str, Observation] = {}
         self.stopped: list[str] = []
         self.forgotten: list[str] = []
         self.refuses = False
+        self.knows_devices = True
+
+    async def capabilities(self) -> Inventory:
+        """The devices that the test gave, unless told not to know."""
+        if not self.knows_devices:
+            raise UnavailableError("devices_unknown", "The executor is told not to know.")
+        return Inventory(self.devices)
 
     async def ensure(self, launch: Launch) -> None:
         """Remembers the launch unless told to refuse."""

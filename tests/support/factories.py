@@ -15,11 +15,13 @@ from tunesmith_server.auth import AttemptIdentity, Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import AttemptRow, FileRow, FineTuneRow, ProjectRow
 from tunesmith_server.fine_tunes import repository as jobs
+from tunesmith_server.fine_tunes.history import HistoryService
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 from tunesmith_server.fine_tunes.service import FineTunesService
 from tunesmith_server.ids import new_id
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.scheduling import repository as scheduling
+from tunesmith_server.scheduling.outlook import Outlook
 from tunesmith_server.scheduling.scheduler import Scheduler
 from tunesmith_server.training.service import TrainingService
 
@@ -34,6 +36,7 @@ class Platform:
     training_file: str
     validation_file: str
     fine_tunes: FineTunesService
+    history: HistoryService
     training: TrainingService
     executor: ScriptedExecutor
     scheduler: Scheduler
@@ -86,7 +89,7 @@ class Platform:
 
     async def messages(self, job_id: str) -> list[str]:
         """Texts of the job's history, oldest first."""
-        page = await self.fine_tunes.list_events(PRINCIPAL, job_id, limit=100)
+        page = await self.history.list_events(PRINCIPAL, job_id, limit=100)
         return [event.message for event in reversed(page.data)]
 
 
@@ -102,7 +105,8 @@ async def make_platform(core: Core) -> Platform:
         core=core,
         training_file=await store_file(core),
         validation_file=await store_file(core, rows=2),
-        fine_tunes=FineTunesService(core),
+        fine_tunes=FineTunesService(core, outlook=Outlook(core, executor)),
+        history=HistoryService(core),
         training=TrainingService(core, registry),
         executor=executor,
         scheduler=Scheduler(core, executor, lambda: True),
@@ -157,11 +161,11 @@ def preflight_report(**changes: Any) -> pb.CompletePreflightRequest:
     return pb.CompletePreflightRequest(
         hyperparameters=pb.Hyperparameters(**(numbers | changes)),
         learning_rate=1e-4,
-        resolved=[pb.Resolved(name="n_epochs", value="3", reason="10 rows")],
         rows=10,
         tokens=200,
         labelled_tokens=50,
         total_steps=6,
+        report=pb.PreflightReport(resolved=[pb.Resolved(name="n_epochs", value="3", reason="10 rows")]),
     )
 
 

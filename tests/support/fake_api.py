@@ -46,10 +46,13 @@ class FakeApi:
         self.received: list[Received] = []
         self.faults: deque[Fault] = deque()
         self.files: dict[str, tuple[Json, bytes]] = {}
+        self.uploads: dict[str, tuple[Json, dict[str, bytes]]] = {}
+        """By id: what was announced, and the parts by their ids."""
         self.jobs: dict[str, Json] = {}
         self.futures: dict[str, deque[Callable[[], object]]] = {}
         self.events: dict[str, list[Json]] = {}
         self.checkpoints: dict[str, list[Json]] = {}
+        self.estimates: dict[str, Json] = {}
         self.models: dict[str, Json] = {"smollm2-135m-instruct": _model("smollm2-135m-instruct")}
         self.stream_pieces: Sequence[bytes] = ()
         self.stream_is_cut_off = False
@@ -149,6 +152,9 @@ class FakeApi:
 
     def _create_file(self, request: Received) -> Answer:
         fields, filename, content = _multipart(request)
+        return json_answer(self._add_file(filename, fields["purpose"], content))
+
+    def _add_file(self, filename: str, purpose: str, content: bytes) -> Json:
         number = next(self._numbers)
         file = {
             "id": f"file-{number}",
@@ -156,14 +162,33 @@ class FakeApi:
             "bytes": len(content),
             "created_at": 1_700_000_000 + number,
             "filename": filename,
-            "purpose": fields["purpose"],
+            "purpose": purpose,
             "status": "processed",
             "status_details": None,
             "expires_at": None,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         self.files[f"file-{number}"] = (file, content)
-        return json_answer(file)
+        return file
+
+    def _create_upload(self, request: Received) -> Answer:
+        upload_id = f"upload_{next(self._numbers)}"
+        self.uploads[upload_id] = (request.json, {})
+        return json_answer({"id": upload_id, "object": "upload", "status": "pending", "file": None})
+
+    def _add_part(self, request: Received, upload_id: str) -> Answer:
+        part_id = f"part_{next(self._numbers)}"
+        self.uploads[upload_id][1][part_id] = _multipart(request)[2]
+        return json_answer({"id": part_id, "object": "upload.part", "upload_id": upload_id})
+
+    def _complete_upload(self, request: Received, upload_id: str) -> Answer:
+        announced, parts = self.uploads[upload_id]
+        content = b"".join(parts[part_id] for part_id in request.json["part_ids"])
+        right = hashlib.md5(content).hexdigest() == request.json["md5"] and len(content) == announced["bytes"]
+        if not right:
+            return error_answer(400, "These are not the bytes of the file.", "md5_mismatch", "md5")
+        file = self._add_file(announced["filename"], announced["purpose"], content)
+        return json_answer({"id": upload_id, "object": "upload", "status": "completed", "file": file})
 
     def _list_files(self, request: Received) -> Answer:
         names = () if self.ignores_filters else ("purpose", "sha256")
@@ -205,8 +230,64 @@ class FakeApi:
         self.jobs[job_id]["status"] = "cancelled"
         return json_answer(self.jobs[job_id])
 
+    def _pause_job(self, request: Received, job_id: str) -> Answer:
+        return self._become(job_id, "paused")
+
+    def _resume_job(self, request: Received, job_id: str) -> Answer:
+        return self._become(job_id, "queued")
+
+    def _become(self, job_id: str, status: str) -> Answer:
+        if job_id not in self.jobs:
+            return _missing(job_id)
+        self.jobs[job_id]["status"] = status
+        return json_answer(self.jobs[job_id])
+
+    def _get_log(self, request: Received, job_id: str) -> Answer:
+        return Answer(body=f"attempt {request.query.get('attempt', 'newest')}\n".encode())
+
+    def _estimate(self, request: Received) -> Answer:
+        number = next(self._numbers)
+        estimate = {
+            "id": f"ftest-{number}",
+            "object": "fine_tuning.estimate",
+            "created_at": 1_700_000_000 + number,
+            "status": "ready",
+            "error": None,
+            "model": request.json["model"],
+            "rows": 10,
+            "tokens": 200,
+            "trained_tokens": 600,
+            "steps": 6,
+            "memory": {"needed_bytes": 2**30, "available_bytes": 2**31, "fits": True},
+            "seconds": 90.0,
+            "queue": {"position": 2, "expected_start": None},
+            "cost": None,
+            "findings": [],
+            "rejects_file": None,
+        }
+        self.estimates[str(estimate["id"])] = estimate
+        return json_answer(estimate)
+
+    def _get_estimate(self, request: Received, estimate_id: str) -> Answer:
+        return json_answer(self.estimates[estimate_id]) if estimate_id in self.estimates else _missing(estimate_id)
+
     def _list_events(self, request: Received, job_id: str) -> Answer:
+        if request.query.get("stream") == "true":
+            return self._stream_events(request, job_id)
         return _page(self.events[job_id], request) if job_id in self.events else _missing(job_id)
+
+    def _stream_events(self, request: Received, job_id: str) -> Answer:
+        """What there is after a cursor; cut off unless the job has ended, as if the server stopped each time."""
+        if job_id not in self.jobs:
+            return _missing(job_id)
+        if self.futures.get(job_id):
+            self.futures[job_id].popleft()()
+        events, after = self.events[job_id], request.query.get("after")
+        known = 0 if after is None else next(n for n, event in enumerate(events, 1) if event["id"] == after)
+        pieces = [f"data: {json.dumps(event)}\n\n".encode() for event in events[known:]]
+        ended = self.jobs[job_id]["status"] in ("succeeded", "failed", "cancelled")
+        pieces.append(b"data: [DONE]\n\n" if ended else b": keep-alive\n\n")
+        return Answer(headers={"Content-Type": "text/event-stream"}, pieces=pieces, cut_off=not ended)
 
     def _list_checkpoints(self, request: Received, job_id: str) -> Answer:
         return _page(self.checkpoints[job_id], request) if job_id in self.checkpoints else _missing(job_id)
@@ -249,10 +330,18 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", "/v1/files/([^/]+)", FakeApi._get_file),
     ("DELETE", "/v1/files/([^/]+)", FakeApi._delete_file),
     ("GET", "/v1/files/([^/]+)/content", FakeApi._get_content),
+    ("POST", "/v1/uploads", FakeApi._create_upload),
+    ("POST", "/v1/uploads/([^/]+)/parts", FakeApi._add_part),
+    ("POST", "/v1/uploads/([^/]+)/complete", FakeApi._complete_upload),
     ("POST", "/v1/fine_tuning/jobs", FakeApi._create_job),
     ("GET", "/v1/fine_tuning/jobs", FakeApi._list_jobs),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)", FakeApi._get_job),
     ("POST", "/v1/fine_tuning/jobs/([^/]+)/cancel", FakeApi._cancel_job),
+    ("POST", "/v1/fine_tuning/jobs/([^/]+)/pause", FakeApi._pause_job),
+    ("POST", "/v1/fine_tuning/jobs/([^/]+)/resume", FakeApi._resume_job),
+    ("GET", "/v1/fine_tuning/jobs/([^/]+)/logs", FakeApi._get_log),
+    ("POST", "/v1/fine_tuning/estimates", FakeApi._estimate),
+    ("GET", "/v1/fine_tuning/estimates/([^/]+)", FakeApi._get_estimate),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/events", FakeApi._list_events),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/checkpoints", FakeApi._list_checkpoints),
     ("GET", "/v1/models", FakeApi._list_models),

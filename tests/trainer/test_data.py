@@ -7,25 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_trainer.data import held_out_indices, indices_of_step, read_rows, steps_per_pass
+from tunesmith_trainer.data import Row, count_lines, held_out_indices, indices_of_step, read_rows, steps_per_pass
+from tunesmith_trainer.errors import Problem
 
 USER = {"role": "user", "content": "a"}
 
 
-def read_line(tmp_path: Path, value: object) -> tuple[list[object], list[str]]:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
-    rows, problems = read_rows(path, "training_file")
-    return list(rows), [problem.message for problem in problems]
+def read(path: Path) -> tuple[list[Row], list[Problem]]:
+    read = list(read_rows(path, "training_file"))
+    return [one for one in read if isinstance(one, Row)], [one for one in read if isinstance(one, Problem)]
 
 
 def test_chat_and_prompt_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     chat = {"messages": [USER, {"role": "assistant", "content": "b", "weight": 0, "name": "n"}], "tools": [{"x": 1}]}
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(chat).encode() + b'\r\n\n{"prompt": "p", "completion": "c"}\n')
-    rows, problems = read_rows(path, "training_file")
+    rows, problems = read(path)
 
     assert problems == []
+    assert count_lines(path) == 4
     assert [row.number for row in rows] == [1, 3]
     assert rows[0].tools == [{"x": 1}]
     assert rows[0].messages[1].weight == 0
@@ -36,7 +36,7 @@ def test_chat_and_prompt_rows_are_read(tmp_path: Path) -> None:
 def test_text_parts_are_joined_and_tool_calls_need_no_text(tmp_path: Path) -> None:
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    rows, problems = read_rows(_write(tmp_path, {"messages": [parts, call]}), "training_file")
+    rows, problems = read(_write(tmp_path, {"messages": [parts, call]}))
 
     assert problems == []
     assert [message.content for message in rows[0].messages] == ["ab", ""]
@@ -62,11 +62,25 @@ def test_text_parts_are_joined_and_tool_calls_need_no_text(tmp_path: Path) -> No
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, value: object) -> None:
-    rows, messages = read_line(tmp_path, value)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    rows, problems = read(path)
 
     assert rows == []
-    assert len(messages) == 1
-    assert messages[0].startswith("Row 1 ")
+    assert len(problems) == 1
+    assert problems[0].message.startswith("Row 1 ")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "unsupported_content"),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, "functions_unsupported"),
+    ],
+)
+def test_what_no_text_model_learns_has_a_code_of_its_own(tmp_path: Path, message: object, code: str) -> None:
+    _, (problem,) = read(_write(tmp_path, {"messages": [USER, message]}))
+    assert problem.code == code
 
 
 @pytest.mark.parametrize(("rows", "held"), [(1, 0), (2, 1), (10, 1), (99, 9), (500, 50), (5000, 100)])

@@ -1,15 +1,19 @@
 """Preflight finds every problem at once and says what it decided."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tunesmith_trainer.config import Wanted
+from tests.support.tiny_model import CHATML
+from tunesmith_trainer.config import LongRows, Wanted
 from tunesmith_trainer.errors import BadData
-from tunesmith_trainer.preflight import MAX_EVALUATION_ROWS, Prepared, prepare
+from tunesmith_trainer.findings import Finding
+from tunesmith_trainer.preflight import MAX_EVALUATION_ROWS, Examined, Prepared, examine, prepare
 
 WANTED = Wanted(full_weights=False, seed=3)
+ANSWER = {"role": "assistant", "content": "b"}
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -19,6 +23,12 @@ def write(path: Path, *lines: object) -> Path:
 
 def pair(index: int, answer: str = "yes") -> dict[str, str]:
     return {"prompt": f"Is {index} a number?", "completion": answer}
+
+
+def chat(*messages: dict[str, object]) -> dict[str, object]:
+    """A chat row that ends with an answer unless one is given."""
+    has_answer = any(message["role"] == "assistant" and message.get("weight") == 0 for message in messages[1:])
+    return {"messages": [*messages, *([] if has_answer else [ANSWER])]}
 
 
 def prepared(base: Path, tmp_path: Path, rows: int, validation: int | None = None) -> Prepared:
@@ -83,14 +93,156 @@ def test_a_long_validation_file_is_sampled_and_that_is_said(base: Path, tmp_path
     data = prepared(base, tmp_path, 10, validation=MAX_EVALUATION_ROWS + 20)
 
     assert len(data.evaluation) == MAX_EVALUATION_ROWS
-    assert any("500 of 520" in warning for warning in data.warnings)
+    assert any("500 of 520" in note for note in data.notes)
+
+
+def examined(base: Path, tmp_path: Path, *rows: object, validation: list[object] | None = None) -> Examined:
+    """What is found in ten good rows and `rows`, which begin at line 11."""
+    training = write(tmp_path / "train.jsonl", *(pair(index) for index in range(10)), *rows)
+    held = None if validation is None else write(tmp_path / "valid.jsonl", *validation)
+    return examine(base, training, held, WANTED, lambda done, all_rows: None)
+
+
+def found(examined: Examined, code: str) -> Finding:
+    """The only finding with this code."""
+    (one,) = [finding for finding in examined.findings.listed() if finding.code == code]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        (chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}), "unsupported_content"),
+        (chat({"role": "user", "content": "a"}) | {"functions": [{"name": "f"}]}, "functions_unsupported"),
+        (chat({"role": "user", "content": "a"}) | {"tools": [{"type": "function"}]}, "tools_unsupported"),
+        (chat({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}), "tools_unsupported"),
+        (pair(1, " "), "empty_answer"),
+        (chat({"role": "assistant", "content": "a", "weight": 0}, ANSWER | {"weight": 0}), "no_labelled_tokens"),
+        (pair(1, "x" * 600), "row_too_long"),
+        ({"prompt": "a"}, "invalid_file_format"),
+    ],
+)
+def test_a_row_that_cannot_be_trained_on_is_refused_by_its_code(
+    base: Path, tmp_path: Path, row: object, code: str
+) -> None:
+    result = examined(base, tmp_path, row)
+
+    assert result.prepared is None
+    assert [(one.code, one.severity, one.rows) for one in result.findings.listed()] == [(code, "error", (11,))]
+    (reject,) = result.findings.rejects
+    assert (reject.line, reject.param, reject.code, reject.action) == (11, "training_file", code, "refused")
+
+
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "template_refused_row"),
+        (CHATML.replace("<|im_end|>", ""), "stop_token_missing"),
+    ],
+)
+def test_a_template_that_no_row_fits_is_one_finding_with_all_rows(
+    base: Path, tmp_path: Path, template: str, code: str
+) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    (own / "chat_template.jinja").write_text(template)
+    one = found(examined(own, tmp_path), code)
+
+    assert (one.count, one.rows) == (10, tuple(range(1, 11)))
+    assert "roles must alternate" in one.message or code == "stop_token_missing"
 
 
 def test_special_tokens_in_texts_are_a_warning(base: Path, tmp_path: Path) -> None:
-    training = write(tmp_path / "train.jsonl", *(pair(i) for i in range(10)), pair(10, "say <|im_start|>"))
-    warnings = prepare(base, training, None, WANTED).warnings
+    result = examined(base, tmp_path, pair(10, "say <|im_start|>"), pair(11, "say <|im_end|>"))
+    one = found(result, "special_tokens_in_text")
 
-    assert any("rows 11" in warning for warning in warnings)
+    assert result.prepared is not None
+    assert (one.severity, one.rows, one.count) == ("warning", (11, 12), 2)
+    assert "<|im_start|>" in one.message
+
+
+def test_repeated_rows_and_rows_in_both_files_are_warnings(base: Path, tmp_path: Path) -> None:
+    result = examined(base, tmp_path, pair(3), pair(3), validation=[pair(90), pair(4)])
+
+    assert result.prepared is not None
+    assert (found(result, "duplicate_row").rows, result.training.duplicates) == ((11, 12), 2)
+    assert "row 4" in found(result, "duplicate_row").message
+    both = found(result, "row_in_both_files")
+    assert (both.param, both.rows) == ("validation_file", (2,))
+    assert "row 5 of the training file" in both.message
+
+
+def test_a_file_that_is_nearly_all_prompt_is_a_warning(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{index}" + "x" * 300, "completion": "y"} for index in range(10)]
+    training = write(tmp_path / "train.jsonl", *rows)
+    result = examine(base, training, None, WANTED, lambda done, all_rows: None)
+
+    assert found(result, "few_labelled_tokens").severity == "warning"
+
+
+def test_a_base_without_a_template_is_told(base: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    (own / "chat_template.jinja").unlink()
+
+    assert found(examined(own, tmp_path), "no_chat_template").severity == "warning"
+    chats = examined(own, tmp_path, chat({"role": "system", "content": "a"}, {"role": "user", "content": "a"}))
+    assert {(one.severity, one.param) for one in chats.findings.listed() if one.code == "no_chat_template"} == {
+        ("error", "training_file"),
+        ("warning", "model"),
+    }
+
+
+def test_numbers_out_of_range_stand_beside_what_is_wrong_with_rows(base: Path, tmp_path: Path) -> None:
+    training = write(tmp_path / "train.jsonl", *(pair(index) for index in range(10)), {})
+    wanted = Wanted(full_weights=False, seed=3, lora_rank=128, max_rank=64)
+    result = examine(base, training, None, wanted, lambda done, all_rows: None)
+
+    assert [one.code for one in result.findings.listed()] == ["invalid_hyperparameter", "invalid_file_format"]
+
+
+def with_long_rows(base: Path, tmp_path: Path, long_rows: LongRows, good: int = 10) -> Examined:
+    """`good` short rows, then one that is too long by its answer, then one that is too long by its prompt."""
+    rows = [*(pair(index) for index in range(good)), pair(1, "x" * 600), {"prompt": "x" * 600, "completion": "y"}]
+    training = write(tmp_path / "train.jsonl", *rows)
+    wanted = Wanted(full_weights=False, seed=3, long_rows=long_rows)
+    return examine(base, training, None, wanted, lambda done, all_rows: None)
+
+
+def test_long_rows_can_be_cut_and_those_without_labels_left_are_dropped(base: Path, tmp_path: Path) -> None:
+    result = with_long_rows(base, tmp_path, "cut")
+
+    assert [(one.line, one.code, one.action) for one in result.findings.rejects] == [
+        (11, "row_cut", "cut"),
+        (12, "row_dropped", "dropped"),
+    ]
+    assert result.prepared is not None
+    examples = {one.row: one for one in [*result.prepared.training, *result.prepared.evaluation]}
+    assert set(examples) == set(range(1, 12))
+    assert len(examples[11].token_ids) == len(examples[11].labelled) == 512
+    assert examples[11].labelled[-1]
+    assert max(result.training.lengths) > 600
+
+
+def test_long_rows_can_be_dropped(base: Path, tmp_path: Path) -> None:
+    result = with_long_rows(base, tmp_path, "drop")
+
+    assert found(result, "row_dropped").rows == (11, 12)
+    assert result.prepared is not None
+    assert {one.row for one in [*result.prepared.training, *result.prepared.evaluation]} == set(range(1, 11))
+
+
+def test_too_few_rows_after_drops_are_refused(base: Path, tmp_path: Path) -> None:
+    result = with_long_rows(base, tmp_path, "drop", good=9)
+
+    assert result.prepared is None
+    assert "2 of them are left out" in found(result, "invalid_n_examples").message
+
+
+def test_progress_is_told_in_rows(base: Path, tmp_path: Path) -> None:
+    training = write(tmp_path / "train.jsonl", *(pair(index) for index in range(600)))
+    told: list[tuple[int, int]] = []
+    examine(base, training, None, WANTED, lambda done, all_rows: told.append((done, all_rows)))
+
+    assert told == [(0, 600), (250, 600), (500, 600)]
 
 
 def test_a_job_can_be_stopped_while_rows_are_rendered(base: Path, tmp_path: Path) -> None:

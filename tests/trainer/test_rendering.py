@@ -86,6 +86,14 @@ def test_a_template_that_raises_names_the_row() -> None:
     assert refused.value.problem.code == "template_refused_row"
 
 
+def test_an_answer_before_any_question_is_refused_unless_it_is_not_learnt() -> None:
+    renderer = Renderer(tiny_model.tokenizer(), [STOP])
+    with pytest.raises(CannotRender) as refused:
+        renderer.render(row(("assistant", "hello"), ("user", "a"), ("assistant", "one")))
+    assert refused.value.problem.code == "answer_without_question"
+    assert "weight 0" in refused.value.problem.message
+
+
 def test_without_a_chat_template_prompt_and_completion_are_plain_text() -> None:
     renderer = Renderer(tiny_model.tokenizer(None), [STOP])
     example = renderer.render(row(("user", "2+2="), ("assistant", "4")))

@@ -130,6 +130,7 @@ def test_a_run_killed_in_the_middle_goes_on_from_its_checkpoint(
         process.send_signal(signal.SIGKILL)
     finally:
         process.wait()
+    assert b"Loading weights" not in (tmp_path / "log").read_bytes(), "a bar that moves is no line of a log"
     step = server.checkpoints[-1].step
     next_attempt(server)
 
@@ -225,7 +226,7 @@ def test_a_preflight_resolves_every_number(server: TrainingServer, run_attempt: 
     found = server.preflight
     assert found is not None
     assert len(found.hyperparameters.ListFields()) == len(pb.Hyperparameters.DESCRIPTOR.fields)
-    assert {one.name for one in found.resolved} >= {"n_epochs", "batch_size", "learning_rate", "lora_rank"}
+    assert {one.name for one in found.report.resolved} >= {"n_epochs", "batch_size", "learning_rate", "lora_rank"}
     assert (found.rows, found.hyperparameters.n_epochs) == (18, 5)
     assert 0 < found.labelled_tokens < found.tokens
     assert "held out" in found.warnings[0].message
@@ -285,7 +286,8 @@ def _start_process(server: TrainingServer, cache: Path, tmp_path: Path) -> subpr
         "TUNESMITH_WORK_DIR": str(tmp_path / "scratch"),
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.Popen([sys.executable, "-m", "tunesmith_trainer", "run"], env=environment)
+    with (tmp_path / "log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-m", "tunesmith_trainer", "run"], env=environment, stderr=log)
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:

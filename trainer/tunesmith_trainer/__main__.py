@@ -28,7 +28,10 @@ _CAUSES = {
 def main() -> int:
     """Runs one command. Returns the process's exit code."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # It would write presigned URLs down, which let whoever reads the log fetch the data for a while.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # users read the log, in which a bar is many lines of noise
     arguments = _arguments()
     if arguments.command == "import-base":
         return _import_base(arguments)

@@ -4,7 +4,7 @@ Must not know URLs or when to save."""
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -46,8 +46,22 @@ def read_progress(folder: Path, config: TrainingConfig) -> Progress:
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: TrainingConfig) -> None:
-    """Puts saved weights and optimizer state back into place."""
-    if not config.full_weights:
+    """Puts saved weights and optimizer state back into place. Raises ValueError when they are another model's."""
+    if config.full_weights:
+        _restore_weights(folder, model)
+    else:
         lora.load(model, folder)
-    # Full weights: the float32 master copies in the state hold more than the served weights.
+    # Where weights are not float32, the master copies in the state hold more than the served weights and replace them.
     optimizer.load_state(load_file(folder / _TENSORS))
+
+
+def _restore_weights(folder: Path, model: nn.Module) -> None:
+    missing = set(model.state_dict())
+    for path in sorted(folder.glob("model*.safetensors")):
+        tensors = load_file(path)
+        if model.load_state_dict(tensors, strict=False).unexpected_keys:
+            raise ValueError("the checkpoint holds layers that the model does not have")
+        missing -= tensors.keys()
+    is_tied = cast("Any", model.config).tie_word_embeddings
+    if missing - ({"lm_head.weight"} if is_tied else set()):
+        raise ValueError("the checkpoint lacks layers of the model")

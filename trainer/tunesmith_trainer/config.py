@@ -3,14 +3,20 @@ Must not know torch, files or the control plane."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from tunesmith_trainer.data import steps_per_pass
 from tunesmith_trainer.errors import BadSpec, Problem
 
+LongRows = Literal["fail", "cut", "drop"]
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the job asks for. None means auto. `max_rank` and `max_context_length` are what serving accepts."""
+    """What the job asks for. None means auto. `max_rank` and `max_context_length` are what serving accepts.
+
+    `long_rows` is what becomes of rows over the context: the job fails, or they are cut at the end or dropped.
+    """
 
     full_weights: bool
     seed: int
@@ -22,6 +28,7 @@ class Wanted:
     context_length: int | None = None
     max_rank: int = 0
     max_context_length: int | None = None
+    long_rows: LongRows = "fail"
 
 
 @dataclass(frozen=True, slots=True)

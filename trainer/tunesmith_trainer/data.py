@@ -41,19 +41,23 @@ class Row:
     tools: list[Any] | None
 
 
-def read_rows(path: Path, param: str) -> tuple[list[Row], list[Problem]]:
-    """Reads a JSONL file of `{messages, tools?}` or `{prompt, completion}` lines. Finds every bad line, raises none."""
-    rows: list[Row] = []
-    problems: list[Problem] = []
+def read_rows(path: Path, param: str) -> Iterator[Row | Problem]:
+    """Reads a JSONL file of `{messages, tools?}` or `{prompt, completion}` lines; a problem stands for a bad line."""
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(_row(json.loads(line), number, param))
-        except (ValueError, RecursionError) as error:
-            detail = str(error) if isinstance(error, _BadRow) else "is not valid JSON"
-            problems.append(Problem("invalid_file_format", f"Row {number} {detail}.", param, number))
-    return rows, problems
+            yield _row(json.loads(line), number, param)
+        except _BadRow as error:
+            yield Problem(error.code, f"Row {number} {error}.", param, number)
+        except (ValueError, RecursionError):
+            yield Problem("invalid_file_format", f"Row {number} is not valid JSON.", param, number)
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, empty ones included."""
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) + 1
 
 
 def held_out_indices(rows: int, seed: int) -> list[int]:
@@ -77,6 +81,10 @@ def indices_of_step(rows: int, batch_size: int, seed: int, step: int) -> list[in
 class _BadRow(ValueError):
     """Its text completes the sentence "Row 7 …"."""
 
+    def __init__(self, what: str, code: str = "invalid_file_format") -> None:
+        super().__init__(what)
+        self.code = code
+
 
 def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
@@ -87,6 +95,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _row(value: object, number: int, param: str) -> Row:
     if not isinstance(value, dict):
         raise _BadRow("is not a JSON object")
+    if value.get("functions"):
+        raise _BadRow("has functions, which chat templates do not know; write them as tools", "functions_unsupported")
     if "messages" in value:
         messages = value["messages"]
         if not isinstance(messages, list) or not messages:
@@ -108,6 +118,9 @@ def _message(value: object) -> Message:
     weight = value.get("weight", 1)
     if weight not in (0, 1):
         raise _BadRow("has a message whose weight is neither 0 nor 1")
+    if value.get("function_call"):
+        what = "has a function_call, which chat templates do not know; write it as tool_calls"
+        raise _BadRow(what, "functions_unsupported")
     extra = {key: part for key, part in value.items() if key not in ("role", "content", "weight")}
     return Message(value["role"], _text(value.get("content"), extra), int(weight), extra)
 
@@ -119,9 +132,10 @@ def _text(content: object, extra: dict[str, Any]) -> str:
             part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
         ]
         if not all(isinstance(part, str) for part in parts):
-            raise _BadRow("has a message part that is not text")
+            what = "has a message part that is not text; models here are tuned on text only"
+            raise _BadRow(what, "unsupported_content")
         return "".join(str(part) for part in parts)
-    if content is None and ("tool_calls" in extra or "function_call" in extra):
+    if content is None and extra.get("tool_calls"):
         return ""
     if not isinstance(content, str):
         raise _BadRow("has a message without text")

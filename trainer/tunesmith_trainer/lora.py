@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 class LoraLinear(nn.Module):
@@ -73,19 +73,31 @@ def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> list[str]:
 
 def save(model: nn.Module, folder: Path, base_model_id: str) -> None:
     """Writes the adapter's two files into `folder`, readable by PEFT and vLLM as a plain LoRA."""
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors(model).items()}
+    save_file(on_cpu, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(describe(model, base_model_id), indent=2, sort_keys=True) + "\n")
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors by the names that they have in its file, where they lie now."""
+    found = {}
+    for name, layer in _layers(model):
+        found[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
+        found[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+    return found
+
+
+def describe(model: nn.Module, base_model_id: str) -> dict[str, object]:
+    """What adapter_config.json says of the adapter."""
     layers = dict(_layers(model))
-    tensors = {}
-    for name, layer in layers.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    rank = next(iter(layers.values())).lora_A.shape[0]
-    config = {
+    first = next(iter(layers.values()))
+    rank = first.lora_A.shape[0]
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_id,
         "r": rank,
-        "lora_alpha": next(iter(layers.values())).scale * rank,
+        "lora_alpha": first.scale * rank,
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -96,7 +108,6 @@ def save(model: nn.Module, folder: Path, base_model_id: str) -> None:
         "use_dora": False,
         "use_rslora": False,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load(model: nn.Module, folder: Path) -> None:
@@ -104,16 +115,16 @@ def load(model: nn.Module, folder: Path) -> None:
 
     Raises ValueError when the file holds other layers or shapes than the model.
     """
-    tensors = load_file(folder / WEIGHTS_FILE)
+    stored_tensors = load_file(folder / WEIGHTS_FILE)
     for name, layer in _layers(model):
         for part in ("lora_A", "lora_B"):
             parameter = cast("nn.Parameter", getattr(layer, part))
-            stored = tensors.pop(f"{_PREFIX}{name}.{part}.weight", None)
+            stored = stored_tensors.pop(f"{PREFIX}{name}.{part}.weight", None)
             if stored is None or stored.shape != parameter.shape:
                 raise ValueError(f"the adapter file does not fit the model at {name}")
             with torch.no_grad():
                 parameter.copy_(stored)
-    if tensors:
+    if stored_tensors:
         raise ValueError("the adapter file holds layers that the model does not have")
 
 

@@ -1,7 +1,6 @@
 """Owns getting a base model into memory: on which device, in which dtype.
 Must not know data, losses or the control plane."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,6 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tunesmith_trainer import attention
+from tunesmith_trainer.processor import choose_cpu_dtype
+
+CPU_PACK_TOKENS, GPU_PACK_TOKENS = 1024, 16_384
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -28,13 +30,14 @@ class Hardware:
 def choose_hardware(dtype: str | None = None) -> Hardware:
     """Picks the device, and the dtype that it multiplies fastest unless one is given (as when resuming)."""
     if torch.cuda.is_available():
-        return Hardware(torch.device("cuda"), dtype or "bfloat16", 16_384, "a GPU multiplies bfloat16 natively")
+        return Hardware(
+            torch.device("cuda"), dtype or "bfloat16", GPU_PACK_TOKENS, "a GPU multiplies bfloat16 natively"
+        )
     device = torch.device("cpu")
     if dtype is not None:
-        return Hardware(device, dtype, 1024, "as before the run was resumed")
-    full, half = _seconds_of_product(torch.float32), _seconds_of_product(torch.bfloat16)
-    reason = f"a product took {full * 1e3:.2f} ms in float32 and {half * 1e3:.2f} ms in bfloat16"
-    return Hardware(device, "bfloat16" if half < 0.7 * full else "float32", 1024, reason)
+        return Hardware(device, dtype, CPU_PACK_TOKENS, "as before the run was resumed")
+    dtype, _, reason = choose_cpu_dtype()
+    return Hardware(device, dtype, CPU_PACK_TOKENS, reason)
 
 
 def load(folder: Path, hardware: Hardware) -> nn.Module:
@@ -58,14 +61,3 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device, attention_name
         use_safetensors=True,
     )
     return cast("nn.Module", model).to(device).eval()
-
-
-def _seconds_of_product(dtype: torch.dtype) -> float:
-    """Best of several timed matrix products of a typical layer's size; flags about the hardware have lied."""
-    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - started)
-    return best

@@ -1,7 +1,7 @@
-"""Owns the checks before a run: every row rendered, every problem named, every number resolved. Loads no weights.
-Must not know torch, how problems are reported or where files came from."""
+"""Owns the checks of a job's data: every row of both files rendered, every finding gathered, every number resolved.
+Must not know torch, how findings travel or where files came from. Loads no weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +9,15 @@ import numpy as np
 
 from tunesmith_trainer.base_model import ModelFacts, read_facts
 from tunesmith_trainer.config import Facts, Resolution, TrainingConfig, Wanted, check, resolve
-from tunesmith_trainer.data import Row, held_out_indices, read_rows
-from tunesmith_trainer.errors import BadData, Problem
-from tunesmith_trainer.rendering import CannotRender, Example, Renderer, load_tokenizer
+from tunesmith_trainer.data import held_out_indices
+from tunesmith_trainer.errors import BadData, BadSpec, Problem
+from tunesmith_trainer.findings import Findings
+from tunesmith_trainer.rendering import Example, Renderer, load_tokenizer
+from tunesmith_trainer.row_checks import FileRows, RowReader, Watch
 
 MIN_ROWS = 10
 MAX_EVALUATION_ROWS = 500  # a share measured on 500 rows is within 4.4 points of the truth
-_MAX_PROBLEMS = 1000
-_CHECK_EVERY_ROWS = 200
+_LEAST_LABELLED_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Prepared:
     held_out_from_training: bool
     config: TrainingConfig
     resolutions: list[Resolution]
-    warnings: list[str]
+    notes: list[str]
     model: ModelFacts
 
     @property
@@ -42,6 +43,16 @@ class Prepared:
         return sum(int(example.labelled.sum()) for example in self.training)
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found in the files. `prepared` is None where something is wrong with them, or with the job's numbers."""
+
+    training: FileRows
+    validation: FileRows | None
+    findings: Findings
+    prepared: Prepared | None
+
+
 def prepare(
     base_folder: Path,
     training_file: Path,
@@ -51,74 +62,79 @@ def prepare(
 ) -> Prepared:
     """Checks and renders everything. The same arguments always give the same result.
 
-    `still_wanted` is called now and then and may raise to stop. Raises BadSpec, UnsupportedModel, or BadData with all
-    problems of both files.
+    `still_wanted` is called now and then and may raise to stop. Raises UnsupportedModel, or BadData with all problems
+    of the job's numbers and of both files.
     """
+    examined = examine(base_folder, training_file, validation_file, wanted, lambda done, rows: still_wanted())
+    if examined.prepared is None:
+        raise BadData(*examined.findings.problems())
+    return examined.prepared
+
+
+def examine(
+    base_folder: Path, training_file: Path, validation_file: Path | None, wanted: Wanted, watch: Watch
+) -> Examined:
+    """Like `prepare`, but what is wrong with the files is found and not raised. Raises UnsupportedModel."""
     tokenizer = load_tokenizer(base_folder)
     model = read_facts(base_folder, tokenizer.eos_token_id)
     most = min(model.max_context_length, wanted.max_context_length or model.max_context_length)
-    check(wanted, most)
-    limit = wanted.context_length or most
-    reader = _Reader(Renderer(tokenizer, model.stop_ids), limit, still_wanted)
+    findings = Findings()
+    try:
+        check(wanted, most)
+    except BadSpec as refused:
+        for problem in refused.problems:
+            findings.add(problem)
+    renderer = Renderer(tokenizer, model.stop_ids)
+    reader = RowReader(renderer, min(most, wanted.context_length or most), wanted.long_rows, findings, watch)
     training = reader.read(training_file, "training_file")
     validation = reader.read(validation_file, "validation_file") if validation_file else None
-    if reader.problems:
-        raise BadData(*reader.problems[:_MAX_PROBLEMS])
-    training, evaluation = _split(training, validation, wanted.seed)
+    _check_whole(training, validation, renderer, findings)
+    prepared = None if findings.problems() else _prepared(training, validation, wanted, model, most)
+    return Examined(training, validation, findings, prepared)
+
+
+def _check_whole(training: FileRows, validation: FileRows | None, renderer: Renderer, findings: Findings) -> None:
+    """What only shows in a file as a whole."""
+    for file, least in ((training, MIN_ROWS), (validation, 1)):
+        if file is not None:
+            _check_size(file, least, findings)
+    if not renderer.has_chat_template:
+        message = "The base model has no chat template: prompts and completions are trained as plain text."
+        findings.add(Problem("no_chat_template", message, "model"), "warning")
+    tokens = sum(len(example.token_ids) for example in training.examples)
+    labelled = sum(int(example.labelled.sum()) for example in training.examples)
+    if labelled < tokens * _LEAST_LABELLED_SHARE:
+        message = f"Only {labelled} of {tokens} tokens are answers to learn from; most of the time goes into prompts."
+        findings.add(Problem("few_labelled_tokens", message, "training_file"), "warning")
+    if validation is not None:
+        for content, row in validation.seen.items():
+            if content in training.seen:
+                message = f"Row {row} is also row {training.seen[content]} of the training file; scores on it flatter."
+                findings.add(Problem("row_in_both_files", message, "validation_file", row), "warning")
+
+
+def _check_size(file: FileRows, least: int, findings: Findings) -> None:
+    dropped = sum(one.action == "dropped" and one.param == file.param for one in findings.rejects)
+    if file.rows - dropped < least:
+        left = f"; {dropped} of them are left out" if dropped else ""
+        message = f"The file has {file.rows} rows{left}; {least} are needed."
+        findings.add(Problem("invalid_n_examples", message, file.param))
+
+
+def _prepared(
+    training: FileRows, validation: FileRows | None, wanted: Wanted, model: ModelFacts, most: int
+) -> Prepared:
+    examples, evaluation = _split(training.examples, validation.examples if validation else None, wanted.seed)
     facts = Facts(
-        rows=len(training),
-        longest=max(len(example.token_ids) for example in training),
+        rows=len(examples),
+        longest=max(len(example.token_ids) for example in examples),
         hidden_size=model.hidden_size,
         model_type=model.model_type,
         max_context_length=most,
     )
     config, resolutions = resolve(wanted, facts)
-    warnings = [*reader.warnings, *_evaluation_notes(validation, evaluation)]
-    return Prepared(training, evaluation, validation is None, config, resolutions, warnings, model)
-
-
-class _Reader:
-    """Reads files into examples and gathers what is wrong with them."""
-
-    def __init__(self, renderer: Renderer, limit: int, still_wanted: Callable[[], None]) -> None:
-        self._renderer = renderer
-        self._limit = limit
-        self._still_wanted = still_wanted
-        self.problems: list[Problem] = []
-        self.warnings: list[str] = []
-
-    def read(self, path: Path, param: str) -> list[Example]:
-        rows, problems = read_rows(path, param)
-        self.problems += problems
-        examples: list[Example] = []
-        spelled_out: list[int] = []
-        for row in rows:
-            if row.number % _CHECK_EVERY_ROWS == 0:
-                self._still_wanted()
-            try:
-                examples.append(self._example(row))
-            except CannotRender as error:
-                self.problems.append(error.problem)
-            if self._renderer.special_tokens_in(row):
-                spelled_out.append(row.number)
-        if spelled_out:
-            self.warnings.append(_special_tokens_warning(param, spelled_out))
-        least = MIN_ROWS if param == "training_file" else 1
-        if len(rows) + len(problems) < least:
-            message = f"The file has {len(rows)} rows; {least} are needed."
-            self.problems.insert(0, Problem("invalid_n_examples", message, param))
-        return examples
-
-    def _example(self, row: Row) -> Example:
-        example = self._renderer.render(row)
-        length = len(example.token_ids)
-        if length > self._limit:
-            message = f"Row {row.number} has {length} tokens; the context length is {self._limit}. Shorten or split it."
-            raise CannotRender(Problem("row_too_long", message, row.param, row.number))
-        if not example.labelled.any():
-            message = f"Row {row.number} has nothing to learn: no assistant message with weight 1."
-            raise CannotRender(Problem("no_labelled_tokens", message, row.param, row.number))
-        return example
+    notes = _evaluation_notes(validation, evaluation)
+    return Prepared(examples, evaluation, validation is None, config, resolutions, notes, model)
 
 
 def _split(training: list[Example], validation: list[Example] | None, seed: int) -> tuple[list[Example], list[Example]]:
@@ -133,14 +149,10 @@ def _split(training: list[Example], validation: list[Example] | None, seed: int)
     return training, [validation[index] for index in sorted(chosen)]
 
 
-def _evaluation_notes(validation: Sequence[Example] | None, evaluation: Sequence[Example]) -> list[str]:
+def _evaluation_notes(validation: FileRows | None, evaluation: list[Example]) -> list[str]:
     if validation is None:
         return [f"No validation file: {len(evaluation)} training rows are held out for evaluation."]
-    if len(validation) > len(evaluation):
-        return [f"Evaluation uses {len(evaluation)} of {len(validation)} validation rows, chosen by the seed."]
+    if len(validation.examples) > len(evaluation):
+        rows = len(validation.examples)
+        return [f"Evaluation uses {len(evaluation)} of {rows} validation rows, chosen by the seed."]
     return []
-
-
-def _special_tokens_warning(param: str, rows: Sequence[int]) -> str:
-    named = ", ".join(str(row) for row in rows[:10]) + (" …" if len(rows) > 10 else "")
-    return f"{len(rows)} rows of {param} spell out special tokens, which act as control tokens: rows {named}."

@@ -1,10 +1,11 @@
-"""Owns turning a row into token ids and a mask of the tokens to learn, with the template that serving uses.
+"""Owns turning rows into token ids and a mask of the tokens to learn, with the template that serving uses.
 Must not know packing, models' weights or the control plane."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from jinja2 import TemplateError
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
+
+_MAX_REMEMBERED = 4096
+_ANSWERS_NOTHING = "begins with an assistant message; put a message before it, or give it weight 0"
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +34,23 @@ class Example:
         """What the model is given before the first token that it is to predict."""
         return [int(token) for token in self.token_ids[: int(self.labelled.argmax())]]
 
+    def cut(self, tokens: int) -> "Example":
+        """The example without what comes after its first `tokens` tokens."""
+        return Example(self.row, self.token_ids[:tokens].copy(), self.labelled[:tokens].copy())
+
 
 class Tokenizer(Protocol):
     """What rendering uses of a transformers tokenizer."""
 
     bos_token_id: int | None
     eos_token_id: int | None
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     all_special_tokens: list[str]
+    added_tokens_decoder: dict[int, Any]
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]: ...
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool, return_attention_mask: bool
+    ) -> dict[str, list[list[int]]]: ...
     def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> str: ...
 
 
@@ -60,7 +74,26 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._stop_ids = np.array(sorted(stop_ids), dtype=np.int32)
+        self._stops = _table(stop_ids)
+        added = tokenizer.added_tokens_decoder
+        special = {number: token.content for number, token in added.items() if token.special}
+        self._specials = _table(special)
+        self._special = _any_of(special.values())
+        # Markers for filling in code act like special tokens, though some tokenizers do not call them so.
+        markers = [token.content for token in added.values() if "fim_" in token.content]
+        self._controlling = _any_of([*special.values(), *tokenizer.all_special_tokens, *markers])
+        self._remembered: dict[str, NDArray[np.int32]] = {}
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the base was made for conversations."""
+        return self._tokenizer.chat_template is not None
+
+    def mentions(self, word: str) -> bool:
+        """Whether the chat template knows of `word`, for example `tools`."""
+        templates = self._tokenizer.chat_template or ""
+        text = templates if isinstance(templates, str) else "\n".join(templates.values())
+        return re.search(rf"\b{word}\b", text) is not None
 
     def render(self, row: Row) -> Example:
         """Tokenises the row once and finds what is to be learnt in it. Raises CannotRender.
@@ -68,43 +101,75 @@ class Renderer:
         Prompt and completion become a user's and an assistant's message where the base has a chat template, since
         that is how the model will be asked; a base without one sees the raw texts and its end-of-text token.
         """
-        if self._tokenizer.chat_template is None:
-            return self._render_text(row)
-        return self._render_chat(row)
+        (rendered,) = self.render_all([row])
+        if isinstance(rendered, Problem):
+            raise CannotRender(rendered)
+        return rendered
+
+    def render_all(self, rows: Sequence[Row]) -> list[Example | Problem]:
+        """Like `render`, much faster for many rows; where a row cannot be rendered, its problem stands instead."""
+        drafts = [_attempt(self._draft, row) for row in rows]
+        good = [draft for draft in drafts if isinstance(draft, _Draft)]
+        for draft, token_ids in zip(good, self._tokenize([draft.text for draft in good]), strict=True):
+            draft.token_ids = token_ids
+        self._remember(place.end for draft in good for answer in draft.answers for place in answer)
+        return [draft if isinstance(draft, Problem) else _attempt(self._finish, draft) for draft in drafts]
 
     def special_tokens_in(self, row: Row) -> list[str]:
         """Special tokens spelled out inside the row's texts: they would act as control tokens."""
-        texts = [message.content for message in row.messages]
-        return [token for token in self._tokenizer.all_special_tokens if any(token in text for text in texts)]
+        found = (token for message in row.messages for token in self._controlling.findall(message.content))
+        return list(dict.fromkeys(found))
 
-    def _render_chat(self, row: Row) -> Example:
+    def _draft(self, row: Row) -> "_Draft":
+        if self.has_chat_template:
+            return self._draft_chat(row)
+        if [message.role for message in row.messages] != ["user", "assistant"]:
+            raise _problem(row, "no_chat_template", "has chat messages, but the base model has no chat template")
+        prompt, completion = row.messages
+        text = prompt.content + completion.content
+        return _Draft(row, text, [(self._place(prompt.content), self._place(text))], is_plain=True)
+
+    def _draft_chat(self, row: Row) -> "_Draft":
         text = self._template(row, len(row.messages), asks=False)
-        token_ids = self._tokenize(text)
-        labelled = np.zeros(len(token_ids), dtype=np.bool_)
+        answers = []
         for index, message in enumerate(row.messages):
             if message.role != "assistant" or message.weight == 0:
                 continue
-            start = self._agreed_prefix(row, token_ids, text, self._template(row, index, asks=True))
+            if index == 0:
+                raise _problem(row, "answer_without_question", _ANSWERS_NOTHING)
+            before = self._template(row, index, asks=True)
             is_last = index + 1 == len(row.messages)
             through = text if is_last else self._template(row, index + 1, asks=False)
-            stop = len(token_ids) if is_last else self._agreed_prefix(row, token_ids, text, through)
-            labelled[start : start + self._answer_length(row, token_ids[start:stop])] = True
-        self._check_start(row, token_ids)
-        return Example(row.number, token_ids, labelled)
+            answers.append((self._place(before), self._place(through)))
+        return _Draft(row, text, answers, is_plain=False)
 
-    def _render_text(self, row: Row) -> Example:
-        roles = [message.role for message in row.messages]
-        if roles != ["user", "assistant"]:
-            raise _problem(row, "no_chat_template", "has chat messages, but the base model has no chat template")
-        prompt, completion = row.messages
-        end = self._tokenizer.eos_token_id
-        bos = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
-        text = prompt.content + completion.content
-        token_ids = np.array([*bos, *self._tokenize(text), *([] if end is None else [end])], dtype=np.int32)
+    def _finish(self, draft: "_Draft") -> Example:
+        token_ids = draft.token_ids
         labelled = np.zeros(len(token_ids), dtype=np.bool_)
-        labelled[len(bos) + self._agreed_prefix(row, token_ids[len(bos) :], text, prompt.content) :] = True
-        self._answer_length(row, token_ids[labelled])
-        return Example(row.number, token_ids, labelled)
+        special = _places(token_ids, self._specials)
+        draft.special = special if len(special) == len(self._special.findall(draft.text)) else None
+        for before, through in draft.answers:
+            start = self._agreed_prefix(draft, before)
+            stop = len(token_ids) if through.text == draft.text else self._agreed_prefix(draft, through)
+            answer = token_ids[start:stop]
+            length = len(answer) if draft.is_plain else self._answer_length(draft.row, answer)
+            labelled[start : start + length] = True
+        if draft.is_plain:
+            token_ids, labelled = self._framed(draft.row, token_ids, labelled)
+        self._check_start(draft.row, token_ids)
+        return Example(draft.row.number, token_ids, labelled)
+
+    def _framed(
+        self, row: Row, token_ids: NDArray[np.int32], labelled: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Plain text between the tokens that begin and end a text; the end is learnt."""
+        first, last = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        bos = np.array([] if first is None else [first], dtype=np.int32)
+        eos = np.array([] if last is None else [last], dtype=np.int32)
+        framed = np.concatenate([bos, token_ids, eos])
+        marks = np.concatenate([np.zeros(len(bos), np.bool_), labelled, np.ones(len(eos), np.bool_)])
+        self._answer_length(row, framed[marks])
+        return framed, marks
 
     def _template(self, row: Row, count: int, *, asks: bool) -> str:
         messages = [message.wire() for message in row.messages[:count]]
@@ -112,27 +177,52 @@ class Renderer:
             return self._tokenizer.apply_chat_template(
                 messages, tools=row.tools, tokenize=False, add_generation_prompt=asks
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except TemplateError as error:
+            what = f"does not fit the base model's chat template, which says: {str(error)[:200]}"
+            raise _problem(row, "template_refused_row", what) from error
+        except (TypeError, ValueError) as error:
             raise _problem(row, "template_refused_row", "does not fit the base model's chat template") from error
 
-    def _tokenize(self, text: str) -> NDArray[np.int32]:
-        return np.array(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        return [np.array(token_ids, dtype=np.int32) for token_ids in encoded["input_ids"]]
 
-    def _agreed_prefix(self, row: Row, token_ids: NDArray[np.int32], text: str, prefix: str) -> int:
-        """Tokens of `prefix`, which must be the row's first tokens exactly as a server would make them."""
-        own = self._tokenize(prefix)
-        if not text.startswith(prefix) or not np.array_equal(token_ids[: len(own)], own):
+    def _place(self, text: str) -> "_Place":
+        starts = [match.start() for match in self._special.finditer(text)]
+        return _Place(text, len(starts), text[starts[-1] :] if starts else text)
+
+    def _remember(self, ends: Iterable[str]) -> None:
+        if len(self._remembered) > _MAX_REMEMBERED:
+            self._remembered.clear()
+        new = list(dict.fromkeys(end for end in ends if end not in self._remembered))
+        self._remembered.update(zip(new, self._tokenize(new), strict=True))
+
+    def _agreed_prefix(self, draft: "_Draft", place: "_Place") -> int:
+        """Tokens of the text before `place`, which must be the row's first tokens exactly as a server would make them.
+
+        Tokenizers cut a text at its special tokens before anything else, so only what follows the last of them can
+        come out otherwise; where tokenizer and text disagree on their number, the whole text is compared.
+        """
+        own, start = self._remembered[place.end], 0
+        if place.specials and draft.special is not None:
+            start = int(draft.special[place.specials - 1])
+        elif place.specials:
+            (own,) = self._tokenize([place.text])
+        agreed = np.array_equal(draft.token_ids[start : start + len(own)], own)
+        if not agreed or not draft.text.startswith(place.text):
             raise _problem(
-                row,
+                draft.row,
                 "label_boundary_split",
                 "has an answer whose first characters merge with the prompt when tokenised; "
                 "remove white space at the start of the answer",
             )
-        return len(own)
+        return start + len(own)
 
     def _answer_length(self, row: Row, answer: NDArray[np.int32]) -> int:
         """Tokens up to and with the stop token; what the template adds behind it is not generated when serving."""
-        (stops,) = np.nonzero(np.isin(answer, self._stop_ids))
+        stops = _places(answer, self._stops)
         if len(stops) == 0:
             raise _problem(
                 row,
@@ -145,6 +235,56 @@ class Renderer:
         bos = self._tokenizer.bos_token_id
         if len(token_ids) > 1 and bos is not None and token_ids[0] == bos and token_ids[1] == bos:
             raise _problem(row, "double_bos", "starts with two begin-of-text tokens; remove the one in the text")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place in a rendered row: the `text` before it, the number of special tokens in it, its `end` from the last."""
+
+    text: str
+    specials: int
+    end: str
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A row whose text is known: `answers` are the places where what is to be learnt begins and ends.
+
+    `special` are the places of special tokens among `token_ids`, None where tokenizer and text disagree on them.
+    """
+
+    row: Row
+    text: str
+    answers: list[tuple[_Place, _Place]]
+    is_plain: bool
+    token_ids: NDArray[np.int32] = field(default_factory=lambda: np.array([], dtype=np.int32))
+    special: NDArray[np.intp] | None = None
+
+
+def _attempt(step: Callable[[_Given], _Made], given: _Given) -> _Made | Problem:
+    try:
+        return step(given)
+    except CannotRender as error:
+        return error.problem
+
+
+def _table(token_ids: Iterable[int]) -> NDArray[np.bool_]:
+    """Marks the ids that are meant; the last place is for all that are larger."""
+    known = list(token_ids)
+    table = np.zeros(max(known, default=0) + 2, dtype=np.bool_)
+    table[known] = True
+    return table
+
+
+def _places(token_ids: NDArray[np.int32], table: NDArray[np.bool_]) -> NDArray[np.intp]:
+    (places,) = np.nonzero(table[np.minimum(token_ids, len(table) - 1)])
+    return places
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the tokens, the longest where several begin at one place; nothing where there are none."""
+    longest_first = sorted({token for token in tokens if token}, key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
 
 
 def _problem(row: Row, code: str, what: str) -> CannotRender:

@@ -76,6 +76,7 @@ class Reporter:
         self._lost: Exception | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._report: pb.PreflightReport | None = None
 
     def get_spec(self) -> pb.TrainingSpec:
         """What this run is to do, with fresh URLs."""
@@ -135,9 +136,15 @@ class Reporter:
         request = pb.CommitCheckpointRequest(step=step, artifact=artifact, metrics=metrics)
         return self._call(self._stub.CommitCheckpoint, request, _LONG_CALL_SECONDS).model_name
 
+    def attach(self, report: pb.PreflightReport) -> None:
+        """Keeps what a preflight found; it travels with the end of the run, whichever it is."""
+        self._report = report
+
     def complete_preflight(self, request: pb.CompletePreflightRequest) -> None:
         """Ends a preflight run that found nothing wrong."""
         self.flush()
+        if self._report is not None:
+            request.report.CopyFrom(self._report)
         self._call(self._stub.CompletePreflight, request)
 
     def complete_training(self, request: pb.CompleteTrainingRequest) -> str:
@@ -151,7 +158,7 @@ class Reporter:
             pb.Failure(code=problem.code, message=problem.message, param=problem.param, row=problem.row)
             for problem in problems
         ]
-        self._call(self._stub.FailRun, pb.FailRunRequest(cause=cause, failures=failures))
+        self._call(self._stub.FailRun, pb.FailRunRequest(cause=cause, failures=failures, report=self._report))
 
     def close(self) -> None:
         """Stops the heartbeats; what is queued and undelivered is dropped."""

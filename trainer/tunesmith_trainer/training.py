@@ -14,6 +14,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import checkpoint, lora
 from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.checkpoint import Progress
+from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded
 from tunesmith_trainer.evaluation import RowScore, Score, evaluate, flips, summarise
 from tunesmith_trainer.loop import Loop, Metrics, Trained
@@ -21,7 +22,6 @@ from tunesmith_trainer.model import Hardware, choose_hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.reporter import Reporter
-from tunesmith_trainer.transfer import list_files, safe_path, upload
 from tunesmith_trainer.workspace import resume_folder
 
 
@@ -98,7 +98,7 @@ class Training:
                     flipped_to_right=to_right,
                     flipped_to_wrong=to_wrong,
                 ),
-                result_files=self._upload(results, prefix=""),
+                result_files=deliver(results, "", self._reporter),
             )
         )
 
@@ -124,7 +124,7 @@ class Training:
         folder = self._work / prefix
         self._artifacts.write(self._model, folder)
         checkpoint.save_state(folder, self._optimizer, self._data.config, progress)
-        files = self._upload(folder, f"{prefix}/")
+        files = deliver(folder, f"{prefix}/", self._reporter)
         self._artifact = pb.Artifact(
             kind=pb.ARTIFACT_KIND_FULL if self._data.config.full_weights else pb.ARTIFACT_KIND_ADAPTER,
             prefix=prefix,
@@ -136,15 +136,6 @@ class Training:
         if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
             raise Yielded("paused after saving")
         self._report("training", progress.step)
-
-    def _upload(self, folder: Path, prefix: str) -> list[pb.UploadFile]:
-        """Uploads a folder's files below `prefix` of the attempt. Returns them by their paths within the folder."""
-        files = [pb.UploadFile(path=file.path, size=file.size, sha256=file.sha256) for file in list_files(folder)]
-        wanted = [pb.UploadFile(path=prefix + file.path, size=file.size, sha256=file.sha256) for file in files]
-        for target in self._reporter.create_uploads(wanted):
-            self._reporter.check()
-            upload(folder / safe_path(target.path.removeprefix(prefix)), target.url, target.headers)
-        return files
 
     def _report(self, phase: str, step: int = 0, remaining_seconds: float | None = None) -> None:
         total = self._data.config.total_steps

@@ -5,22 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer.config import Wanted
+from tunesmith_trainer.config import LongRows, Wanted
 from tunesmith_trainer.errors import BadSpec, Problem
-from tunesmith_trainer.preflight import Prepared, prepare
+from tunesmith_trainer.preflight import Examined, Prepared, examine, prepare
+from tunesmith_trainer.row_checks import Watch
 from tunesmith_trainer.transfer import Remote, cached_base_model, download
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+_LONG_ROWS: dict[int, LongRows] = {pb.LONG_ROWS_CUT: "cut", pb.LONG_ROWS_DROP: "drop"}
 
 
 def prepare_run(spec: pb.TrainingSpec, base: Path, work: Path, still_wanted: Callable[[], None]) -> Prepared:
-    """Fetches the data files and checks, renders and resolves everything."""
-    download([_remote(spec.training_file, "training.jsonl")], work)
-    validation = None
-    if spec.HasField("validation_file"):
-        download([_remote(spec.validation_file, "validation.jsonl")], work)
-        validation = work / "validation.jsonl"
-    return prepare(base, work / "training.jsonl", validation, wanted_of(spec), still_wanted)
+    """Fetches the data files and renders and resolves everything. Raises what `prepare` raises."""
+    return prepare(base, *_data_files(spec, work), wanted_of(spec), still_wanted)
+
+
+def examine_run(spec: pb.TrainingSpec, base: Path, work: Path, watch: Watch) -> Examined:
+    """Fetches the data files and looks for everything that is wrong. Raises what `examine` raises."""
+    return examine(base, *_data_files(spec, work), wanted_of(spec), watch)
 
 
 def base_model(spec: pb.TrainingSpec, cache: Path, work: Path, *, weights: bool) -> Path:
@@ -64,7 +66,16 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         context_length=numbers.context_length if numbers.HasField("context_length") else None,
         max_rank=spec.max_lora_rank,
         max_context_length=spec.max_context_length if spec.HasField("max_context_length") else None,
+        long_rows=_LONG_ROWS.get(spec.long_rows, "fail"),
     )
+
+
+def _data_files(spec: pb.TrainingSpec, work: Path) -> tuple[Path, Path | None]:
+    download([_remote(spec.training_file, "training.jsonl")], work)
+    if not spec.HasField("validation_file"):
+        return work / "training.jsonl", None
+    download([_remote(spec.validation_file, "validation.jsonl")], work)
+    return work / "training.jsonl", work / "validation.jsonl"
 
 
 def _remote(file: pb.RemoteFile, path: str | None = None) -> Remote:

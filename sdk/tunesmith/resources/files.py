@@ -5,11 +5,12 @@ Must not know what a fine-tune does with them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,30 +18,56 @@ from tunesmith._blocking import BlockingResource, blocking
 from tunesmith._errors import WaitTimeoutError
 from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._pagination import PageRequest, paging
-from tunesmith.types import Deleted, File, ListAnswer
+from tunesmith.types import CompletedUpload, Deleted, File, Identified, ListAnswer
 
 FileSource = str | os.PathLike[str] | bytes | BinaryIO | tuple[str, bytes | BinaryIO]
 """A local path, bytes, an open binary file, or a pair of file name and one of the last two."""
 
+Progress = Callable[[int, int], object]
+"""Hears how many bytes have arrived, and of how many."""
+
+PART_BYTES = 64 * 1024 * 1024
+"""Files above this size are sent in parts of it."""
+
 _NAME_OF_NAMELESS = "upload.jsonl"
+_MIME_TYPE = "application/octet-stream"
 
 
 class AsyncFiles(AsyncResource):
     """Files of the project."""
 
-    async def create(self, *, file: FileSource, purpose: str = "fine-tune") -> File:
-        """Upload a file; an open one is read from its start.
+    async def create(
+        self,
+        *,
+        file: FileSource,
+        purpose: str = "fine-tune",
+        expires_after: int | None = None,
+        progress: Progress | None = None,
+    ) -> File:
+        """Upload a file; an open one is read from its start, a large one goes in parts.
+
+        Args:
+            expires_after: seconds from now after which the server deletes it, an hour to 30 days; None keeps it.
+            progress: called with the bytes that have arrived and the bytes of the file.
 
         Raises:
             OSError: the path cannot be read.
             BadRequestError: the server found mistakes in it; the message names their lines.
         """
-        with _opened(file) as named:
-            call = Call("POST", path_of("files"), form={"purpose": purpose}, file=named, slow=True)
-            return await self._http.fetch(File, call)
+        with _opened(file) as (name, content):
+            size = _size_of(content)
+            if size > PART_BYTES:
+                stream = io.BytesIO(content) if isinstance(content, bytes) else content
+                return await self._create_in_parts(name, stream, size, purpose, expires_after, progress)
+            form = {"purpose": purpose} | {f"expires_after[{key}]": str(value) for key, value in _expiry(expires_after)}
+            call = Call("POST", path_of("files"), form=form, file=(name, content), slow=True)
+            made = await self._http.fetch(File, call)
+        if progress is not None:
+            progress(size, size)
+        return made
 
     async def create_once(self, *, file: str | os.PathLike[str], purpose: str = "fine-tune") -> File:
-        """Return the stored file with the bytes of this path, and upload it only if there is none.
+        """Return the stored file with the bytes of this path, and upload it only if there is none that lasts.
 
         Raises:
             OSError: the path cannot be read.
@@ -49,9 +76,38 @@ class AsyncFiles(AsyncResource):
         digest = await self._http.transport.run(lambda: _sha256_of(Path(file)))
         async for stored in self.list(purpose=purpose, sha256=digest):
             # Compared here as well: a server that does not know the filter answers with every file.
-            if stored.sha256 == digest and stored.status != "error":
+            is_same = stored.sha256 == digest and stored.status != "error"
+            if is_same and stored.expires_at is None:
                 return stored
         return await self.create(file=file, purpose=purpose)
+
+    async def _create_in_parts(
+        self,
+        name: str,
+        stream: BinaryIO,
+        size: int,
+        purpose: str,
+        expires_after: int | None,
+        progress: Progress | None,
+    ) -> File:
+        body: dict[str, object] = {"filename": name, "purpose": purpose, "bytes": size, "mime_type": _MIME_TYPE}
+        if expires_after is not None:
+            body["expires_after"] = dict(_expiry(expires_after))
+        upload = await self._http.fetch(Identified, Call("POST", path_of("uploads"), json=body))
+        part_ids: list[str] = []
+        md5 = hashlib.md5(usedforsecurity=False)
+        sent = 0
+        while data := await self._http.transport.run(lambda: stream.read(PART_BYTES)):
+            await self._http.transport.run(functools.partial(md5.update, data))
+            path = path_of("uploads", upload.id, "parts")
+            part = await self._http.fetch(Identified, Call("POST", path, file=(name, data), field="data", slow=True))
+            part_ids.append(part.id)
+            sent += len(data)
+            if progress is not None:
+                progress(sent, size)
+        body = {"part_ids": part_ids, "md5": md5.hexdigest()}
+        call = Call("POST", path_of("uploads", upload.id, "complete"), json=body, slow=True)
+        return (await self._http.fetch(CompletedUpload, call)).file
 
     async def retrieve(self, file_id: str) -> File:
         """Return what is known about a file."""
@@ -135,6 +191,19 @@ def _repeatable(content: bytes | BinaryIO) -> bytes | BinaryIO:
     if isinstance(content, io.TextIOBase):
         raise TypeError("Open the file in binary mode: open(path, 'rb').")
     return content if content.seekable() else content.read()
+
+
+def _size_of(content: bytes | BinaryIO) -> int:
+    """Return the number of bytes; an open file stands at its start afterwards."""
+    if isinstance(content, bytes):
+        return len(content)
+    size = content.seek(0, io.SEEK_END)
+    content.seek(0)
+    return size
+
+
+def _expiry(seconds: int | None) -> Sequence[tuple[str, str | int]]:
+    return () if seconds is None else (("anchor", "created_at"), ("seconds", seconds))
 
 
 def _sha256_of(path: Path) -> str:

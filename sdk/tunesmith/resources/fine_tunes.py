@@ -5,6 +5,7 @@ Must not know how files are stored or how a list is paged.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import time
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar, Unpack
 
 from tunesmith._blocking import BlockingResource, blocking, iterating
 from tunesmith._errors import (
@@ -22,14 +23,14 @@ from tunesmith._errors import (
     RateLimitError,
     WaitTimeoutError,
 )
-from tunesmith._http import AsyncResource, Call, HttpClient, path_of
+from tunesmith._http import AsyncResource, Call, HttpClient, ResponseBody, path_of
 from tunesmith._pagination import AsyncPage, PageRequest, paging
+from tunesmith._streaming import AsyncStream
 from tunesmith.resources.files import AsyncFiles
-from tunesmith.types import FineTune, FineTuneCheckpoint, FineTuneEvent, ListAnswer
+from tunesmith.resources.fine_tune_request import FineTuneRequest, fine_tune_body
+from tunesmith.types import Estimate, FineTune, FineTuneCheckpoint, FineTuneEvent, ListAnswer
 
 ResultT = TypeVar("ResultT")
-
-Auto = Literal["auto"]
 
 OUTAGE_PATIENCE_S = 300.0
 """How long following and waiting outlast a server that is away: long enough for a restart or an upgrade."""
@@ -54,56 +55,38 @@ class AsyncFineTunes(AsyncResource):
         super().__init__(http)
         self._files = files
 
-    async def create(
-        self,
-        *,
-        model: str,
-        training_file: str | os.PathLike[str],
-        validation_file: str | os.PathLike[str] | None = None,
-        suffix: str | None = None,
-        seed: int | None = None,
-        n_epochs: int | Auto | None = None,
-        batch_size: int | Auto | None = None,
-        learning_rate_multiplier: float | Auto | None = None,
-        method: str | Mapping[str, object] = "supervised",
-        weights: Literal["lora", "full"] | None = None,
-        lora_rank: int | Auto | None = None,
-        lora_alpha: float | Auto | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> FineTune:
+    async def create(self, **asked: Unpack[FineTuneRequest]) -> FineTune:
         """Start a fine-tune; what is left out is chosen by the server and shown in the job.
 
         Args:
-            model: the base model.
-            training_file: a file id, or a local path, which is uploaded unless its bytes are stored already.
-            validation_file: likewise; without it the server carves rows out of the training file.
-            suffix: a word of yours for the model's name.
-            seed: makes the run repeatable.
-            n_epochs: passes over the data, 1 to 50.
-            batch_size: rows per optimizer step, 1 to 256.
-            learning_rate_multiplier: factor on the server's own learning rate.
-            method: its name, or OpenAI's whole `method` object, which then holds the hyperparameters.
-            weights: `lora` trains an adapter, `full` every weight.
-            lora_rank: size of the adapter.
-            lora_alpha: strength of the adapter.
-            metadata: up to 16 pairs to find the job by.
+            asked: `model` and `training_file`, and what else `FineTuneRequest` names.
 
         Raises:
             OSError: a file is neither an id nor a local path that can be read.
             BadRequestError: `param` names what is wrong.
         """
-        numbers = _given(n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=learning_rate_multiplier)
-        body = _given(
-            model=model,
-            training_file=await self._file_id(training_file),
-            validation_file=None if validation_file is None else await self._file_id(validation_file),
-            suffix=suffix,
-            seed=seed,
-            method=_method_object(method, numbers),
-            training=_given(weights=weights, lora_rank=lora_rank, lora_alpha=lora_alpha) or None,
-            metadata=metadata,
-        )
-        return await self._http.fetch(FineTune, Call("POST", _jobs_path(), json=body))
+        return await self._http.fetch(FineTune, Call("POST", _jobs_path(), json=await self._body(asked)))
+
+    async def estimate(self, *, wait_seconds: float = 25.0, **asked: Unpack[FineTuneRequest]) -> Estimate:
+        """Return what a fine-tune would take: tokens, steps, memory, time, place in the queue; nothing is started.
+
+        Args:
+            wait_seconds: how long the server may validate, up to 60; an estimate that takes longer has the status
+                `validating_files` and is read again by `retrieve_estimate`.
+            asked: as for `create`.
+
+        Raises:
+            OSError: a file is neither an id nor a local path that can be read.
+            BadRequestError: `param` names what is wrong.
+        """
+        path = path_of("fine_tuning", "estimates")
+        query = {"wait_seconds": f"{wait_seconds:g}"}
+        call = Call("POST", path, query=query, json=await self._body(asked), slow=True)
+        return await self._http.fetch(Estimate, call)
+
+    async def retrieve_estimate(self, estimate_id: str) -> Estimate:
+        """Return an estimate as it is now; it is kept for a day."""
+        return await self._http.fetch(Estimate, Call("GET", path_of("fine_tuning", "estimates", estimate_id)))
 
     async def retrieve(self, fine_tune_id: str) -> FineTune:
         """Return the job as it is now."""
@@ -120,6 +103,26 @@ class AsyncFineTunes(AsyncResource):
         """Stop a job; checkpoints that exist stay usable."""
         return await self._http.fetch(FineTune, Call("POST", _jobs_path(fine_tune_id, "cancel")))
 
+    async def pause(self, fine_tune_id: str) -> FineTune:
+        """Have a job save its work and wait; its checkpoints stay usable."""
+        return await self._http.fetch(FineTune, Call("POST", _jobs_path(fine_tune_id, "pause")))
+
+    async def resume(self, fine_tune_id: str) -> FineTune:
+        """Let a paused job go on, or one that was made with `auto_start=False` begin."""
+        return await self._http.fetch(FineTune, Call("POST", _jobs_path(fine_tune_id, "resume")))
+
+    async def logs(self, fine_tune_id: str, *, attempt: int | None = None, tail_bytes: int | None = None) -> str:
+        """Return the end of what a run has written.
+
+        Args:
+            fine_tune_id: the job.
+            attempt: 1 for the first run, which validates the files; by default the newest.
+            tail_bytes: how much of the end.
+        """
+        query = {"attempt": attempt, "tail_bytes": tail_bytes}
+        content = await self._http.fetch_bytes(Call("GET", _jobs_path(fine_tune_id, "logs"), query=query))
+        return content.decode("utf-8", errors="replace")
+
     def checkpoints(
         self, fine_tune_id: str, *, after: str | None = None, limit: int | None = None
     ) -> PageRequest[FineTuneCheckpoint]:
@@ -127,25 +130,33 @@ class AsyncFineTunes(AsyncResource):
         path = _jobs_path(fine_tune_id, "checkpoints")
         return PageRequest(self._http, ListAnswer[FineTuneCheckpoint], path, {"after": after, "limit": limit})
 
-    async def events(
-        self, fine_tune_id: str, *, follow: bool = False, poll_interval: float = 1.0
-    ) -> AsyncIterator[FineTuneEvent]:
-        """Yield what has happened so far, oldest first; with `follow`, go on until the job has finished.
+    async def events(self, fine_tune_id: str, *, follow: bool = False) -> AsyncIterator[FineTuneEvent]:
+        """Yield what has happened so far, oldest first; with `follow`, go on until the job has ended.
 
-        Each event comes once. Following outlasts restarts of the server.
+        Each event comes once, as it happens. Following outlasts restarts of the server.
 
         Args:
             fine_tune_id: the job.
             follow: wait for further events.
-            poll_interval: seconds between two looks.
         """
         if not follow:
             for event in await self._unseen_events(fine_tune_id, set()):
                 yield event
             return
-        async for update in self.follow(fine_tune_id, poll_interval=poll_interval):
-            for event in update.events:
-                yield event
+        last: str | None = None
+        body = await self._open_events(fine_tune_id, last)
+        while True:
+            try:
+                async with AsyncStream(body, FineTuneEvent) as stream:
+                    async for event in stream:
+                        last = event.id
+                        yield event
+            except (APIConnectionError, InternalServerError):
+                # Cut off, as by a restart: the stream goes on after the last event that came.
+                await self._http.transport.sleep(_OUTAGE_POLL_S)
+            else:
+                return
+            body = await self._outlast(functools.partial(self._open_events, fine_tune_id, last))
 
     async def follow(self, fine_tune_id: str, *, poll_interval: float = 1.0) -> AsyncIterator[FineTuneUpdate]:
         """Yield the job with its new events, at once and after every look, until it has finished.
@@ -207,6 +218,18 @@ class AsyncFineTunes(AsyncResource):
             raise FineTuneFailedError(job)
         return job
 
+    async def _body(self, asked: FineTuneRequest) -> Mapping[str, object]:
+        body = fine_tune_body(**asked)
+        body["training_file"] = await self._file_id(asked["training_file"])
+        validation_file = asked.get("validation_file")
+        if validation_file is not None:
+            body["validation_file"] = await self._file_id(validation_file)
+        return body
+
+    async def _open_events(self, fine_tune_id: str, after: str | None) -> ResponseBody:
+        query = {"stream": "true", "after": after}
+        return await self._http.open_stream(Call("GET", _jobs_path(fine_tune_id, "events"), query=query))
+
     async def _file_id(self, file: str | os.PathLike[str]) -> str:
         if isinstance(file, str) and _FILE_ID.fullmatch(file):
             return file
@@ -243,6 +266,11 @@ class FineTunes(BlockingResource[AsyncFineTunes]):
     retrieve = blocking(AsyncFineTunes.retrieve)
     list = paging(AsyncFineTunes.list)
     cancel = blocking(AsyncFineTunes.cancel)
+    pause = blocking(AsyncFineTunes.pause)
+    resume = blocking(AsyncFineTunes.resume)
+    estimate = blocking(AsyncFineTunes.estimate)
+    retrieve_estimate = blocking(AsyncFineTunes.retrieve_estimate)
+    logs = blocking(AsyncFineTunes.logs)
     checkpoints = paging(AsyncFineTunes.checkpoints)
     events = iterating(AsyncFineTunes.events)
     follow = iterating(AsyncFineTunes.follow)
@@ -258,16 +286,3 @@ def _existing(file: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "Neither the id of an uploaded file nor a local file", str(path))
     return path
-
-
-def _given(**values: object) -> dict[str, object]:
-    """Return what is not None: the server chooses the rest."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _method_object(method: str | Mapping[str, object], hyperparameters: Mapping[str, object]) -> Mapping[str, object]:
-    if isinstance(method, str):
-        return {"type": method, method: {"hyperparameters": hyperparameters}}
-    if hyperparameters:
-        raise ValueError(f"Put {', '.join(hyperparameters)} into the hyperparameters of the method object.")
-    return method

@@ -5,34 +5,43 @@ It must not know any table. Commits happen here and nowhere else: when a `write(
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from tunesmith_server.db.news import News, topics_of
+
 _BUSY_TIMEOUT_MS = 15_000
 
 
 class Database:
-    """The engine behind two kinds of session.
+    """The engine behind two kinds of session, and the news of what was committed through them.
 
     Heavy work (network, hashing) must stay outside of both kinds.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.news = News()
         self._engine = _create_engine(url)
         reading = self._engine.execution_options(tunesmith_read_only=True)
         self._write = async_sessionmaker(self._engine, expire_on_commit=False)
+        # SQLite has one writer at a time. Waiting here is fair and costs nothing, whereas its own waiting is a loop of
+        # naps in which somebody may starve.
+        self._turn = asyncio.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
         self._read = async_sessionmaker(reading, expire_on_commit=False)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A transaction that commits when the block ends and rolls back when it raises."""
-        async with self._write() as session, session.begin():
-            yield session
+        async with self._turn, self._write() as session:
+            async with session.begin():
+                yield session
+            self.news.announce(topics_of(session))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from tunesmith_server.db import guards
+
 JsonObject = dict[str, Any]
 
 
@@ -31,7 +33,11 @@ class ProjectRow(Base):
     __tablename__ = "projects"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(default="")
+    quotas: Mapped[JsonObject] = mapped_column(default=dict)
+    """Limits by name (projects/quotas.py); a name absent means the installation's default."""
     created_at: Mapped[int]
+    archived_at: Mapped[int | None]
 
 
 class ApiKeyRow(Base):
@@ -44,7 +50,13 @@ class ApiKeyRow(Base):
     name: Mapped[str]
     hash: Mapped[str] = mapped_column(unique=True)
     """Hex HMAC-SHA-256 of the key under the server's secret."""
+    redacted: Mapped[str] = mapped_column(default="")
+    """The first and last characters, so that people recognise their key."""
+    scopes: Mapped[list[Any]] = mapped_column(default=list)
+    """What the key may do (projects/scopes.py)."""
     created_at: Mapped[int]
+    expires_at: Mapped[int | None]
+    last_used_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
 
 
@@ -55,6 +67,7 @@ class FileRow(Base):
     __table_args__ = (
         Index("ix_files_project_position", "project_id", "position", "id"),
         Index("ix_files_project_sha256", "project_id", "sha256"),
+        Index("ix_files_storage_key", "storage_key"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -70,7 +83,44 @@ class FileRow(Base):
     position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
     """Microseconds at which the row was made: the order of lists and nothing else."""
     created_at: Mapped[int]
+    expires_at: Mapped[int | None]
     deleted_at: Mapped[int | None]
+
+
+class UploadRow(Base):
+    """A file that arrives in parts; once completed it is a FileRow."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_status", "status", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str]
+    mime_type: Mapped[str]
+    bytes: Mapped[int]
+    """What the finished file must have."""
+    status: Mapped[str]
+    """pending | completed | cancelled | expired"""
+    file_expires_after: Mapped[int | None]
+    """Seconds after which the finished file expires."""
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[int]
+    expires_at: Mapped[int]
+
+
+class UploadPartRow(Base):
+    """One stored part of an upload."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (Index("ix_upload_parts_upload", "upload_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    storage_key: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[int]
 
 
 class BaseModelRow(Base):
@@ -100,16 +150,35 @@ class FineTuneRow(Base):
     __table_args__ = (
         Index("ix_fine_tunes_project_position", "project_id", "position", "id"),
         Index("ix_fine_tunes_state", "state", "created_at"),
+        Index("ix_fine_tunes_body_hash", "project_id", "body_hash", "created_at"),
+        Index("ix_fine_tunes_project_state", "project_id", "state", "base_model_id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str] = mapped_column(default="job")
+    """job | estimate: an estimate ends after its preflight and is in no list."""
     state: Mapped[str]
     lease_token: Mapped[str | None]
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     epoch: Mapped[int] = mapped_column(Integer)
     """Fencing number of the newest attempt; 0 before the first."""
     cancel_requested: Mapped[bool] = mapped_column(Boolean)
+    preempt_requested: Mapped[bool] = mapped_column(Boolean, default=False)
+    """The scheduler wants the devices back: the run saves and ends, and the job waits again."""
+    auto_start: Mapped[bool] = mapped_column(Boolean, default=True)
+    """False: the job is paused once its files are validated."""
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    """Higher starts first."""
+    devices: Mapped[int] = mapped_column(Integer, default=1)
+    """Accelerators that a run takes, all or none; on a machine without any, one run slot each."""
+    max_run_seconds: Mapped[int | None]
+    """Time in `running` after which the job pauses itself."""
+    max_device_seconds: Mapped[int | None]
+    """Budget after which the job pauses itself."""
+    run_seconds: Mapped[float] = mapped_column(Float, default=0.0)
+    """Time that ended training attempts took; the live one counts from its start."""
+    device_seconds: Mapped[float] = mapped_column(Float, default=0.0)
     not_before: Mapped[float] = mapped_column(Float)
     """Back-off: no attempt starts earlier."""
     retries: Mapped[JsonObject]
@@ -129,6 +198,14 @@ class FineTuneRow(Base):
     """The same, every number set, plus context_length, learning_rate, total_steps, base_revision; after preflight."""
     user_metadata: Mapped[JsonObject | None]
     integrations: Mapped[list[Any] | None]
+    body_hash: Mapped[str] = mapped_column(default="")
+    """SHA-256 of the create call, to recognise one that a client repeats."""
+    key_id: Mapped[str | None]
+    """The API key that made the job."""
+    report: Mapped[JsonObject | None]
+    """What the preflight found: counts, findings, memory and time expected."""
+    rejects_file_id: Mapped[str | None]
+    """The rows that the preflight refused, cut or dropped, with reasons."""
 
     progress: Mapped[JsonObject | None]
     """phase, step, total_steps, remaining_seconds as last reported by the current attempt, and estimated_finish."""
@@ -149,6 +226,9 @@ class FineTuneRow(Base):
     finished_at: Mapped[int | None]
 
 
+guards.keep_ended_jobs(Base.metadata.tables[FineTuneRow.__tablename__])
+
+
 class AttemptRow(Base):
     """One execution of a job on an executor."""
 
@@ -165,6 +245,8 @@ class AttemptRow(Base):
     end_cause: Mapped[str | None]
     exit_code: Mapped[int | None] = mapped_column(Integer)
     unreachable_since: Mapped[float | None] = mapped_column(Float)
+    device_ids: Mapped[list[Any]] = mapped_column(default=list)
+    """Devices that the run holds."""
     created_at: Mapped[int]
     ended_at: Mapped[int | None]
 
@@ -215,6 +297,19 @@ class CheckpointRow(Base):
     created_at: Mapped[int]
 
 
+class CheckpointPermissionRow(Base):
+    """Lets another project prompt a checkpoint."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (Index("ix_checkpoint_permissions_checkpoint", "checkpoint_id", "project_id", unique=True),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    created_at: Mapped[int]
+
+
 class RevisionRow(Base):
     """A verified artifact; its id is the SHA-256 of its manifest. Never changed."""
 
@@ -260,7 +355,7 @@ class IdempotencyRow(Base):
 
 
 class LeaseRow(Base):
-    """Named leadership of a control-plane process."""
+    """Temporary ownership of a name, such as leadership: a token and the time until which it counts."""
 
     __tablename__ = "leases"
 
@@ -276,3 +371,108 @@ class CounterRow(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[int]
+
+
+class WebhookEndpointRow(Base):
+    """A URL of the user's that wants to hear of events; its signing secret is derived from the server's."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index("ix_webhook_endpoints_project", "project_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    url: Mapped[str] = mapped_column(Text)
+    event_types: Mapped[list[Any]]
+    secret_version: Mapped[int] = mapped_column(Integer, default=1)
+    """Which of its secrets signs; a rotation counts it up."""
+    old_secret_until: Mapped[int | None]
+    """Until when the secret before signs as well."""
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    created_at: Mapped[int]
+    updated_at: Mapped[int]
+    deleted_at: Mapped[int | None]
+
+
+class OutboxRow(Base):
+    """Something that the outside must hear of, written in the transaction in which it became true."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_fanned_out", "fanned_out_at", "position"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    type: Mapped[str]
+    """fine_tuning.job.succeeded | …"""
+    subject_id: Mapped[str]
+    """The job."""
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    created_at: Mapped[int]
+    fanned_out_at: Mapped[int | None]
+    """When its deliveries were written."""
+
+
+class WebhookDeliveryRow(Base):
+    """One message to one endpoint, tried until it is taken or given up."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due", "state", "not_before"),
+        Index("ix_webhook_deliveries_once", "outbox_id", "endpoint_id", unique=True),
+        Index("ix_webhook_deliveries_endpoint", "endpoint_id", "position"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    outbox_id: Mapped[str] = mapped_column(ForeignKey("outbox.id"))
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    state: Mapped[str]
+    """pending | sending | delivered | given_up"""
+    attempts: Mapped[int] = mapped_column(Integer)
+    not_before: Mapped[float] = mapped_column(Float)
+    """When it is due; of one that is being sent, when its sender counts as gone."""
+    last_status: Mapped[int | None] = mapped_column(Integer)
+    last_error: Mapped[str | None] = mapped_column(Text)
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    created_at: Mapped[int]
+    finished_at: Mapped[int | None]
+
+
+class AuditRow(Base):
+    """Who did what: one line for each call that changed something or was refused for lack of a right."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index("ix_audit_log_position", "position", "id"),
+        Index("ix_audit_log_project", "project_id", "position"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str | None]
+    key_id: Mapped[str | None]
+    action: Mapped[str]
+    """file.created, api_key.deleted, … (projects/scopes.py), or the operation itself when it was only refused."""
+    target_id: Mapped[str | None] = mapped_column(Text)
+    outcome: Mapped[str]
+    """ok, or the error's code."""
+    request_id: Mapped[str]
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    created_at: Mapped[int]
+
+
+class UsageRow(Base):
+    """What one key used of one model within one hour."""
+
+    __tablename__ = "usage"
+    __table_args__ = (Index("ix_usage_project_hour", "project_id", "kind", "hour"),)
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    """inference | training"""
+    hour: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Unix seconds of its start."""
+    requests: Mapped[int]
+    input_tokens: Mapped[int]
+    output_tokens: Mapped[int]
+    device_seconds: Mapped[float] = mapped_column(Float)

@@ -9,6 +9,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+MAX_DEVICES_PER_RUN = 1
+"""Devices that one run can use: the trainer does not spread over several yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The devices that an executor may give to runs."""
+
+    devices: tuple[str, ...]
+    """Ids that stay the same while the machine does: a GPU's UUID, or the name of a slot where there is no GPU."""
+
 
 class RunState(StrEnum):
     """What an executor can say about a run."""
@@ -39,10 +50,15 @@ class Launch:
     """Bearer token of the attempt."""
     control_plane: str = ""
     """gRPC host:port as the run reaches it."""
+    devices: tuple[str, ...] = ()
+    """Ids out of the executor's inventory; the run may use these and no others. A preflight has none."""
 
 
 class Executor(Protocol):
     """Starts, observes and stops runs; the attempt id is the name under which a run is found again."""
+
+    async def capabilities(self) -> Inventory:
+        """The devices that runs can have; raises UnavailableError when that cannot be told now."""
 
     async def ensure(self, launch: Launch) -> None:
         """Starts the run unless one of this attempt id exists already; raises UnavailableError."""

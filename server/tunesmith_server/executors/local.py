@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith_server.errors import UnavailableError
-from tunesmith_server.executors import local_supervisor
-from tunesmith_server.executors.base import Launch, Observation, RunState
+from tunesmith_server.executors import local_devices, local_supervisor
+from tunesmith_server.executors.base import Inventory, Launch, Observation, RunState
+from tunesmith_server.failpoints import reach
 
 _TOKEN_FILE = "token"  # noqa: S105 (a file name)
 _LAUNCH_LIMIT_SECONDS = 30.0
@@ -48,15 +49,26 @@ _INHERITED_PREFIXES = ("CUDA_", "OMP_", "MKL_", "TORCHINDUCTOR_", "TRITON_")
 
 
 class LocalExecutor:
-    """Starts `command` once per attempt below `folder` and observes it through /proc."""
+    """Starts `command` once per attempt below `folder` and observes it through /proc.
 
-    def __init__(self, folder: Path, cache_dir: Path, command: Sequence[str]) -> None:
+    `slots` is how many runs there may be at once on a machine without GPUs.
+    """
+
+    def __init__(self, folder: Path, cache_dir: Path, command: Sequence[str], slots: int = 1) -> None:
         self._folder = folder.resolve()
         self._cache_dir = cache_dir.resolve()
         self._command = tuple(command)
+        self._slots = slots
+        self._inventory: Inventory | None = None
         # Children must be reaped by the process that started them, or they stay as zombies.
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._launching = threading.Lock()
+
+    async def capabilities(self) -> Inventory:
+        """The machine's devices, looked up once; raises UnavailableError while the driver does not answer."""
+        if self._inventory is None:
+            self._inventory = Inventory(await asyncio.to_thread(local_devices.list_devices, self._slots))
+        return self._inventory
 
     async def ensure(self, launch: Launch) -> None:
         """Starts the run unless this attempt has been started before; raises UnavailableError."""
@@ -99,6 +111,7 @@ class LocalExecutor:
         if (folder / local_supervisor.IDENTITY_FILE).exists():
             return
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        reach("executor.folder_made")
         local_supervisor.write_atomically(folder / _TOKEN_FILE, launch.token)
         with local_supervisor.open_log(folder) as log:
             # Isolated (-I) and without site (-S): the supervisor is standard library only and starts at once.
@@ -112,11 +125,13 @@ class LocalExecutor:
                 start_new_session=True,
             )
         self._children[launch.attempt_id] = child
+        reach("executor.process_started")
         deadline = time.monotonic() + _LAUNCH_LIMIT_SECONDS
         while not (folder / local_supervisor.IDENTITY_FILE).exists():
             if child.poll() is not None or time.monotonic() > deadline:
                 raise UnavailableError("launch_failed", f"The run's supervisor did not start; see {folder}/log.")
             time.sleep(_POLL_SECONDS)
+        reach("executor.run_recorded")
 
     def _environment(self, folder: Path, launch: Launch) -> dict[str, str]:
         inherited = {
@@ -124,7 +139,9 @@ class LocalExecutor:
             for name, value in os.environ.items()
             if name in _INHERITED_NAMES or name.startswith(_INHERITED_PREFIXES)
         }
-        return inherited | {
+        return {
+            **inherited,
+            **local_devices.environment(launch.devices),
             "TUNESMITH_CONTROL_PLANE": launch.control_plane,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": str(folder / _TOKEN_FILE),
             "TUNESMITH_CACHE_DIR": str(self._cache_dir),
@@ -158,6 +175,7 @@ class LocalExecutor:
             told |= session.signal(signal.SIGTERM, except_for=told)
             time.sleep(_POLL_SECONDS)
         session.kill()
+        reach("executor.stopped")
 
     def _list_attempts(self) -> list[str]:
         if not self._folder.is_dir():
@@ -169,6 +187,7 @@ class LocalExecutor:
         session = _Session.read(folder)
         if session is not None:
             session.kill()
+        reach("executor.run_killed")
         shutil.rmtree(folder, ignore_errors=True)
         self._reap(attempt_id)
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import FileRow, FineTuneRow
-from tunesmith_server.fine_tunes.state import TERMINAL
+from tunesmith_server.db.tables import FileRow, FineTuneRow, UploadPartRow, UploadRow
+from tunesmith_server.fine_tunes.state import TERMINAL, State
 
 
 @dataclass(frozen=True, slots=True)
 class FileQuery:
-    """Which files to list. `after` is the row before the page; empty texts match everything."""
+    """Which files to list. `after` is the row before the page; empty texts match everything. What has expired at
+    `now` is left out."""
 
     limit: int
+    now: int
     after: FileRow | None = None
     ascending: bool = False
     purpose: str = ""
@@ -27,9 +29,15 @@ class FileQuery:
 
 
 async def get(session: AsyncSession, project_id: str, file_id: str) -> FileRow | None:
-    """The file unless it is deleted or another project's."""
+    """The file unless it is deleted or another project's. One that expired stays readable for jobs that need it."""
     row = await get_cursor(session, project_id, file_id)
     return row if row is not None and row.deleted_at is None else None
+
+
+async def get_live(session: AsyncSession, project_id: str, file_id: str, now: int) -> FileRow | None:
+    """The file unless it is deleted, expired or another project's: what users see."""
+    row = await get(session, project_id, file_id)
+    return row if row is not None and (row.expires_at is None or row.expires_at > now) else None
 
 
 async def get_cursor(session: AsyncSession, project_id: str, file_id: str) -> FileRow | None:
@@ -46,7 +54,8 @@ async def insert(session: AsyncSession, row: FileRow) -> None:
 async def list_page(session: AsyncSession, project_id: str, query: FileQuery) -> list[FileRow]:
     """Up to `limit` files in order of creation, newest first unless `ascending`."""
     place = tuple_(FileRow.position, FileRow.id)
-    statement = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
+    live = or_(FileRow.expires_at.is_(None), FileRow.expires_at > query.now)
+    statement = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None), live)
     if query.purpose:
         statement = statement.where(FileRow.purpose == query.purpose)
     if query.sha256:
@@ -62,13 +71,40 @@ async def list_page(session: AsyncSession, project_id: str, query: FileQuery) ->
 async def find_job_using(session: AsyncSession, file_id: str) -> str | None:
     """Id of a job that has not ended and reads the file."""
     uses = or_(FineTuneRow.training_file_id == file_id, FineTuneRow.validation_file_id == file_id)
-    statement = select(FineTuneRow.id).where(uses, FineTuneRow.state.not_in([state.value for state in TERMINAL]))
-    return await session.scalar(statement.limit(1))
+    return await session.scalar(select(FineTuneRow.id).where(uses, _has_not_ended()).limit(1))
 
 
 async def mark_deleted(session: AsyncSession, file_id: str, now: int) -> None:
     """Takes the file out of every answer; its row stays for the jobs that name it."""
     await session.execute(update(FileRow).where(FileRow.id == file_id).values(deleted_at=now))
+
+
+async def delete_expired(session: AsyncSession, now: int) -> list[str]:
+    """Marks expired files deleted, except those that a job still needs, and returns their storage keys."""
+    training = select(FineTuneRow.training_file_id).where(_has_not_ended())
+    validation = select(FineTuneRow.validation_file_id).where(
+        FineTuneRow.validation_file_id.is_not(None), _has_not_ended()
+    )
+    statement = update(FileRow).where(
+        FileRow.deleted_at.is_(None),
+        FileRow.expires_at <= now,
+        FileRow.id.not_in(training),
+        FileRow.id.not_in(validation),
+    )
+    return list(await session.scalars(statement.values(deleted_at=now).returning(FileRow.storage_key)))
+
+
+async def stored_bytes(session: AsyncSession, project_id: str) -> int:
+    """What the project takes of storage: its files, and the parts of uploads under way."""
+    files = select(func.coalesce(func.sum(FileRow.bytes), 0)).where(
+        FileRow.project_id == project_id, FileRow.deleted_at.is_(None)
+    )
+    parts = (
+        select(func.coalesce(func.sum(UploadPartRow.bytes), 0))
+        .join(UploadRow, UploadRow.id == UploadPartRow.upload_id)
+        .where(UploadRow.project_id == project_id, UploadRow.status == "pending")
+    )
+    return int(await session.scalar(files) or 0) + int(await session.scalar(parts) or 0)
 
 
 async def unowned_keys(session: AsyncSession, keys: Collection[str]) -> set[str]:
@@ -80,3 +116,10 @@ async def unowned_keys(session: AsyncSession, keys: Collection[str]) -> set[str]
         statement = select(FileRow.storage_key).where(FileRow.storage_key.in_(batch), FileRow.deleted_at.is_(None))
         unowned.difference_update(await session.scalars(statement))
     return unowned
+
+
+def _has_not_ended() -> ColumnElement[bool]:
+    # An estimate pauses when it is complete, and never reads its files again.
+    complete = and_(FineTuneRow.kind == "estimate", FineTuneRow.state == State.PAUSED.value)
+    # States that are named are found by the index; jobs that have ended become many.
+    return and_(FineTuneRow.state.in_([state.value for state in State if state not in TERMINAL]), not_(complete))

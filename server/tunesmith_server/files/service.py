@@ -1,28 +1,25 @@
-"""Owns what can be done with files: take in, check, list, read, delete.
+"""Owns what can be done with files: take in, list, read, delete.
 
 It must not know a transport or how training reads a file.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError
-from tunesmith_server.files import repository, uploads
-from tunesmith_server.files.dataset_check import DatasetReport, check_dataset
-from tunesmith_server.ids import new_id
+from tunesmith_server.failpoints import reach
+from tunesmith_server.files import repository
+from tunesmith_server.files.intake import Intake, NewFile
+from tunesmith_server.files.limits import ExpiresAfter, check_purpose, file_limit, lifetime_seconds
+from tunesmith_server.projects.quotas import require_storage
 
 MAX_PAGE = 10_000
-
-_PURPOSE = "fine-tune"
-_FOLDER = "files"
 
 _log = logging.getLogger(__name__)
 
@@ -40,61 +37,37 @@ class FilesService:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._drafts = core.settings.home / "uploads"
+        self._intake = Intake(core)
 
     async def create(
-        self, principal: Principal, *, filename: str, purpose: str, chunks: AsyncIterator[bytes]
+        self,
+        principal: Principal,
+        *,
+        filename: str,
+        purpose: str,
+        chunks: AsyncIterator[bytes],
+        expires_after: ExpiresAfter | None = None,
     ) -> FileRow:
-        """Stores a dataset after every line was found good; raises InvalidRequestError with all that is wrong."""
-        if purpose != _PURPOSE:
-            message = f"Files can be uploaded for the purpose {_PURPOSE!r} only."
-            raise InvalidRequestError("invalid_purpose", message, param="purpose")
-        async with uploads.receive(self._drafts, chunks, self._core.settings.max_upload_bytes) as upload:
-            report = await asyncio.to_thread(_check, upload.path)
-            if report.problem_count:
-                raise _refusal(report)
-            file_id = new_id("file-")
-            row = FileRow(
-                id=file_id,
-                project_id=principal.project_id,
-                filename=uploads.display_name(filename),
-                purpose=purpose,
-                bytes=upload.size,
-                sha256=upload.sha256,
-                status="processed",
-                rows=report.rows,
-                storage_key=f"{_FOLDER}/{principal.project_id}/{file_id}",
-                created_at=int(self._core.clock()),
-            )
-            # Object first: a crash in between leaves bytes that the sweep removes, never a row without bytes.
-            await self._core.store.put_file(row.storage_key, upload.path)
-        async with self._core.database.write() as session:
+        """Stores a file; a dataset only after every line was found good.
+
+        Raises InvalidRequestError with all that is wrong, QuotaExceededError, PayloadTooLargeError.
+        """
+        check_purpose(purpose)
+        new = NewFile(principal.project_id, filename, purpose, lifetime_seconds(expires_after))
+        limit = file_limit(self._core.settings.max_upload_bytes)
+        async with self._intake.stored(new, chunks, limit) as row, self._core.database.write() as session:
+            await require_storage(session, self._core.settings, principal.project_id, row.bytes)
             await repository.insert(session, row)
+            reach("file.writing")
         return row
 
     async def get(self, principal: Principal, file_id: str) -> FileRow:
-        """The file; raises NotFoundError."""
+        """The file; raises NotFoundError, also once it has expired."""
         async with self._core.database.read() as session:
-            row = await repository.get(session, principal.project_id, file_id)
+            row = await repository.get_live(session, principal.project_id, file_id, self._now())
         if row is None:
             raise NotFoundError("file_not_found", f"There is no file {file_id!r} in this project.", param="file_id")
         return row
-
-    async def sweep_orphans(self, grace_seconds: float = 60) -> list[str]:
-        """Removes uploaded objects that no row points at and returns their keys; to be called at start.
-
-        An object that is orphaned both before and after the grace belongs to a server that died: a living one
-        writes the row right after the object.
-        """
-        await asyncio.to_thread(uploads.remove_stale, self._drafts)
-        suspects = await self._unowned(await self._core.store.list(f"{_FOLDER}/"))
-        if suspects:
-            await asyncio.sleep(grace_seconds)
-        orphans = sorted(await self._unowned(suspects))
-        for key in orphans:
-            await self._core.store.delete(key)
-            _log.info("removed an object without a file", extra={"fields": {"key": key}})
-        return orphans
 
     async def list(
         self,
@@ -116,7 +89,7 @@ class FilesService:
             if after and cursor is None:
                 message = f"There is no file {after!r} to continue after. Start again without `after`."
                 raise InvalidRequestError("invalid_cursor", message, param="after")
-            query = repository.FileQuery(limit + 1, cursor, order == "asc", purpose, sha256)
+            query = repository.FileQuery(limit + 1, self._now(), cursor, order == "asc", purpose, sha256)
             rows = await repository.list_page(session, principal.project_id, query)
         return FilePage(rows[:limit], len(rows) > limit)
 
@@ -136,22 +109,8 @@ class FilesService:
             if job_id is not None:
                 message = f"Job {job_id} still needs this file. Cancel the job or wait until it has ended."
                 raise ConflictError("file_in_use", message, param="file_id")
-            await repository.mark_deleted(session, row.id, int(self._core.clock()))
+            await repository.mark_deleted(session, row.id, self._now())
         await self._core.store.delete(row.storage_key)
 
-    async def _unowned(self, keys: Collection[str]) -> set[str]:
-        async with self._core.database.read() as session:
-            return await repository.unowned_keys(session, keys)
-
-
-def _check(path: Path) -> DatasetReport:
-    with path.open("rb") as file:
-        return check_dataset(file)
-
-
-def _refusal(report: DatasetReport) -> InvalidRequestError:
-    first, more = report.problems[0], report.problem_count - 1
-    message = first.message
-    if more:
-        message += f" There {'is 1 more problem' if more == 1 else f'are {more} more problems'} in the file."
-    return InvalidRequestError(first.code, message, param="file", problems=report.problems)
+    def _now(self) -> int:
+        return int(self._core.clock())

@@ -10,10 +10,11 @@ from typing import Any
 
 import grpc.aio
 
-from tunesmith_proto.files.v1 import files_pb2, files_pb2_grpc
+from tunesmith_proto.files.v1 import files_pb2, files_pb2_grpc, uploads_pb2
 from tunesmith_server.auth import Authenticator, Principal, authorization_of
 from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import InvalidRequestError
+from tunesmith_server.files.limits import ExpiresAfter
 from tunesmith_server.files.service import MAX_PAGE, FilesService
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,16 +36,20 @@ class FilesServicer(files_pb2_grpc.FilesServiceServicer):
         if first is None or first.WhichOneof("part") != "info":
             raise InvalidRequestError("missing_required_parameter", "Send `info` in the first message.", param="info")
         row = await self._service.create(
-            principal, filename=first.info.filename, purpose=first.info.purpose, chunks=_chunks(requests)
+            principal,
+            filename=first.info.filename,
+            purpose=first.info.purpose,
+            chunks=_chunks(requests),
+            expires_after=expires_after(first.info),
         )
-        return files_pb2.CreateFileResponse(file=_file(row))
+        return files_pb2.CreateFileResponse(file=file_message(row))
 
     async def GetFile(  # noqa: N802
         self, request: files_pb2.GetFileRequest, context: Context
     ) -> files_pb2.GetFileResponse:
         """Describes a file."""
         row = await self._service.get(await self._principal(context), request.id)
-        return files_pb2.GetFileResponse(file=_file(row))
+        return files_pb2.GetFileResponse(file=file_message(row))
 
     async def ListFiles(  # noqa: N802
         self, request: files_pb2.ListFilesRequest, context: Context
@@ -58,7 +63,7 @@ class FilesServicer(files_pb2_grpc.FilesServiceServicer):
             purpose=request.purpose,
             sha256=request.sha256,
         )
-        return files_pb2.ListFilesResponse(files=[_file(row) for row in page.files], has_more=page.has_more)
+        return files_pb2.ListFilesResponse(files=[file_message(row) for row in page.files], has_more=page.has_more)
 
     async def DownloadFile(  # noqa: N802
         self, request: files_pb2.DownloadFileRequest, context: Context
@@ -79,14 +84,15 @@ class FilesServicer(files_pb2_grpc.FilesServiceServicer):
         return await self._authenticator.principal(authorization_of(context))
 
 
-async def _chunks(requests: AsyncIterator[files_pb2.CreateFileRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        if request.WhichOneof("part") != "chunk":
-            raise InvalidRequestError("invalid_value", "Send only `chunk` after the first message.", param="info")
-        yield request.chunk
+def expires_after(request: files_pb2.FileInfo | uploads_pb2.CreateUploadRequest) -> ExpiresAfter | None:
+    """When a file shall expire, None when nothing was said."""
+    if not request.HasField("expires_after"):
+        return None
+    return ExpiresAfter(request.expires_after.anchor, request.expires_after.seconds)
 
 
-def _file(row: FileRow) -> files_pb2.File:
+def file_message(row: FileRow) -> files_pb2.File:
+    """A file as gRPC callers see it."""
     return files_pb2.File(
         id=row.id,
         bytes=row.bytes,
@@ -95,4 +101,12 @@ def _file(row: FileRow) -> files_pb2.File:
         purpose=row.purpose,
         status=row.status,
         sha256=row.sha256,
+        expires_at=row.expires_at,
     )
+
+
+async def _chunks(requests: AsyncIterator[files_pb2.CreateFileRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise InvalidRequestError("invalid_value", "Send only `chunk` after the first message.", param="info")
+        yield request.chunk

@@ -47,6 +47,16 @@ def validated() -> NewEvent:
     return NewEvent("Files validated, moving job to queued state")
 
 
+def validated_and_waiting(job_id: str) -> NewEvent:
+    """The preflight run found the files good, and the job is not to start by itself."""
+    return NewEvent(f"Files validated, the job is paused: POST /v1/fine_tuning/jobs/{job_id}/resume starts it")
+
+
+def estimated() -> NewEvent:
+    """The preflight run of an estimate found the files good."""
+    return NewEvent("Files validated, the estimate is complete")
+
+
 def started(*, again: bool) -> NewEvent:
     """A training run was claimed; `again`: after an earlier one was lost."""
     return NewEvent("Fine-tuning job started again" if again else "Fine-tuning job started")
@@ -85,6 +95,31 @@ def cancelled() -> NewEvent:
     return NewEvent("Fine-tuning job cancelled")
 
 
+def pausing() -> NewEvent:
+    """The run was told to save its work and end."""
+    return NewEvent("Pausing the fine-tuning job: its run saves a checkpoint and ends")
+
+
+def paused() -> NewEvent:
+    """A job that has no run waits for `resume`."""
+    return NewEvent("Fine-tuning job paused")
+
+
+def pausing_after_validation() -> NewEvent:
+    """The job will wait for `resume` once its files are validated."""
+    return NewEvent("The job will pause once its files are validated")
+
+
+def starting_after_validation() -> NewEvent:
+    """The job will go on by itself once its files are validated."""
+    return NewEvent("The job will be queued once its files are validated")
+
+
+def resumed() -> NewEvent:
+    """The job waits for a run again."""
+    return NewEvent("Fine-tuning job resumed, moving job to queued state")
+
+
 def cancelled_run_ended() -> NewEvent:
     """The run of a job that was cancelled before has let go of its machine."""
     return NewEvent("The run of the cancelled job has ended")
@@ -106,6 +141,32 @@ def retrying(reason: str, delay_seconds: int) -> NewEvent:
 def silent(seconds: int) -> NewEvent:
     """The executor says that the run runs, but the run itself says nothing."""
     return NewEvent(f"The run has not been heard from for {seconds} seconds; waiting for it.", level="warn")
+
+
+def run_paused() -> NewEvent:
+    """The run of a job that was to be paused has ended."""
+    return NewEvent("Fine-tuning job paused; once resumed, it goes on from its last checkpoint")
+
+
+def limit_reached(name: str, limit_seconds: int, used_seconds: float) -> NewEvent:
+    """The job has used up a limit that its user set, and is paused for it."""
+    message = (
+        f"The job has used its {name} of {limit_seconds}: its work is saved and it pauses. "
+        "Resume it to grant it as much once more."
+    )
+    return NewEvent(message, level="warn", data={"limit": name, "seconds": limit_seconds, "used": int(used_seconds)})
+
+
+def asked_to_make_room() -> NewEvent:
+    """The scheduler wants the run's devices for a job of higher priority."""
+    return NewEvent("A job of higher priority needs the devices: the run saves a checkpoint and ends", level="warn")
+
+
+def made_room() -> NewEvent:
+    """The run has ended for a job of higher priority."""
+    return NewEvent(
+        "The run has made room for a job of higher priority; the job waits to go on from its last checkpoint"
+    )
 
 
 def reported(level: str, message: str, data: dict[str, Any] | None) -> NewEvent:

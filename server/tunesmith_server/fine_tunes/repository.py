@@ -11,10 +11,16 @@ from typing import Any
 from sqlalchemy import ColumnElement, String, column, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import EventRow, FineTuneRow, IdempotencyRow
+from tunesmith_server.db.news import tell_after_commit
+from tunesmith_server.db.tables import EventRow, FineTuneRow, IdempotencyRow, OutboxRow, StepMetricRow
+from tunesmith_server.fine_tunes.announcements import announcement
 from tunesmith_server.fine_tunes.events import NewEvent
 from tunesmith_server.fine_tunes.state import TERMINAL, State, may_follow
 from tunesmith_server.ids import new_id
+
+JOB = "job"
+ESTIMATE = "estimate"
+"""Kinds of rows: an estimate is a job that ends after its preflight and is in no list."""
 
 
 async def insert(session: AsyncSession, row: FineTuneRow, event: NewEvent) -> None:
@@ -23,6 +29,7 @@ async def insert(session: AsyncSession, row: FineTuneRow, event: NewEvent) -> No
     session.add(row)
     await session.flush()
     session.add(_event_row(row.id, 1, event, row.created_at))
+    tell_after_commit(session, row.id)
 
 
 async def transition(
@@ -35,15 +42,19 @@ async def transition(
     now: int,
     events: Sequence[NewEvent],
     changes: Mapping[str, Any] | None = None,
+    auto_start: bool | None = None,
 ) -> bool:
     """Moves the job to `to` if it is in one of `expected` and `lease` is its lease token (None: it has none).
 
     Other columns in `changes` and the events are written with it. False: somebody else was faster, nothing changed.
+    `auto_start`: only while the job's own is this one, which its user may change at any moment.
     A job whose cancellation was asked for moves to cancelled only: its user has been told so.
     """
     conditions = [*_in_states(expected, to), _leased_by(lease)]
     if to is not State.CANCELLED:
         conditions.append(FineTuneRow.cancel_requested.is_(False))
+    if auto_start is not None:
+        conditions.append(FineTuneRow.auto_start.is_(auto_start))
     values = {**(changes or {}), "state": to.value}
     return await _compare_and_set(session, job_id, conditions, values, events, now) is not None
 
@@ -81,12 +92,18 @@ async def amend(
     events: Sequence[NewEvent] = (),
     changes: Mapping[str, Any] | None = None,
     newer_than_sequence: int | None = None,
+    expected: Set[State] | None = None,
 ) -> bool:
     """Writes columns other than the state of a job that has not ended, under the same lease rule as `transition`.
 
-    `newer_than_sequence` refuses a heartbeat that was delivered before.
+    `newer_than_sequence` refuses a heartbeat that was delivered before. Asking for cancellation is written once.
+    `expected`: only while the job is in one of these states.
     """
     conditions = [FineTuneRow.state.not_in(TERMINAL), _leased_by(lease)]
+    if changes is not None and changes.get("cancel_requested"):
+        conditions.append(FineTuneRow.cancel_requested.is_(False))
+    if expected is not None:
+        conditions.append(FineTuneRow.state.in_([state.value for state in expected]))
     if newer_than_sequence is not None:
         conditions.append(FineTuneRow.last_sequence < newer_than_sequence)
     return await _compare_and_set(session, job_id, conditions, changes or {}, events, now) is not None
@@ -98,6 +115,12 @@ async def get(session: AsyncSession, job_id: str, project_id: str | None = None)
     if project_id is not None:
         query = query.where(FineTuneRow.project_id == project_id)
     return await session.scalar(query)
+
+
+async def get_many(session: AsyncSession, job_ids: Sequence[str]) -> dict[str, FineTuneRow]:
+    """Those of the jobs that exist, by id."""
+    query = select(FineTuneRow).where(FineTuneRow.id.in_(job_ids)).execution_options(populate_existing=True)
+    return {job.id: job for job in await session.scalars(query)}
 
 
 async def list_page(
@@ -112,7 +135,7 @@ async def list_page(
 
     `metadata`: pairs that must all match; an empty mapping selects jobs without metadata, None selects all.
     """
-    query = select(FineTuneRow).where(FineTuneRow.project_id == project_id)
+    query = select(FineTuneRow).where(FineTuneRow.project_id == project_id, FineTuneRow.kind == JOB)
     if metadata is not None and not metadata:
         query = query.where(FineTuneRow.user_metadata.is_(None))
     for key, value in (metadata or {}).items():
@@ -121,6 +144,17 @@ async def list_page(
         query = query.where(tuple_(FineTuneRow.position, FineTuneRow.id) < (after.position, after.id))
     query = query.order_by(FineTuneRow.position.desc(), FineTuneRow.id.desc()).limit(limit)
     return list(await session.scalars(query))
+
+
+async def find_repeated(session: AsyncSession, project_id: str, body_hash: str, since: int) -> FineTuneRow | None:
+    """The newest job that the same create call made since then, or None."""
+    query = (
+        select(FineTuneRow)
+        .where(FineTuneRow.project_id == project_id, FineTuneRow.body_hash == body_hash)
+        .where(FineTuneRow.created_at >= since, FineTuneRow.kind == JOB)
+        .order_by(FineTuneRow.created_at.desc(), FineTuneRow.position.desc())
+    )
+    return await session.scalar(query.limit(1))
 
 
 async def get_event(session: AsyncSession, job_id: str, event_id: str) -> EventRow | None:
@@ -134,6 +168,18 @@ async def list_events(session: AsyncSession, job_id: str, *, after: EventRow | N
     if after is not None:
         query = query.where(EventRow.number < after.number)
     return list(await session.scalars(query.order_by(EventRow.number.desc()).limit(limit)))
+
+
+async def list_events_since(session: AsyncSession, job_id: str, number: int, limit: int) -> list[EventRow]:
+    """The job's history after the event with this number, oldest first."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.number > number)
+    return list(await session.scalars(query.order_by(EventRow.number).limit(limit)))
+
+
+async def list_metrics(session: AsyncSession, job_id: str, *, after: int, limit: int) -> list[StepMetricRow]:
+    """Measures of the job's steps after step `after`, first step first."""
+    query = select(StepMetricRow).where(StepMetricRow.job_id == job_id, StepMetricRow.step > after)
+    return list(await session.scalars(query.order_by(StepMetricRow.step).limit(limit)))
 
 
 async def get_idempotency(session: AsyncSession, project_id: str, key: str) -> IdempotencyRow | None:
@@ -155,23 +201,35 @@ async def _compare_and_set(
     events: Sequence[NewEvent],
     now: int,
 ) -> int | None:
-    """Writes values and events if all conditions hold, and returns the job's epoch; None when one does not."""
+    """Writes values, events and what the outside must hear of if all conditions hold; returns the job's epoch.
+
+    None when a condition does not hold.
+    """
     statement = (
         update(FineTuneRow)
         .where(FineTuneRow.id == job_id, *conditions)
         # Counting in the same statement numbers events without gaps, whoever else writes.
         .values(**values, event_count=FineTuneRow.event_count + len(events))
-        .returning(FineTuneRow.event_count, FineTuneRow.epoch)
+        .returning(
+            FineTuneRow.event_count,
+            FineTuneRow.epoch,
+            FineTuneRow.project_id,
+            FineTuneRow.kind,
+            FineTuneRow.cancel_requested,
+        )
         .execution_options(synchronize_session=False)
     )
     written = (await session.execute(statement)).one_or_none()
     if written is None:
         return None
-    event_count, epoch = written
-    first = event_count - len(events) + 1
+    first = written.event_count - len(events) + 1
     session.add_all(_event_row(job_id, first + index, event, now) for index, event in enumerate(events))
+    news = announcement(values, cancel_requested=written.cancel_requested)
+    if news is not None and written.kind == JOB:
+        session.add(_outbox_row(job_id, written.project_id, news, now))
     await session.flush()
-    return int(epoch)
+    tell_after_commit(session, job_id)
+    return int(written.epoch)
 
 
 def _has_metadata(session: AsyncSession, key: str, value: str) -> ColumnElement[bool]:
@@ -203,3 +261,7 @@ def _event_row(job_id: str, number: int, event: NewEvent, now: int) -> EventRow:
         message=event.message,
         data=event.data,
     )
+
+
+def _outbox_row(job_id: str, project_id: str, news: str, now: int) -> OutboxRow:
+    return OutboxRow(id=new_id("evt_"), project_id=project_id, type=news, subject_id=job_id, created_at=now)

@@ -1,45 +1,30 @@
-"""Owns the wire shapes of jobs: OpenAI's request and objects, and our additions `training`, `progress`, `evaluation`.
+"""Owns the wire shapes of jobs: OpenAI's request and object, and our additions to both.
 
 It must not know where jobs are stored or what is allowed beyond the shape of one request.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Auto = Literal["auto"]
+from tunesmith_server.fine_tunes.method_shapes import (
+    Auto,
+    Hyperparameters,
+    Method,
+    SupervisedMethod,
+    integer_or_auto,
+    number_or_auto,
+)
+
+LongRows = Literal["fail", "cut", "drop"]
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_SEED = 2**31 - 1
-
-
-def _number_or_auto(value: object, low: float, high: float, *, whole: bool, wanted: str) -> Any:
-    if value is None or value == "auto":
-        return "auto"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"must be {wanted}, or the string auto")
-    if not low <= value <= high or (whole and value != int(value)):
-        raise ValueError(f"must be {wanted}, or the string auto")
-    return int(value) if whole else float(value)
-
-
-def _integer(low: int, high: int) -> PlainValidator:
-    def check(value: object) -> Any:
-        return _number_or_auto(value, low, high, whole=True, wanted=f"an integer from {low} to {high}")
-
-    return PlainValidator(check, json_schema_input_type=int | Auto)
-
-
-def _positive(high: float) -> PlainValidator:
-    def check(value: object) -> Any:
-        # The smallest number that still moves a weight; below it lies a typing error.
-        return _number_or_auto(value, 1e-9, high, whole=False, wanted=f"a number greater than 0 and up to {high:g}")
-
-    return PlainValidator(check, json_schema_input_type=float | Auto)
+_MAX_DEVICES = 4096
+_MAX_SECONDS = 10 * 365 * 86400
 
 
 def _check_suffix(suffix: str) -> str:
@@ -60,41 +45,48 @@ def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-class Hyperparameters(BaseModel):
-    """Numbers, or "auto": then the preflight run decides from the data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    n_epochs: Annotated[int | Auto, _integer(1, 50)] = "auto"
-    batch_size: Annotated[int | Auto, _integer(1, 256)] = "auto"
-    learning_rate_multiplier: Annotated[float | Auto, _positive(1000)] = "auto"
-
-
 class Training(BaseModel):
-    """Tunesmith's own options; alpha and rank are of use for LoRA only."""
+    """Tunesmith's own options; alpha and rank are of use for LoRA only, `long_rows` is about rows over the context."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: Literal["lora", "full"] = "lora"
-    lora_rank: Annotated[int | Auto, _integer(1, 512)] = "auto"
-    lora_alpha: Annotated[float | Auto, _positive(4096)] = "auto"
+    lora_rank: Annotated[int | Auto, integer_or_auto(1, 512)] = "auto"
+    lora_alpha: Annotated[float | Auto, number_or_auto(4096)] = "auto"
+    long_rows: LongRows = "fail"
 
 
-class SupervisedMethod(BaseModel):
-    """Options of supervised tuning."""
+class Wandb(BaseModel):
+    """Where Weights & Biases shall keep the metrics."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hyperparameters: Hyperparameters = Hyperparameters()
+    project: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(max_length=200)] | None = None
+    entity: Annotated[str, Field(max_length=200)] | None = None
+    tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=50)] | None = None
 
 
-class Method(BaseModel):
-    """How to tune; options of methods other than supervised are not read, since the service refuses those methods."""
+class Integration(BaseModel):
+    """An experiment tracker that is to follow the job."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: str
-    supervised: SupervisedMethod | None = None
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
+class SchedulingOptions(BaseModel):
+    """Tunesmith's own wishes to the scheduler; both limits pause the job instead of ending it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
+    """Higher starts first."""
+    devices: Annotated[int | Auto, integer_or_auto(1, _MAX_DEVICES)] = "auto"
+    """Accelerators that a run takes, all or none."""
+    max_run_seconds: Annotated[int, Field(strict=True, ge=1, le=_MAX_SECONDS)] | None = None
+    max_device_seconds: Annotated[int, Field(strict=True, ge=1, le=_MAX_SECONDS)] | None = None
 
 
 class CreateFineTune(BaseModel):
@@ -108,11 +100,14 @@ class CreateFineTune(BaseModel):
     suffix: Annotated[str, AfterValidator(_check_suffix)] | None = None
     seed: Annotated[int, Field(strict=True, ge=0, le=_MAX_SEED)] | None = None
     metadata: Annotated[dict[str, str], AfterValidator(check_metadata)] | None = None
-    integrations: list[Any] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
     """Deprecated by OpenAI for method.supervised.hyperparameters, which wins where both are sent."""
     training: Training = Training()
+    scheduling: SchedulingOptions = SchedulingOptions()
+    auto_start: Annotated[bool, Field(strict=True)] = True
+    """False: the job pauses once its files are validated, and `resume` starts it."""
 
     @property
     def effective_hyperparameters(self) -> Hyperparameters:
@@ -143,6 +138,27 @@ class TrainingObject(BaseModel):
     weights: Literal["lora", "full"]
     lora_rank: int | Auto | None
     lora_alpha: float | Auto | None
+    long_rows: LongRows
+
+
+class SchedulingObject(BaseModel):
+    """The wishes to the scheduler in force; a limit that was used up is lifted by `resume`."""
+
+    priority: int
+    devices: int
+    max_run_seconds: int | None
+    max_device_seconds: int | None
+
+
+class Preflight(BaseModel):
+    """What the preflight run found in the files; a part that it did not report is null or empty."""
+
+    counts: dict[str, Any] | None
+    findings: list[Any]
+    memory: dict[str, Any] | None
+    seconds: float | None
+    rejects_file: str | None
+    """A file with the rows that were refused, cut or dropped, and why."""
 
 
 class Progress(BaseModel):
@@ -188,6 +204,10 @@ class FineTuneObject(BaseModel):
     hyperparameters: Hyperparameters
     method: MethodObject
     training: TrainingObject
+    scheduling: SchedulingObject
+    auto_start: bool
+    queue_position: int | None
+    """1 for the job that starts next; null when it does not wait for a start, and always in lists."""
     training_file: str
     validation_file: str | None
     result_files: list[str]
@@ -198,31 +218,8 @@ class FineTuneObject(BaseModel):
     integrations: None = None
     estimated_finish: int | None
     progress: Progress | None
+    preflight: Preflight | None
     evaluation: Evaluation | None
-
-
-class EventObject(BaseModel):
-    """OpenAI's `fine_tuning.job.event`."""
-
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: str
-    message: str
-    type: str
-    data: dict[str, Any] | None
-
-
-class CheckpointObject(BaseModel):
-    """OpenAI's `fine_tuning.job.checkpoint`."""
-
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str
-    step_number: int
-    metrics: dict[str, float]
 
 
 class FineTunePage(BaseModel):
@@ -230,22 +227,4 @@ class FineTunePage(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[FineTuneObject]
-    has_more: bool
-
-
-class EventPage(BaseModel):
-    """A job's history, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[EventObject]
-    has_more: bool
-
-
-class CheckpointPage(BaseModel):
-    """A job's checkpoints, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[CheckpointObject]
-    first_id: str | None
-    last_id: str | None
     has_more: bool

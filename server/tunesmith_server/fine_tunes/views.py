@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith_server.db.tables import CheckpointRow, EventRow, FineTuneRow
+from tunesmith_server.fine_tunes.history_schemas import CheckpointObject, EventObject
+from tunesmith_server.fine_tunes.method_shapes import Hyperparameters, SupervisedMethod
 from tunesmith_server.fine_tunes.schemas import (
-    CheckpointObject,
     Evaluation,
-    EventObject,
     FineTuneObject,
-    Hyperparameters,
     JobError,
     MethodObject,
+    Preflight,
     Progress,
-    SupervisedMethod,
+    SchedulingObject,
     TrainingObject,
 )
 from tunesmith_server.fine_tunes.state import TERMINAL, State, wire_status
@@ -28,12 +28,9 @@ def status(job: FineTuneRow) -> str:
     return wire_status(State.CANCELLED if job.cancel_requested else State(job.state))
 
 
-def fine_tune(job: FineTuneRow) -> FineTuneObject:
+def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneObject:
     """The job with its numbers as asked for, or as resolved once the data was read."""
-    numbers: dict[str, Any] = job.resolved or job.requested
-    hyperparameters = Hyperparameters(
-        **{name: numbers[name] for name in Hyperparameters.model_fields if numbers.get(name) is not None}
-    )
+    hyperparameters = hyperparameters_of(job)
     ended = job.state in TERMINAL or job.cancel_requested
     return FineTuneObject(
         id=job.id,
@@ -43,10 +40,13 @@ def fine_tune(job: FineTuneRow) -> FineTuneObject:
         fine_tuned_model=job.fine_tuned_model,
         organization_id=job.project_id,
         status=status(job),
-        error=_error(job),
+        error=error(job),
         hyperparameters=hyperparameters,
         method=MethodObject(supervised=SupervisedMethod(hyperparameters=hyperparameters)),
-        training=_training(job.requested["weights"], numbers),
+        training=training_of(job),
+        scheduling=_scheduling(job),
+        auto_start=job.auto_start,
+        queue_position=queue_position,
         training_file=job.training_file_id,
         validation_file=job.validation_file_id,
         result_files=job.result_file_ids,
@@ -56,8 +56,37 @@ def fine_tune(job: FineTuneRow) -> FineTuneObject:
         metadata=job.user_metadata,
         estimated_finish=None if ended or not job.progress else job.progress["estimated_finish"],
         progress=Progress(**job.progress) if job.progress and not ended else None,
+        preflight=_preflight(job),
         evaluation=Evaluation(**job.evaluation) if job.evaluation else None,
     )
+
+
+def hyperparameters_of(job: FineTuneRow) -> Hyperparameters:
+    """The numbers as asked for, or as resolved once the data was read."""
+    numbers: dict[str, Any] = job.resolved or job.requested
+    return Hyperparameters(
+        **{name: numbers[name] for name in Hyperparameters.model_fields if numbers.get(name) is not None}
+    )
+
+
+def training_of(job: FineTuneRow) -> TrainingObject:
+    """Our own options as asked for, or as resolved once the data was read."""
+    requested: dict[str, Any] = job.requested
+    numbers: dict[str, Any] = job.resolved or requested
+    lora = requested["weights"] == "lora"
+    return TrainingObject(
+        weights=requested["weights"],
+        lora_rank=numbers.get("lora_rank", "auto") if lora else None,
+        lora_alpha=numbers.get("lora_alpha", "auto") if lora else None,
+        long_rows=requested.get("long_rows", "fail"),  # jobs of earlier releases have none
+    )
+
+
+def error(job: FineTuneRow) -> JobError | None:
+    """Why the job failed, or None."""
+    if job.error_code is None:
+        return None
+    return JobError(code=job.error_code, message=job.error_message or "", param=job.error_param)
 
 
 def event(row: EventRow) -> EventObject:
@@ -79,15 +108,22 @@ def checkpoint(row: CheckpointRow) -> CheckpointObject:
     )
 
 
-def _error(job: FineTuneRow) -> JobError | None:
-    if job.error_code is None:
+def _scheduling(job: FineTuneRow) -> SchedulingObject:
+    return SchedulingObject(
+        priority=job.priority,
+        devices=job.devices,
+        max_run_seconds=job.max_run_seconds,
+        max_device_seconds=job.max_device_seconds,
+    )
+
+
+def _preflight(job: FineTuneRow) -> Preflight | None:
+    if job.report is None:
         return None
-    return JobError(code=job.error_code, message=job.error_message or "", param=job.error_param)
-
-
-def _training(weights: str, numbers: dict[str, Any]) -> TrainingObject:
-    if weights == "full":
-        return TrainingObject(weights="full", lora_rank=None, lora_alpha=None)
-    return TrainingObject(
-        weights="lora", lora_rank=numbers.get("lora_rank", "auto"), lora_alpha=numbers.get("lora_alpha", "auto")
+    return Preflight(
+        counts=job.report.get("counts"),
+        findings=job.report.get("findings") or [],
+        memory=job.report.get("memory"),
+        seconds=job.report.get("seconds"),
+        rejects_file=job.rejects_file_id,
     )

@@ -7,7 +7,7 @@ the wake-up within this process only makes its own ones arrive at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tunesmith_server.db.session import Database
@@ -30,6 +30,8 @@ class Servable:
     base_revision: str
     created: int
     checkpoint: bool
+    shared_with: tuple[str, ...] = ()
+    """Other projects that may use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,10 @@ class ChangeFeed:
                 for row in await repository.changed_base_models(session, after, upto)
             ]
             tuned = await repository.changed_models(session, after, upto)
+            shared = await repository.shared_with(session, after, upto)
         # A snapshot has no use for what was deleted before it.
         wanted = [(row, revision) for row, revision in tuned if after or row.deleted_at is None]
-        numbered += [(row.version, [_tuned_change(row, revision)]) for row, revision in wanted]
+        numbered += [(row.version, [_tuned_change(row, revision, shared)]) for row, revision in wanted]
         numbered.sort(key=lambda item: item[0])
         seen.version = upto
         return [change for _, changes in numbered for change in changes]
@@ -140,7 +143,7 @@ def _base_changes(row: BaseModelRow, seen: _Seen) -> Iterator[Change]:
         )
 
 
-def _tuned_change(row: ModelRow, revision: RevisionRow) -> Change:
+def _tuned_change(row: ModelRow, revision: RevisionRow, shared: Mapping[str, tuple[str, ...]]) -> Change:
     if row.deleted_at is not None:
         return Deleted(row.name)
     return Servable(
@@ -152,4 +155,5 @@ def _tuned_change(row: ModelRow, revision: RevisionRow) -> Change:
         base_revision=revision.base_revision,
         created=row.created_at,
         checkpoint=row.checkpoint,
+        shared_with=shared.get(row.name, ()),
     )

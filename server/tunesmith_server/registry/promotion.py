@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith_server.errors import InvalidRequestError, Problem, UnavailableError
+from tunesmith_server.failpoints import reach
 from tunesmith_server.registry import adapter_rules
 from tunesmith_server.registry.golden import golden_problems
 from tunesmith_server.registry.manifest import (
@@ -46,20 +47,24 @@ class Artifact:
     base_revision: str
 
 
-async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int) -> Revision:
-    """Turns verified bytes into a revision; the same artifact gives the same one without new work.
-
-    Raises InvalidRequestError with code `artifact_rejected` and every problem found.
-    """
+def revision_of(artifact: Artifact) -> Revision:
+    """The revision that the artifact will be, if its bytes are as said; raises InvalidRequestError for wrong files."""
     _reject(artifact_file_problems(artifact.kind, artifact.files))
-    manifest = tuned_manifest(artifact.kind, artifact.base_model_id, artifact.base_revision, artifact.files)
-    revision = Revision(
-        id=revision_id(manifest),
+    return Revision(
+        id=revision_id(_manifest(artifact)),
         kind=artifact.kind,
         base_model_id=artifact.base_model_id,
         base_revision=artifact.base_revision,
         files=artifact.files,
     )
+
+
+async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int) -> Revision:
+    """Turns verified bytes into a revision; the same artifact gives the same one without new work.
+
+    Raises InvalidRequestError with code `artifact_rejected` and every problem found.
+    """
+    revision = revision_of(artifact)
     folder = f"revisions/{revision.id}"
     if await store.size(f"{folder}/{MANIFEST_NAME}") is None:
         base = await base_shapes(store, artifact.base_revision)
@@ -71,7 +76,9 @@ async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int) ->
             for file in artifact.files:
                 await store.delete(f"{folder}/{file.path}")
             raise
-        await store.put_bytes(f"{folder}/{MANIFEST_NAME}", manifest)
+        reach("promotion.copied")
+        await store.put_bytes(f"{folder}/{MANIFEST_NAME}", _manifest(artifact))
+        reach("promotion.sealed")
     return revision
 
 
@@ -95,6 +102,10 @@ async def base_shapes(store: ObjectStore, revision: str) -> adapter_rules.Shapes
         message = f"The base model {revision} is not whole in object storage. Import it again."
         raise UnavailableError("base_model_damaged", message) from error
     return shapes
+
+
+def _manifest(artifact: Artifact) -> bytes:
+    return tuned_manifest(artifact.kind, artifact.base_model_id, artifact.base_revision, artifact.files)
 
 
 async def _copy(store: ObjectStore, artifact: Artifact, folder: str) -> None:

@@ -5,14 +5,24 @@ It must not know storage or transports; each function works in the caller's tran
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import BaseModelRow, CounterRow, ModelRow, RevisionRow
+from tunesmith_server.db.tables import (
+    BaseModelRow,
+    CheckpointPermissionRow,
+    CheckpointRow,
+    CounterRow,
+    ModelRow,
+    RevisionRow,
+)
+from tunesmith_server.registry import claims
 from tunesmith_server.registry.catalogue import CatalogueEntry
 from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
 
@@ -100,7 +110,11 @@ async def fail_import(session: AsyncSession, model_id: str, source: str, error: 
 
 
 async def record_revision(session: AsyncSession, revision: Revision, now: int) -> None:
-    """Inserts the revision unless it is known: the same bytes always have the same row."""
+    """Inserts the revision unless it is known: the same bytes always have the same row.
+
+    Raises UnavailableError when its bytes were swept after they were promoted.
+    """
+    await claims.end_promotion(session, revision.id)
     values = {
         "id": revision.id,
         "kind": revision.kind.value,
@@ -116,6 +130,11 @@ async def record_revision(session: AsyncSession, revision: Revision, now: int) -
 async def get_revision(session: AsyncSession, revision_id: str) -> RevisionRow | None:
     """The tuned revision, or None."""
     return await session.get(RevisionRow, revision_id)
+
+
+async def unknown_revisions(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Those of the ids that no tuned revision has."""
+    return set(ids) - set(await session.scalars(select(RevisionRow.id).where(RevisionRow.id.in_(ids))))
 
 
 async def publish_model(
@@ -141,15 +160,21 @@ async def publish_model(
 
 
 async def get_model(session: AsyncSession, project_id: str, name: str) -> ModelRow | None:
-    """A tuned model of the project that is not deleted, or None."""
-    row = await session.get(ModelRow, name)
-    return row if row is not None and row.project_id == project_id and row.deleted_at is None else None
+    """A tuned model that the project may prompt and that is not deleted, or None."""
+    query = select(ModelRow).where(ModelRow.name == name, ModelRow.deleted_at.is_(None), _may_prompt(project_id))
+    return await session.scalar(query)
 
 
 async def list_models(session: AsyncSession, project_id: str) -> list[ModelRow]:
-    """The project's tuned models that are not deleted, newest first."""
-    query = select(ModelRow).where(ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    """The tuned models that the project may prompt and that are not deleted, newest first."""
+    query = select(ModelRow).where(_may_prompt(project_id), ModelRow.deleted_at.is_(None))
     return list(await session.scalars(query.order_by(ModelRow.created_at.desc(), ModelRow.name)))
+
+
+async def touch_model(session: AsyncSession, name: str) -> None:
+    """Has gateways told of the name again, because others may use it now, or no longer."""
+    version = await next_version(session)
+    await session.execute(update(ModelRow).where(ModelRow.name == name).values(version=version))
 
 
 async def delete_model(session: AsyncSession, project_id: str, name: str, now: int) -> bool:
@@ -178,6 +203,21 @@ async def changed_models(session: AsyncSession, after: int, upto: int) -> list[t
     return [(model, revision) for model, revision in await session.execute(query)]
 
 
+async def shared_with(session: AsyncSession, after: int, upto: int) -> dict[str, tuple[str, ...]]:
+    """The projects that may prompt another project's models, for names whose last change is in (after, upto]."""
+    query = (
+        select(ModelRow.name, CheckpointPermissionRow.project_id)
+        .join(CheckpointRow, and_(CheckpointRow.job_id == ModelRow.job_id, CheckpointRow.model_name == ModelRow.name))
+        .join(CheckpointPermissionRow, CheckpointPermissionRow.checkpoint_id == CheckpointRow.id)
+        .where(ModelRow.version > after, ModelRow.version <= upto)
+        .order_by(CheckpointPermissionRow.project_id)
+    )
+    projects: defaultdict[str, list[str]] = defaultdict(list)
+    for name, project_id in await session.execute(query):
+        projects[name].append(project_id)
+    return {name: tuple(found) for name, found in projects.items()}
+
+
 async def changed_base_models(session: AsyncSession, after: int, upto: int) -> list[BaseModelRow]:
     """Base models whose last change has a number in (after, upto], oldest change first."""
     query = select(BaseModelRow).where(BaseModelRow.version > after, BaseModelRow.version <= upto)
@@ -196,3 +236,13 @@ async def next_version(session: AsyncSession) -> int:
     except IntegrityError:  # another process made the first change at this moment
         return await next_version(session)
     return 1
+
+
+def _may_prompt(project_id: str) -> ColumnElement[bool]:
+    """The project's own models, and checkpoints of others that were shared with it."""
+    shared = (
+        select(CheckpointRow.model_name)
+        .join(CheckpointPermissionRow, CheckpointPermissionRow.checkpoint_id == CheckpointRow.id)
+        .where(CheckpointPermissionRow.project_id == project_id)
+    )
+    return or_(ModelRow.project_id == project_id, ModelRow.name.in_(shared))

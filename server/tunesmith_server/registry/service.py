@@ -12,7 +12,7 @@ from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import BaseModelRow, ModelRow
 from tunesmith_server.errors import NotFoundError, PermissionDeniedError, UnavailableError
-from tunesmith_server.registry import manifest, promotion, repository
+from tunesmith_server.registry import claims, manifest, promotion, repository
 from tunesmith_server.registry.changes import ChangeFeed
 from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
 from tunesmith_server.registry.repository import Revision
@@ -94,7 +94,8 @@ class RegistryService:
     ) -> Revision:
         """Verifies what a run uploaded below `prefix` and keeps it as a revision; no transaction is open meanwhile.
 
-        Raises InvalidRequestError with code `artifact_rejected` and every problem found.
+        The sweep leaves it alone until it was recorded. Raises InvalidRequestError with code `artifact_rejected` and
+        every problem found, or UnavailableError while the bytes of an earlier try are being swept.
         """
         artifact = promotion.Artifact(
             kind=kind,
@@ -103,6 +104,8 @@ class RegistryService:
             base_model_id=base_model_id,
             base_revision=base_revision,
         )
+        async with self._core.database.write() as session:
+            await claims.begin_promotion(session, promotion.revision_of(artifact).id, self._core.clock())
         return await promotion.promote(self._core.store, artifact, max_lora_rank)
 
     async def base_model_files(self, base_id: str) -> list[SignedFile]:

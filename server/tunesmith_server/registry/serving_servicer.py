@@ -1,4 +1,4 @@
-"""Owns what gateways ask over gRPC: the feed of models, files of revisions, who a key belongs to.
+"""Owns what gateways ask and report over gRPC: the feed of models, files of revisions, who a key belongs to, usage.
 
 It must not know rules or SQL; service.py, changes.py and auth.py decide.
 """
@@ -12,6 +12,8 @@ import grpc.aio
 
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.projects.usage import UsageService
+from tunesmith_server.projects.usage_repository import UsageLine
 from tunesmith_server.registry.changes import Change, Deleted, Servable
 from tunesmith_server.registry.service import RegistryService
 
@@ -27,9 +29,10 @@ _KINDS = {
 class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
     """ServingService, for gateways that present the service token."""
 
-    def __init__(self, service: RegistryService, authenticator: Authenticator) -> None:
+    def __init__(self, service: RegistryService, authenticator: Authenticator, usage: UsageService) -> None:
         self._service = service
         self._authenticator = authenticator
+        self._usage = usage
 
     async def WatchModels(  # noqa: N802
         self, request: serving_pb2.WatchModelsRequest, context: Context
@@ -55,10 +58,36 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
     async def Authenticate(  # noqa: N802
         self, request: serving_pb2.AuthenticateRequest, context: Context
     ) -> serving_pb2.AuthenticateResponse:
-        """The project and id of an API key; UNAUTHENTICATED when it is nobody's."""
+        """Whose an API key is and how much it may use; refuses one that is nobody's or may not infer."""
         self._authenticator.service(authorization_of(context))
-        principal = await self._authenticator.principal(f"Bearer {request.api_key}")
-        return serving_pb2.AuthenticateResponse(project_id=principal.project_id, key_id=principal.key_id)
+        principal = await self._authenticator.inference_principal(request.api_key)
+        return serving_pb2.AuthenticateResponse(
+            project_id=principal.project_id,
+            key_id=principal.key_id,
+            requests_per_minute=principal.limits.requests_per_minute,
+            tokens_per_minute=principal.limits.tokens_per_minute,
+        )
+
+    async def ReportUsage(  # noqa: N802
+        self, request: serving_pb2.ReportUsageRequest, context: Context
+    ) -> serving_pb2.ReportUsageResponse:
+        """Takes what a gateway metered; the same batch again changes nothing."""
+        self._authenticator.service(authorization_of(context))
+        lines = [
+            UsageLine(
+                line.project_id,
+                line.key_id,
+                line.model,
+                "inference",
+                line.hour,
+                line.requests,
+                line.input_tokens,
+                line.output_tokens,
+            )
+            for line in request.lines
+        ]
+        await self._usage.take_report(request.gateway_id, request.sequence, lines)
+        return serving_pb2.ReportUsageResponse()
 
 
 def _response(change: Change) -> serving_pb2.WatchModelsResponse:
@@ -73,6 +102,7 @@ def _response(change: Change) -> serving_pb2.WatchModelsResponse:
                 base_revision=change.base_revision,
                 created=change.created,
                 checkpoint=change.checkpoint,
+                shared_with_project_ids=change.shared_with,
             )
         )
     if isinstance(change, Deleted):

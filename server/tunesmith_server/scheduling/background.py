@@ -13,12 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tunesmith_server.core import Core
 from tunesmith_server.executors.base import Executor
+from tunesmith_server.repeat import repeat
 from tunesmith_server.scheduling.leases import Leadership
 from tunesmith_server.scheduling.reconciler import Reconciler
 from tunesmith_server.scheduling.scheduler import Scheduler
 
 _SCHEDULE_SECONDS = 1.0
 _RECONCILE_SECONDS = 1.0
+_REST_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Scheduling:
         ttl = core.settings.leader_ttl_seconds
         self._renewal_seconds = ttl / 3
         self._leadership = Leadership(core.database, core.clock, "scheduler", ttl)
-        self._scheduler = Scheduler(core, executor, self._leadership.held)
+        self._scheduler = Scheduler(core, executor, self._leadership.held, self._leadership.confirm)
         self._reconciler = Reconciler(core, executor, self._leadership.held, self.wake)
         self._woken = (asyncio.Event(), asyncio.Event())
         self._tasks: list[asyncio.Task[None]] = []
@@ -40,13 +42,17 @@ class Scheduling:
         for event in self._woken:
             event.set()
 
+    def leads(self) -> bool:
+        """Whether this process does what one of several should do."""
+        return self._leadership.held()
+
     async def start(self) -> None:
         """Starts the tasks; call it once, in the running event loop."""
         for_scheduler, for_reconciler = self._woken
         self._tasks = [
-            asyncio.create_task(_repeat(self._lead, self._renewal_seconds, asyncio.Event())),
-            asyncio.create_task(_repeat(self._schedule, _SCHEDULE_SECONDS, for_scheduler)),
-            asyncio.create_task(_repeat(self._reconcile, _RECONCILE_SECONDS, for_reconciler)),
+            asyncio.create_task(repeat(self._lead, self._renewal_seconds, asyncio.Event())),
+            asyncio.create_task(repeat(self._schedule, _SCHEDULE_SECONDS, for_scheduler)),
+            asyncio.create_task(repeat(self._reconcile, _RECONCILE_SECONDS, for_reconciler)),
         ]
 
     async def stop(self) -> None:
@@ -68,24 +74,16 @@ class Scheduling:
 
     async def _schedule(self) -> None:
         if self._leadership.held():
-            await self._scheduler.run_once()
+            await _with_rest(self._scheduler.run_once)
 
     async def _reconcile(self) -> None:
         if self._leadership.held():
-            await self._reconciler.run_once()
+            await _with_rest(self._reconciler.run_once)
 
 
-async def _repeat(step: Callable[[], Awaitable[None]], seconds: float, woken: asyncio.Event) -> None:
-    while True:
-        woken.clear()
-        try:
-            await step()
-        except Exception:
-            # One bad pass must not end all later ones; the next pass starts from what is stored.
-            _log.exception("a scheduling pass failed; the next one follows")
-        try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
-            async with asyncio.timeout(seconds):
-                await woken.wait()
-        except TimeoutError:
-            continue
+async def _with_rest(step: Callable[[], Awaitable[None]]) -> None:
+    """A pass, and then as long a rest: hundreds of calls may wake it each second, and one pass answers them all."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await step()
+    await asyncio.sleep(max(_REST_SECONDS, clock() - began))

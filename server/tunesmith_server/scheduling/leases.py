@@ -5,10 +5,13 @@ It must not know what the leader does.
 
 from __future__ import annotations
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from tunesmith_server.clock import Clock
+from tunesmith_server.db import leases
 from tunesmith_server.db.session import Database
+from tunesmith_server.failpoints import reach
 from tunesmith_server.ids import new_id
-from tunesmith_server.scheduling import repository
 
 
 class Leadership:
@@ -30,15 +33,18 @@ class Leadership:
         """Takes or prolongs the lease; False when another process holds it. Errors leave it to run out."""
         now = self._clock()
         async with self._database.write() as session:
-            taken = await repository.take_lease(
-                session, self._name, self._token, now=now, expires_at=now + self._ttl_seconds
-            )
+            taken = await leases.take(session, self._name, self._token, now=now, expires_at=now + self._ttl_seconds)
+        reach("leadership.renewed")
         # Counted from before the write, so that it ends here no later than in the database.
         self._held_until = now + self._ttl_seconds if taken else 0.0
         return taken
+
+    async def confirm(self, session: AsyncSession) -> bool:
+        """The same asked of the database, within the transaction that must not be written by a former leader."""
+        return await leases.holds(session, self._name, self._token, self._clock())
 
     async def release(self) -> None:
         """Gives the lease up, so that the next process need not wait for its end."""
         self._held_until = 0.0
         async with self._database.write() as session:
-            await repository.release_lease(session, self._name, self._token)
+            await leases.release(session, self._name, self._token)

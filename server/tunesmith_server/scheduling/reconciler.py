@@ -12,20 +12,27 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import Counter
+
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.executors.base import Executor, Observation, RunState
+from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
+from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.scheduling import repository
 from tunesmith_server.scheduling.repository import LiveAttempt
 from tunesmith_server.scheduling.scheduler import launch
 from tunesmith_server.scheduling.verdicts import EndAttempt, Facts, LaunchAgain, StopRun, Wait, judge
+from tunesmith_server.telemetry import log_fields
+from tunesmith_server.training import accounting
 from tunesmith_server.training.settlement import settle
 
 _STOP_GRACE_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
+_ENDED = Counter("tunesmith_attempts_ended_total", "Attempts whose run is over, by what ended it.", ["kind", "cause"])
 
 
 class Reconciler:
@@ -38,7 +45,7 @@ class Reconciler:
         self._wake = wake
         # Leases run out while no control plane is there to renew them; silence counts from this process on.
         self._listening_since = core.clock()
-        self._stray_since: dict[str, float] = {}
+        self._asked_to_end_since: dict[str, float] = {}
         self._silence_told: set[str] = set()
         self._background: dict[str, asyncio.Task[None]] = {}
 
@@ -51,9 +58,10 @@ class Reconciler:
         for each in live:
             if not self._may_act():
                 return
-            await self._reconcile(each)
+            with log_fields(job_id=each.job.id, attempt_id=each.attempt.id):
+                await self._reconcile(each)
         ids = {each.attempt.id for each in live}
-        self._stray_since = {attempt_id: since for attempt_id, since in self._stray_since.items() if attempt_id in ids}
+        self._asked_to_end_since = {each: since for each, since in self._asked_to_end_since.items() if each in ids}
         self._silence_told &= ids
         for attempt_id in sorted(set(known) - ids):
             if self._may_act():
@@ -72,7 +80,7 @@ class Reconciler:
         verdict = judge(self._facts(live, observation))
         if isinstance(verdict, LaunchAgain):
             identity = AttemptIdentity(job_id=live.job.id, attempt_id=attempt_id, epoch=live.attempt.epoch)
-            await launch(self._core, self._executor, identity)
+            await launch(self._core, self._executor, identity, tuple(live.attempt.device_ids))
         elif isinstance(verdict, StopRun):
             self._in_background(attempt_id, self._executor.stop(attempt_id, _STOP_GRACE_SECONDS))
         elif isinstance(verdict, EndAttempt):
@@ -83,15 +91,17 @@ class Reconciler:
     def _facts(self, live: LiveAttempt, observation: Observation) -> Facts:
         now = self._core.clock()
         ttl = self._core.settings.lease_ttl_seconds
-        stray = not live.owns_job or live.job.cancel_requested
+        asked_to_yield = live.job.preempt_requested or live.job.state == State.PAUSING
+        asked_to_end = not live.owns_job or live.job.cancel_requested or asked_to_yield
         return Facts(
             now=now,
             observation=observation,
             owns_job=live.owns_job,
             cancel_requested=live.job.cancel_requested,
+            asked_to_yield=asked_to_yield,
             heard_from=live.job.progress is not None,
             lease_expires_at=max(live.job.lease_expires_at or 0.0, self._listening_since + ttl),
-            stray_since=self._stray_since.setdefault(live.attempt.id, now) if stray else now,
+            asked_to_end_since=self._asked_to_end_since.setdefault(live.attempt.id, now) if asked_to_end else now,
             unreachable_since=live.attempt.unreachable_since,
             unreachable_limit=self._core.settings.unreachable_limit_seconds,
         )
@@ -105,6 +115,7 @@ class Reconciler:
             await repository.set_unreachable_since(session, live.attempt.id, since)
 
     async def _wait(self, live: LiveAttempt, verdict: Wait) -> None:
+        await self._pause_at_limit(live)
         if verdict.silent_seconds <= 0 or live.attempt.id in self._silence_told:
             return
         self._silence_told.add(live.attempt.id)
@@ -112,9 +123,26 @@ class Reconciler:
         async with self._core.database.write() as session:
             await jobs.amend(session, live.job.id, lease=live.attempt.id, now=self._now(), events=[line])
 
+    async def _pause_at_limit(self, live: LiveAttempt) -> None:
+        limit = accounting.limit_reached(live.job, accounting.spent_live(live.attempt, self._core.clock()))
+        if limit is None or not live.owns_job or live.job.state != State.RUNNING:
+            return
+        line = events.limit_reached(limit.name, limit.seconds, limit.used_seconds)
+        async with self._core.database.write() as session:
+            await jobs.transition(
+                session,
+                live.job.id,
+                {State.RUNNING},
+                State.PAUSING,
+                lease=live.attempt.id,
+                now=self._now(),
+                events=[line],
+            )
+
     async def _end(self, live: LiveAttempt, verdict: EndAttempt, observation: Observation) -> None:
         attempt_id = live.attempt.id
         await self._keep_log(attempt_id)
+        reach("ending.log_kept")
         now = self._now()
         async with self._core.database.write() as session:
             if verdict.ending is not None:
@@ -125,6 +153,9 @@ class Reconciler:
             await repository.end_attempt(
                 session, attempt_id, cause=verdict.cause, exit_code=observation.exit_code, now=now
             )
+            reach("ending.writing")
+        reach("ending.written")
+        _ENDED.labels(live.attempt.kind, verdict.ending.cause.value if verdict.ending else verdict.cause).inc()
         self._in_background(attempt_id, self._remove(attempt_id))
         self._wake()
 

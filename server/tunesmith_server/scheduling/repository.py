@@ -1,18 +1,25 @@
-"""Owns the SQL of attempts, of waiting jobs and of the leader lease.
+"""Owns the SQL of attempts and of jobs that wait and run.
 
 It must not know what an executor says; jobs change through fine_tunes/repository.py only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import AttemptRow, BaseModelRow, FineTuneRow, LeaseRow
+from tunesmith_server.db.tables import (
+    AttemptRow,
+    BaseModelRow,
+    CheckpointRow,
+    FineTuneRow,
+    JsonObject,
+    ProjectRow,
+)
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.registry.repository import FAILED, READY
 from tunesmith_server.scheduling.capacity import RunKind
@@ -45,21 +52,98 @@ async def list_live(session: AsyncSession) -> list[LiveAttempt]:
     return [LiveAttempt(attempt, job) for attempt, job in await session.execute(query)]
 
 
-async def list_waiting(session: AsyncSession, kind: RunKind, now: float, limit: int) -> list[FineTuneRow]:
-    """Jobs that could start a run of this kind now, oldest first: free, not backing off, base model ready."""
+async def list_holders(session: AsyncSession) -> Sequence[Row[Any]]:
+    """What the queue must know of each live attempt, in few columns: there may be a thousand, every second."""
+    query = (
+        select(
+            AttemptRow.id.label("attempt_id"),
+            AttemptRow.kind,
+            AttemptRow.device_ids,
+            AttemptRow.created_at,
+            FineTuneRow.id.label("job_id"),
+            FineTuneRow.project_id,
+            FineTuneRow.priority,
+            FineTuneRow.state,
+            FineTuneRow.lease_token,
+            FineTuneRow.cancel_requested,
+            FineTuneRow.preempt_requested,
+            FineTuneRow.progress["estimated_finish"].as_float().label("estimated_finish"),
+        )
+        .join(FineTuneRow, AttemptRow.job_id == FineTuneRow.id)
+        .where(AttemptRow.state == LIVE)
+        .order_by(AttemptRow.created_at, AttemptRow.id)
+    )
+    return (await session.execute(query)).all()
+
+
+async def list_waiting(session: AsyncSession, kind: RunKind, now: float, per_project: int) -> Sequence[Row[Any]]:
+    """Jobs that could start a run of this kind now: free, not backing off, base model ready.
+
+    Of each project so many, those of high priority and age first: a long queue of one must not hide the others'.
+    """
+    place = (
+        func.row_number()
+        .over(
+            partition_by=FineTuneRow.project_id,
+            order_by=(FineTuneRow.priority.desc(), FineTuneRow.position, FineTuneRow.id),
+        )
+        .label("place")
+    )
     state = State.VALIDATING_FILES if kind is RunKind.PREFLIGHT else State.QUEUED
-    return await _list_free(session, [FineTuneRow.state == state, FineTuneRow.not_before <= now], READY, limit)
+    ranked = (
+        select(FineTuneRow.id.label("job_id"), place)
+        .join(BaseModelRow, FineTuneRow.base_model_id == BaseModelRow.id)
+        .where(FineTuneRow.state == state, FineTuneRow.not_before <= now, *_free(), BaseModelRow.state == READY)
+        .subquery()
+    )
+    query = (
+        select(
+            FineTuneRow.id.label("job_id"),
+            FineTuneRow.project_id,
+            FineTuneRow.priority,
+            FineTuneRow.position,
+            FineTuneRow.devices,
+            FineTuneRow.report["seconds"].as_float().label("expected_seconds"),
+        )
+        .join(ranked, FineTuneRow.id == ranked.c.job_id)
+        .where(ranked.c.place <= per_project)
+    )
+    return (await session.execute(query)).all()
 
 
 async def list_without_base(session: AsyncSession, limit: int) -> Sequence[FineTuneRow]:
     """Jobs that wait for a base model whose import has failed."""
-    states = FineTuneRow.state.in_([State.VALIDATING_FILES, State.QUEUED])
-    return await _list_free(session, [states], FAILED, limit)
+    failed = (await session.scalars(select(BaseModelRow.id).where(BaseModelRow.state == FAILED))).all()
+    if not failed:
+        return []
+    query = (
+        select(FineTuneRow)
+        .where(FineTuneRow.state.in_([State.VALIDATING_FILES, State.QUEUED]), *_free())
+        .where(FineTuneRow.base_model_id.in_(failed))
+        .limit(limit)
+    )
+    return (await session.scalars(query)).all()
 
 
-async def insert_attempt(session: AsyncSession, row: AttemptRow) -> None:
-    """Adds a live attempt."""
-    session.add(row)
+async def quotas_by_project(session: AsyncSession, project_ids: Iterable[str]) -> dict[str, JsonObject]:
+    """The stored quotas of these projects."""
+    query = select(ProjectRow.id, ProjectRow.quotas).where(ProjectRow.id.in_(sorted(project_ids)))
+    return {row.id: row.quotas for row in await session.execute(query)}
+
+
+async def newest_checkpoints(session: AsyncSession, job_ids: Iterable[str]) -> dict[str, int]:
+    """When each of these jobs last saved its work, in Unix seconds; a job that never did is absent."""
+    query = (
+        select(CheckpointRow.job_id, func.max(CheckpointRow.created_at).label("saved_at"))
+        .where(CheckpointRow.job_id.in_(sorted(job_ids)))
+        .group_by(CheckpointRow.job_id)
+    )
+    return {row.job_id: row.saved_at for row in await session.execute(query)}
+
+
+async def insert_attempts(session: AsyncSession, rows: Sequence[AttemptRow]) -> None:
+    """Adds live attempts."""
+    session.add_all(rows)
     await session.flush()
 
 
@@ -74,37 +158,10 @@ async def set_unreachable_since(session: AsyncSession, attempt_id: str, since: f
     await _update_live(session, attempt_id, {"unreachable_since": since})
 
 
-async def take_lease(session: AsyncSession, name: str, token: str, *, now: float, expires_at: float) -> bool:
-    """Takes or renews a named lease unless another token holds it."""
-    mine_or_expired = or_(LeaseRow.token == token, LeaseRow.expires_at <= now)
-    statement = update(LeaseRow).where(LeaseRow.name == name, mine_or_expired)
-    taken = await session.scalar(statement.values(token=token, expires_at=expires_at).returning(LeaseRow.name))
-    if taken is not None:
-        return True
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    first = insert(LeaseRow).values(name=name, token=token, expires_at=expires_at)
-    return await session.scalar(first.on_conflict_do_nothing().returning(LeaseRow.name)) is not None
-
-
-async def release_lease(session: AsyncSession, name: str, token: str) -> None:
-    """Lets the next one take the lease at once."""
-    await session.execute(update(LeaseRow).where(LeaseRow.name == name, LeaseRow.token == token).values(expires_at=0.0))
-
-
-async def _list_free(
-    session: AsyncSession, conditions: list[ColumnElement[bool]], base_state: str, limit: int
-) -> list[FineTuneRow]:
+def _free() -> list[ColumnElement[bool]]:
     # While a run of an earlier attempt may exist, the next one does not start.
     alive = select(AttemptRow.id).where(AttemptRow.job_id == FineTuneRow.id, AttemptRow.state == LIVE).exists()
-    query = (
-        select(FineTuneRow)
-        .join(BaseModelRow, FineTuneRow.base_model_id == BaseModelRow.id)
-        .where(*conditions, FineTuneRow.lease_token.is_(None), FineTuneRow.cancel_requested.is_(False))
-        .where(BaseModelRow.state == base_state, ~alive)
-        .order_by(FineTuneRow.position, FineTuneRow.id)
-        .limit(limit)
-    )
-    return list(await session.scalars(query))
+    return [FineTuneRow.lease_token.is_(None), FineTuneRow.cancel_requested.is_(False), ~alive]
 
 
 async def _update_live(session: AsyncSession, attempt_id: str, values: Mapping[str, object]) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith_server.executors.base import Observation, RunState
-from tunesmith_server.training.outcomes import LOST, Ending, chosen_exit
+from tunesmith_server.training.outcomes import LOST, YIELDED, Ending, chosen_exit
 
 STRAY_GRACE_SECONDS = 30.0
 """How long a run that has nothing to do any more may take to end by itself."""
+YIELD_GRACE_SECONDS = 600.0
+"""How long a run that pauses or makes room may take to save; its last checkpoint has to do after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,13 @@ class Facts:
     observation: Observation
     owns_job: bool
     cancel_requested: bool
+    asked_to_yield: bool
+    """Whether it shall save and end: its job pauses, or makes room for another."""
     heard_from: bool
     """Whether the run of this attempt has ever called."""
     lease_expires_at: float
-    stray_since: float
-    """Since when it has been seen without a job to work on; `now` at first sight."""
+    asked_to_end_since: float
+    """Since when it has been seen without a job to work on, or asked to yield; `now` at first sight."""
     unreachable_since: float | None
     unreachable_limit: float
     """Seconds."""
@@ -72,8 +76,13 @@ def judge(facts: Facts) -> Verdict:
 
 
 def _about_running(facts: Facts) -> Verdict:
+    asked_for = facts.now - facts.asked_to_end_since
     if not facts.owns_job or facts.cancel_requested:
-        return StopRun() if facts.now - facts.stray_since > STRAY_GRACE_SECONDS else Wait()
+        return StopRun() if asked_for > STRAY_GRACE_SECONDS else Wait()
+    if facts.asked_to_yield and asked_for > YIELD_GRACE_SECONDS:
+        return StopRun()
+    if facts.observation.state is RunState.PENDING:
+        return Wait()  # nothing runs yet that could call
     silent = facts.now - facts.lease_expires_at
     return StopRun() if silent > facts.unreachable_limit else Wait(max(silent, 0.0))
 
@@ -95,6 +104,8 @@ def _about_ended(facts: Facts) -> Verdict:
         return EndAttempt(chosen, cause)
     if facts.cancel_requested:
         return EndAttempt(LOST, cause)
+    if facts.asked_to_yield and facts.observation.state is RunState.EXITED:
+        return EndAttempt(YIELDED, cause)  # stopped by order: no loss, and nobody to wait for
     if not _lease_expired(facts):
         return LaunchAgain() if cause == "gone" and not facts.heard_from else Wait()
     return EndAttempt(LOST, cause)

@@ -5,7 +5,7 @@ It must not know a provider; keys are '/'-separated and never start with '/'.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,15 @@ class SignedRequest:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a listing says of an object."""
+
+    key: str
+    changed_at: float
+    """Unix seconds, by the store's clock, at which it came to its key; never earlier than that."""
 
 
 class ObjectNotFoundError(Exception):
@@ -46,6 +55,15 @@ class ObjectStore(Protocol):
 
     async def list(self, prefix: str) -> list[str]:
         """Keys that start with `prefix`, sorted."""
+
+    async def remove_abandoned(self) -> None:
+        """Removes what writers left half done when they crashed a day or longer ago."""
+
+    def scan(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
+        """All objects below a folder ("a/b", without a slash at the end), in pages of at most 1,000, in any order.
+
+        What changes meanwhile may be in it or not.
+        """
 
     async def presign_get(self, key: str, expires_seconds: int) -> SignedRequest:
         """A request that reads the object."""

@@ -8,24 +8,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from tunesmith_server.errors import InvalidRequestError, StorageFullError, UnavailableError
-from tunesmith_server.storage.base import ObjectNotFoundError, SignedRequest
+from tunesmith_server.storage.base import ObjectNotFoundError, SignedRequest, StoredObject
 from tunesmith_server.storage.keys import check_key
 from tunesmith_server.storage.signed_urls import Upload, UrlSigner
 
 _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1024 * 1024
+_PAGE_OBJECTS = 1000
 _DRAFTS = ".drafts"
 _STALE_DRAFT_SECONDS = 24 * 3600
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -101,6 +103,16 @@ class FilesystemStore:
     async def list(self, prefix: str) -> list[str]:
         """Keys that start with `prefix`, sorted."""
         return await _in_thread(_list_keys, self._root, prefix)
+
+    async def remove_abandoned(self) -> None:
+        """Removes drafts of crashed writers."""
+        await _in_thread(_remove_stale, self._drafts)
+
+    async def scan(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
+        """All objects below a folder, in pages."""
+        found = _walk(self._root, self._path(folder))
+        while page := await _in_thread(list, itertools.islice(found, _PAGE_OBJECTS)):
+            yield page
 
     async def presign_get(self, key: str, expires_seconds: int) -> SignedRequest:
         """A URL of this server that reads the object."""
@@ -214,6 +226,15 @@ def _list_keys(root: Path, prefix: str) -> list[str]:
             folders.remove(_DRAFTS)
         keys.extend((Path(current) / name).relative_to(root).as_posix() for name in files)
     return sorted(key for key in keys if key.startswith(prefix))
+
+
+def _walk(root: Path, folder: Path) -> Iterator[StoredObject]:
+    for current, _, files in os.walk(folder):
+        for name in files:
+            path = Path(current, name)
+            with suppress(FileNotFoundError):
+                # Not the time of its bytes: a copy is a link, whose bytes may be much older than its name.
+                yield StoredObject(path.relative_to(root).as_posix(), path.stat().st_ctime)
 
 
 def _remove_stale(drafts: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -19,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tunesmith_server.errors import UnavailableError
-from tunesmith_server.storage.base import ObjectNotFoundError, SignedRequest
+from tunesmith_server.storage.base import ObjectNotFoundError, SignedRequest, StoredObject
 from tunesmith_server.storage.keys import check_key
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1024 * 1024
+_ABANDONED_AFTER = timedelta(days=1)
 _ABSENT = ("404", "NoSuchKey", "NotFound")
 _CONFIG = Config(
     signature_version="s3v4",
@@ -97,6 +99,20 @@ class S3Store:
         keys = await _in_thread(prefix, _list_keys, self._client, self._bucket, self._prefix + prefix)
         return [key.removeprefix(self._prefix) for key in keys]
 
+    async def remove_abandoned(self) -> None:
+        """Aborts uploads in parts that nobody has finished: they take room and no listing shows them."""
+        await _in_thread("", _abort_stale, self._client, self._bucket, self._prefix)
+
+    async def scan(self, folder: str) -> AsyncIterator[Sequence[StoredObject]]:
+        """All objects below a folder, in pages."""
+        paginator = self._client.get_paginator("list_objects_v2")
+        pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=f"{self._key(folder)}/"))
+        while (page := await _in_thread(folder, next, pages, None)) is not None:
+            yield [
+                StoredObject(item["Key"].removeprefix(self._prefix), item["LastModified"].timestamp())
+                for item in page.get("Contents", [])
+            ]
+
     async def presign_get(self, key: str, expires_seconds: int) -> SignedRequest:
         """A URL of the S3 server that reads the object."""
         params = {"Bucket": self._bucket, "Key": self._key(key)}
@@ -121,6 +137,16 @@ class S3Store:
 def _list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+
+def _abort_stale(client: S3Client, bucket: str, prefix: str) -> None:
+    oldest = datetime.now(UTC) - _ABANDONED_AFTER
+    pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+    stale = [each for page in pages for each in page.get("Uploads", []) if each["Initiated"] < oldest]
+    for upload in stale:
+        # A replica that sweeps at the same moment may be first.
+        with suppress(client.exceptions.NoSuchUpload):
+            client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 async def _in_thread(key: str, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -50,6 +50,13 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """The job is paused, as its user or its limit has asked; what was saved last is what it goes on from."""
+
+    retries: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """The job has failed for good."""
 
@@ -75,6 +82,8 @@ _EXIT_CODES: Mapping[int, Ending] = {
     ),
     75: Ending(Cause.PREEMPTION, "preempted", "The run was stopped before it was done."),
 }
+YIELDED = _EXIT_CODES[75]
+_INCOMPLETE = _EXIT_CODES[0]
 
 
 def chosen_exit(code: int) -> Ending | None:
@@ -82,13 +91,34 @@ def chosen_exit(code: int) -> Ending | None:
     return _EXIT_CODES.get(code)
 
 
-def decide(ending: Ending, retries: Mapping[str, int]) -> Retry | GiveUp:
-    """Whether the job is tried again after `ending`, given the retries used so far by cause."""
+def decide(ending: Ending, retries: Mapping[str, int], *, made_progress: bool = False) -> Retry | GiveUp:
+    """Whether the job is tried again after `ending`, given the retries used so far by cause.
+
+    A run that saved something before it was lost has not failed in vain: its job's losses count from one again.
+    """
     used = retries.get(ending.cause, 0)
     if ending.cause is Cause.USER or (ending.cause is Cause.TRAINER and used >= _TRAINER_RETRIES):
         return GiveUp(ending.code, ending.message)
+    if ending.cause is Cause.INFRASTRUCTURE and made_progress:
+        used = 0
     if ending.cause is Cause.INFRASTRUCTURE and used >= _INFRASTRUCTURE_RETRIES:
         message = f"The job was tried {used + 1} times and lost each time, last because: {ending.message}"
         return GiveUp("retries_exhausted", message)
     doublings = used if ending.cause is Cause.INFRASTRUCTURE else 0
     return Retry(_FIRST_DELAY_SECONDS * 2**doublings, {**retries, ending.cause.value: used + 1})
+
+
+def decide_pausing(ending: Ending, retries: Mapping[str, int]) -> Rest | GiveUp:
+    """The same for a job that is to be paused: it rests however its run ended, unless it would fail again."""
+    if ending.cause in (Cause.PREEMPTION, Cause.INFRASTRUCTURE) or ending == _INCOMPLETE:
+        return Rest(dict(retries))
+    verdict = decide(ending, retries)
+    return verdict if isinstance(verdict, GiveUp) else Rest(verdict.retries)
+
+
+def decide_preempted(ending: Ending, retries: Mapping[str, int]) -> Retry | GiveUp:
+    """The same for a run that was told to make room: its end is no fault, whether it saved in time or not."""
+    if ending.cause not in (Cause.PREEMPTION, Cause.INFRASTRUCTURE):
+        return decide(ending, retries)
+    counted = retries.get(Cause.PREEMPTION, 0) + 1
+    return Retry(0, {**retries, Cause.PREEMPTION.value: counted})

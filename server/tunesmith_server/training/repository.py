@@ -5,30 +5,36 @@ It must not know who may write; the service checks the lease in the same transac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import CheckpointRow, JsonObject, StepMetricRow
+from tunesmith_server.db.tables import AttemptRow, CheckpointRow, FineTuneRow, JsonObject, StepMetricRow
+from tunesmith_server.fine_tunes.state import TERMINAL
 
 
-async def upsert_metrics(session: AsyncSession, job_id: str, metrics: Sequence[JsonObject]) -> set[int]:
-    """Keeps the measures of each optimizer step (`step` in each); those of a repeated step replace the older ones.
-
-    Returns the steps that had no measures before.
-    """
+async def known_steps(session: AsyncSession, job_id: str, metrics: Sequence[JsonObject]) -> set[int]:
+    """Those of the steps (`step` in each) that have measures already."""
+    if not metrics:
+        return set()
     steps = {data["step"] for data in metrics}
     query = select(StepMetricRow.step).where(StepMetricRow.job_id == job_id, StepMetricRow.step.in_(steps))
-    known = set(await session.scalars(query)) if steps else set()
+    return set(await session.scalars(query))
+
+
+async def upsert_metrics(session: AsyncSession, job_id: str, metrics: Sequence[JsonObject]) -> None:
+    """Keeps the measures of each optimizer step; those of a repeated step replace the older ones."""
+    if not metrics:
+        return
+    newest = {data["step"]: data for data in metrics}
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    for data in metrics:
-        statement = insert(StepMetricRow).values(job_id=job_id, step=data["step"], data=data)
-        await session.execute(
-            statement.on_conflict_do_update(index_elements=["job_id", "step"], set_={"data": statement.excluded.data})
-        )
-    return steps - known
+    statement = insert(StepMetricRow)
+    await session.execute(
+        statement.on_conflict_do_update(index_elements=["job_id", "step"], set_={"data": statement.excluded.data}),
+        [{"job_id": job_id, "step": step, "data": data} for step, data in newest.items()],
+    )
 
 
 async def insert_checkpoint(session: AsyncSession, row: CheckpointRow) -> None:
@@ -40,6 +46,12 @@ async def insert_checkpoint(session: AsyncSession, row: CheckpointRow) -> None:
 async def find_checkpoint(session: AsyncSession, job_id: str, step: int) -> CheckpointRow | None:
     """The job's checkpoint of one step, or None."""
     return await session.scalar(select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.step == step))
+
+
+async def has_checkpoint_of(session: AsyncSession, job_id: str, epoch: int) -> bool:
+    """Whether the attempt with this epoch has committed one."""
+    query = select(CheckpointRow.id).where(CheckpointRow.job_id == job_id, CheckpointRow.epoch == epoch).limit(1)
+    return await session.scalar(query) is not None
 
 
 async def get_checkpoint(session: AsyncSession, job_id: str, checkpoint_id: str) -> CheckpointRow | None:
@@ -56,3 +68,18 @@ async def list_checkpoints(
     if after is not None:
         query = query.where(CheckpointRow.step < after.step)
     return list(await session.scalars(query.order_by(CheckpointRow.step.desc()).limit(limit)))
+
+
+async def live_epochs(session: AsyncSession, job_ids: Collection[str]) -> set[tuple[str, int]]:
+    """Job and epoch of those attempts of the jobs whose runs may still exist."""
+    query = select(AttemptRow.job_id, AttemptRow.epoch)
+    rows = await session.execute(query.where(AttemptRow.job_id.in_(job_ids), AttemptRow.state == "live"))
+    return {(job_id, epoch) for job_id, epoch in rows}
+
+
+async def resumable_prefixes(session: AsyncSession, job_ids: Collection[str]) -> set[str]:
+    """Prefixes of the checkpoints of those of the jobs that have not ended."""
+    query = select(CheckpointRow.prefix).join(FineTuneRow, FineTuneRow.id == CheckpointRow.job_id)
+    return set(
+        await session.scalars(query.where(CheckpointRow.job_id.in_(job_ids), FineTuneRow.state.not_in(TERMINAL)))
+    )

@@ -16,6 +16,7 @@ from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
 from tunesmith_server.errors import FencedError, InvalidRequestError
+from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
@@ -25,7 +26,7 @@ from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.manifest import ManifestFile
 from tunesmith_server.registry.repository import Revision
 from tunesmith_server.registry.service import RegistryService
-from tunesmith_server.training import deliveries, reports, repository
+from tunesmith_server.training import accounting, deliveries, reports, repository
 from tunesmith_server.training.ownership import amend, owned
 from tunesmith_server.training.settlement import finish_cancelled
 from tunesmith_server.training.spec import attempt_prefix
@@ -48,11 +49,13 @@ async def commit_checkpoint(
     if job.state not in _TRAINING_STATES or request.step < 1:
         raise InvalidRequestError("invalid_checkpoint", "Only a training run has checkpoints, from step 1 on.")
     revision, row = await _verified_checkpoint(core, registry, identity, job, request)
+    reach("checkpoint.verified")
     try:
         await _write_checkpoint(core, identity, job, revision, row)
     except IntegrityError:
         # The same call, repeated while the first one was still verifying, has been faster.
         return row.model_name
+    reach("checkpoint.written")
     registry.changes.announce()
     return row.model_name
 
@@ -80,6 +83,7 @@ async def complete_training(
         raise InvalidRequestError("artifact_not_committed", message)
     results = deliveries.checked_files(request.result_files)
     await deliveries.require_identical(core.store, attempt_prefix(identity), results)
+    reach("success.verified")
     name = await _write_success(core, identity, request, revision.id, results)
     registry.changes.announce()
     return name
@@ -88,6 +92,21 @@ async def complete_training(
 def model_name(job: FineTuneRow) -> str:
     """`ft:<base>:<project>:<suffix>:<id>`; without a suffix its place is empty."""
     return f"ft:{job.base_model_id}:{job.project_id}:{job.suffix or ''}:{job.name_id}"
+
+
+def result_file(job: FineTuneRow, prefix: str, file: ManifestFile, now: int) -> FileRow:
+    """A file of the project that holds what a run uploaded below `prefix`."""
+    return FileRow(
+        id=new_id("file-"),
+        project_id=job.project_id,
+        filename=file.path.rpartition("/")[2],
+        purpose="fine-tune-results",
+        bytes=file.size,
+        sha256=file.sha256,
+        status="processed",
+        storage_key=f"{prefix}/{file.path}",
+        created_at=now,
+    )
 
 
 async def _verified_checkpoint(
@@ -143,6 +162,7 @@ async def _write_checkpoint(
             checkpoint=True,
             now=row.created_at,
         )
+        reach("checkpoint.writing")
 
 
 async def _write_success(
@@ -160,6 +180,8 @@ async def _write_success(
             await finish_cancelled(session, job, identity.attempt_id, now)
         else:
             await _succeed(session, job, identity, request, revision_id, results, now)
+            reach("success.writing")
+    reach("success.written")
     if cancelled:
         raise FencedError
     return model_name(job)
@@ -175,14 +197,17 @@ async def _succeed(
     now: int,
 ) -> None:
     name = model_name(job)
-    rows = [_result_file(job, attempt_prefix(identity), file, now) for file in results]
+    rows = [result_file(job, attempt_prefix(identity), file, now) for file in results]
+    live = await accounting.spent_by(session, identity.attempt_id, now)
     changes = {
+        **accounting.charged(job, live),
         "lease_token": None,
         "lease_expires_at": None,
         "fine_tuned_model": name,
         "revision": revision_id,
         "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
-        "result_file_ids": [row.id for row in rows],
+        # Clients take the first for the numbers of the steps; what a preflight rejected comes behind.
+        "result_file_ids": [*(row.id for row in rows), *job.result_file_ids],
         "trained_tokens": request.trained_tokens,
         "finished_at": now,
     }
@@ -197,6 +222,7 @@ async def _succeed(
         changes=changes,
     ):
         raise FencedError
+    await accounting.record(session, job, live, now, request.trained_tokens)
     for row in rows:
         await files.insert(session, row)
     await registry_repository.publish_model(
@@ -207,18 +233,4 @@ async def _succeed(
         revision_id=revision_id,
         checkpoint=False,
         now=now,
-    )
-
-
-def _result_file(job: FineTuneRow, prefix: str, file: ManifestFile, now: int) -> FileRow:
-    return FileRow(
-        id=new_id("file-"),
-        project_id=job.project_id,
-        filename=file.path.rpartition("/")[2],
-        purpose="fine-tune-results",
-        bytes=file.size,
-        sha256=file.sha256,
-        status="processed",
-        storage_key=f"{prefix}/{file.path}",
-        created_at=now,
     )

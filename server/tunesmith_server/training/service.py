@@ -6,6 +6,7 @@ It must not know how runs are started.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,13 +15,14 @@ from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FileRow, FineTuneRow
 from tunesmith_server.errors import FencedError, UnavailableError
+from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.service import RegistryService
-from tunesmith_server.training import deliveries, reports, repository, results, spec
+from tunesmith_server.training import deliveries, preflights, reports, repository, results, spec
 from tunesmith_server.training.outcomes import Cause, Ending
 from tunesmith_server.training.ownership import amend, owned
 from tunesmith_server.training.settlement import finish_cancelled, settle
@@ -63,12 +65,9 @@ class TrainingService:
         async with self._core.database.write() as session:
             job = await owned(session, identity)
             await self._record(session, identity, request)
-        command = pb.COMMAND_UNSPECIFIED
-        if job.cancel_requested:
-            command = pb.COMMAND_STOP
-        elif job.state == State.PAUSING:
-            command = pb.COMMAND_PAUSE
-        return pb.HeartbeatResponse(command=command, lease_ttl_seconds=self._core.settings.lease_ttl_seconds)
+            reach("heartbeat.writing")
+        reach("heartbeat.written")
+        return pb.HeartbeatResponse(command=_command(job), lease_ttl_seconds=self._core.settings.lease_ttl_seconds)
 
     async def create_uploads(
         self, identity: AttemptIdentity, request: pb.CreateUploadsRequest
@@ -90,7 +89,11 @@ class TrainingService:
         return await results.commit_checkpoint(self._core, self._registry, identity, request)
 
     async def complete_preflight(self, identity: AttemptIdentity, request: pb.CompletePreflightRequest) -> None:
-        """Moves the job to queued with every number set; raises InvalidRequestError when one is missing."""
+        """Moves the job on with every number set: to queued, or to paused where it is not to start by itself.
+
+        Raises InvalidRequestError when a number is missing or the rejects are not what they are said to be.
+        """
+        rejects = await preflights.verified_rejects(self._core.store, identity, request.report)
         now = self._now()
         cancelled = False
         async with self._core.database.write() as session:
@@ -101,7 +104,10 @@ class TrainingService:
             if job.cancel_requested:
                 cancelled = await finish_cancelled(session, job, identity.attempt_id, now) is not None
             else:
-                await self._queue(session, job, identity, request, now)
+                kept = await preflights.keep(session, job, identity, request.report, rejects, now)
+                await self._move_on(session, job, identity, request, kept)
+            reach("preflight.writing")
+        reach("preflight.written")
         self._wake()
         if cancelled:
             raise FencedError
@@ -114,12 +120,19 @@ class TrainingService:
 
     async def fail_run(self, identity: AttemptIdentity, request: pb.FailRunRequest) -> None:
         """Ends the attempt by what its run says: the job fails, waits for another try or is cancelled."""
+        rejects = await preflights.verified_rejects(self._core.store, identity, request.report)
+        now = self._now()
         async with self._core.database.write() as session:
             job = await jobs.get(session, identity.job_id)
             if job is not None and job.epoch == identity.epoch and job.lease_token is None:
                 return  # said before, or noticed by the reconciler
             job = await owned(session, identity)
-            await settle(session, job, identity.attempt_id, reports.endings(request), self._now())
+            if request.HasField("report"):
+                kept = await preflights.keep(session, job, identity, request.report, rejects, now)
+                await amend(session, identity, now, changes=kept)
+            await settle(session, job, identity.attempt_id, reports.endings(request), now)
+            reach("failure.writing")
+        reach("failure.written")
         self._wake()
 
     async def _build_spec(
@@ -145,43 +158,45 @@ class TrainingService:
         now = self._core.clock()
         renewed = {"lease_expires_at": now + self._core.settings.lease_ttl_seconds}
         told = renewed | {"last_sequence": request.sequence, "progress": reports.progress(request, now)}
-        # First of all, so that of two equal heartbeats at the same moment one waits and then is the repeated one.
-        if not await jobs.amend(
-            session,
-            identity.job_id,
-            lease=identity.attempt_id,
-            now=int(now),
-            changes=told,
-            newer_than_sequence=request.sequence,
-        ):
-            await amend(session, identity, int(now), changes=renewed)
-            return
         metrics = [reports.step_metrics(message) for message in request.metrics]
-        new_steps = await repository.upsert_metrics(session, identity.job_id, metrics)
+        known = await repository.known_steps(session, identity.job_id, metrics)
         # A resumed run repeats the steps after its checkpoint; the history shows each step once.
         lines = [
             events.step(reports.public_metrics(message), request.total_steps)
             for message in request.metrics
-            if message.step in new_steps
+            if message.step not in known
         ]
         lines += [reports.run_event(message) for message in request.events]
-        if lines:
-            await amend(session, identity, int(now), events=lines)
+        # One write tells it all, so that of two equal heartbeats at the same moment one waits and then is the
+        # repeated one.
+        if await jobs.amend(
+            session,
+            identity.job_id,
+            lease=identity.attempt_id,
+            now=int(now),
+            events=lines,
+            changes=told,
+            newer_than_sequence=request.sequence,
+        ):
+            await repository.upsert_metrics(session, identity.job_id, metrics)
+        else:
+            await amend(session, identity, int(now), changes=renewed)
 
-    async def _queue(
+    async def _move_on(
         self,
         session: AsyncSession,
         job: FineTuneRow,
         identity: AttemptIdentity,
         request: pb.CompletePreflightRequest,
-        now: int,
+        kept: dict[str, Any],
     ) -> None:
+        to, news = _after_preflight(job)
         lines = [reports.run_event(warning) for warning in request.warnings]
-        if request.resolved:
-            settings = [{"name": each.name, "value": each.value, "reason": each.reason} for each in request.resolved]
-            lines.append(events.resolved(settings))
-        lines.append(events.validated())
+        if request.report.resolved:
+            lines.append(events.resolved(preflights.resolved(request.report)))
+        lines.append(news)
         changes = {
+            **kept,
             "lease_token": None,
             "lease_expires_at": None,
             "progress": None,
@@ -192,16 +207,39 @@ class TrainingService:
             session,
             job.id,
             {State.VALIDATING_FILES},
-            State.QUEUED,
+            to,
             lease=identity.attempt_id,
-            now=now,
+            now=self._now(),
             events=lines,
             changes=changes,
+            auto_start=job.auto_start,
         ):
-            raise FencedError
+            # Its user may have paused or resumed it in this very moment: then that decides where it goes.
+            changed = await owned(session, identity)
+            if changed.auto_start == job.auto_start:
+                raise FencedError
+            await self._move_on(session, changed, identity, request, kept)
 
     def _now(self) -> int:
         return int(self._core.clock())
+
+
+def _command(job: FineTuneRow) -> pb.Command.ValueType:
+    """What the run of the job shall do now."""
+    if job.cancel_requested:
+        return pb.COMMAND_STOP
+    if job.state == State.PAUSING or job.preempt_requested:
+        return pb.COMMAND_PAUSE
+    return pb.COMMAND_UNSPECIFIED
+
+
+def _after_preflight(job: FineTuneRow) -> tuple[State, events.NewEvent]:
+    """An estimate is complete, a job without auto_start waits for its user, any other one for a machine."""
+    if job.kind == "estimate":
+        return State.PAUSED, events.estimated()
+    if not job.auto_start:
+        return State.PAUSED, events.validated_and_waiting(job.id)
+    return State.QUEUED, events.validated()
 
 
 async def _base_revision(session: AsyncSession, job: FineTuneRow) -> str:

@@ -18,6 +18,7 @@ from tunesmith_server.registry.service import SignedFile
 from tunesmith_server.storage.base import ObjectStore
 
 WEIGHTS = {"lora": pb.WEIGHTS_LORA, "full": pb.WEIGHTS_FULL}
+LONG_ROWS = {"fail": pb.LONG_ROWS_FAIL, "cut": pb.LONG_ROWS_CUT, "drop": pb.LONG_ROWS_DROP}
 
 _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "lora_rank", "lora_alpha", "context_length")
 
@@ -61,6 +62,7 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         url_ttl_seconds=settings.url_ttl_seconds,
         max_lora_rank=settings.max_lora_rank,
         max_context_length=settings.max_context_length,
+        long_rows=LONG_ROWS[job.requested.get("long_rows", "fail")],
     )
     if inputs.validation_file is not None:
         spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from tests.sdk.conftest import Pauses
 from tests.support.fake_api import FakeApi, Fault
 from tunesmith import AsyncTunesmith, NotFoundError, Tunesmith, WaitTimeoutError
+from tunesmith.resources import files
 
 ROWS = '{"messages": ["é"]}\n{"messages": []}\n'.encode()
 
@@ -62,6 +64,48 @@ class TestCreate:
         with pytest.raises(FileNotFoundError):
             client.files.create(file=tmp_path / "none.jsonl")
 
+    def test_expiry_and_progress(self, api: FakeApi, client: Tunesmith) -> None:
+        heard: list[tuple[int, int]] = []
+        client.files.create(file=ROWS, expires_after=3600, progress=lambda *counts: heard.append(counts))
+        sent = api.received[-1].body
+        for field, value in (("expires_after[anchor]", b"created_at"), ("expires_after[seconds]", b"3600")):
+            assert re.search(b'name="%s"\r\n\r\n%s\r\n' % (re.escape(field.encode()), value), sent)
+        assert heard == [(len(ROWS), len(ROWS))]
+
+
+class TestCreateInParts:
+    @pytest.fixture(autouse=True)
+    def small_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "PART_BYTES", 16)
+
+    def test_a_large_file_goes_in_parts(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        heard: list[tuple[int, int]] = []
+        stored = client.files.create(
+            file=path, purpose="evals", expires_after=7200, progress=lambda *counts: heard.append(counts)
+        )
+        assert (stored.filename, stored.purpose, api.files[stored.id][1]) == ("rows.jsonl", "evals", ROWS)
+        ((announced, parts),) = api.uploads.values()
+        assert [len(part) for part in parts.values()] == [16, 16, len(ROWS) - 32]
+        assert announced["expires_after"] == {"anchor": "created_at", "seconds": 7200}
+        assert heard == [(16, len(ROWS)), (32, len(ROWS)), (len(ROWS), len(ROWS))]
+
+    def test_bytes_and_open_files_too(self, api: FakeApi, client: Tunesmith) -> None:
+        stream = io.BytesIO(ROWS)
+        stream.read(5)
+        for source in (ROWS, stream):
+            assert api.files[client.files.create(file=source).id][1] == ROWS
+        assert len(api.uploads) == 2
+
+    def test_a_part_that_is_lost_is_sent_again(self, api: FakeApi, client: Tunesmith) -> None:
+        api.faults.extend([Fault(after_effect=True), Fault()])
+        assert api.files[client.files.create(file=ROWS).id][1] == ROWS
+
+    async def test_async_twin(self, api: FakeApi, async_client: AsyncTunesmith) -> None:
+        file = await async_client.files.create(file=ROWS)
+        assert api.files[file.id][1] == ROWS
+
 
 class TestCreateOnce:
     def test_the_same_bytes_are_uploaded_once(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
@@ -87,6 +131,13 @@ class TestCreateOnce:
         broken = client.files.create_once(file=path)
         api.files[broken.id][0]["status"] = "error"
         assert client.files.create_once(file=path).id != broken.id
+
+    def test_a_file_that_will_expire_is_not_reused(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        passing = client.files.create_once(file=path)
+        api.files[passing.id][0]["expires_at"] = 1_800_000_000
+        assert client.files.create_once(file=path).id != passing.id
 
     def test_a_server_without_the_filter(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"

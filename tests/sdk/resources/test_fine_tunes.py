@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -125,6 +125,39 @@ class TestOtherVerbs:
         assert api.received[-1].query == {"metadata[team]": "support"}
         assert client.fine_tunes.cancel(job_id).finished
 
+    def test_pause_and_resume(self, api: FakeApi, client: Tunesmith) -> None:
+        job_id = api.add_job()
+        assert client.fine_tunes.pause(job_id).status == "paused"
+        assert client.fine_tunes.resume(job_id).status == "queued"
+
+    def test_logs(self, api: FakeApi, client: Tunesmith) -> None:
+        assert client.fine_tunes.logs("ftjob-1") == "attempt newest\n"
+        assert client.fine_tunes.logs("ftjob-1", attempt=2, tail_bytes=10) == "attempt 2\n"
+        assert api.received[-1].query == {"attempt": "2", "tail_bytes": "10"}
+
+    def test_an_estimate_asks_like_create(self, api: FakeApi, client: Tunesmith) -> None:
+        estimate = client.fine_tunes.estimate(
+            model=MODEL, training_file="file-abc", n_epochs=2, priority=5, auto_start=False, wait_seconds=1
+        )
+        assert (estimate.status, estimate.trained_tokens) == ("ready", 600)
+        assert estimate.queue is not None
+        assert estimate.queue.position == 2
+        assert api.received[0].query == {"wait_seconds": "1"}
+        assert api.received[0].json == {
+            "model": MODEL,
+            "training_file": "file-abc",
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+            "auto_start": False,
+            "scheduling": {"priority": 5},
+        }
+        assert client.fine_tunes.retrieve_estimate(estimate.id) == estimate
+
+    def test_unknown_arguments_are_refused(self, client: Tunesmith) -> None:
+        with pytest.raises(TypeError, match="epochs"):
+            client.fine_tunes.create(model=MODEL, training_file="file-abc", epochs=2)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="model"):
+            client.fine_tunes.create(training_file="file-abc")  # type: ignore[call-arg]
+
     def test_checkpoints(self, api: FakeApi, client: Tunesmith) -> None:
         job_id = api.add_job()
         for step in (10, 20):
@@ -174,7 +207,7 @@ class TestEvents:
             api.events[job_id][-2:] = api.events[job_id][:-3:-1]
 
         job_id = plan(api, becoming(api, "running"), late, becoming(api, "succeeded"))
-        messages = [event.message for event in client.fine_tunes.events(job_id, follow=True)]
+        messages = [event.message for update in client.fine_tunes.follow(job_id) for event in update.events]
         assert messages == ["now running", "late", "now succeeded"]
 
     def test_following_outlasts_a_restart(self, api: FakeApi, client: Tunesmith, pauses: Pauses) -> None:
@@ -206,6 +239,16 @@ class TestEvents:
                 api.stop()
                 pauses.on_pause = lambda number: api.start() if number == 10 else None
         assert messages == ["now running", "now succeeded"]
+
+    def test_a_reader_that_stops_early_gives_its_connection_back(self, api: FakeApi, client: Tunesmith) -> None:
+        job_id = api.add_job(status="succeeded")
+        for number in range(3):
+            api.add_event(job_id, f"event {number}")
+        events = client.fine_tunes.events(job_id, follow=True)
+        assert next(events).message == "event 0"
+        assert isinstance(events, Generator)
+        events.close()
+        assert client.fine_tunes.retrieve(job_id).id == job_id
 
 
 class TestFollow:

@@ -6,14 +6,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    Table,
+    create_engine,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.orm import Session
 
 from tests.support.postgres import PostgresServer
-from tunesmith_server.db.migrate import upgrade
+from tunesmith_server.db import guards
+from tunesmith_server.db.migrate import _config, _locked_connection, upgrade
 from tunesmith_server.db.session import sync_url
-from tunesmith_server.db.tables import Base
+from tunesmith_server.db.tables import ApiKeyRow, Base, FineTuneRow
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -37,6 +53,30 @@ def test_the_result_equals_the_declared_tables(url: str) -> None:
         differences = compare_metadata(context, Base.metadata)
     engine.dispose()
     assert differences == [], "tables.py changed: draft a migration (server/README.md)"
+
+
+def test_the_result_has_the_declared_triggers(url: str) -> None:
+    upgrade(url)
+    engine = engine_of(url)
+    migrated = triggers(engine)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    declared = triggers(engine)
+    engine.dispose()
+    assert guards.TRIGGER in migrated
+    assert migrated == declared, "db/guards.py and the migrations differ; a table that SQLite copied lost its triggers"
+
+
+def triggers(engine: Engine) -> dict[str, str]:
+    """What the database runs by itself, by name."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+    if engine.dialect.name == "postgresql":
+        query = (
+            "SELECT tgname, pg_get_triggerdef(pg_trigger.oid) || pg_get_functiondef(tgfoid) "
+            "FROM pg_trigger WHERE NOT tgisinternal"
+        )
+    with engine.connect() as connection:
+        return {row[0]: row[1] for row in connection.execute(text(query))}
 
 
 def test_servers_that_start_together_migrate_once(url: str) -> None:
@@ -63,8 +103,66 @@ def test_data_survives_a_second_upgrade(url: str) -> None:
     upgrade(url)
     engine = engine_of(url)
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO projects (id, created_at) VALUES ('default', 1)"))
+        connection.execute(text("INSERT INTO projects (id, name, quotas, created_at) VALUES ('default', '', '{}', 1)"))
     upgrade(url)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT id FROM projects")).scalars().all() == ["default"]
     engine.dispose()
+
+
+def test_rows_of_the_first_schema_get_defaults(url: str) -> None:
+    with _locked_connection(url) as connection:
+        command.upgrade(_config(connection), "0001")
+        connection.execute(text("INSERT INTO projects (id, created_at) VALUES ('default', 1)"))
+        connection.execute(
+            text("INSERT INTO api_keys (id, project_id, name, hash, created_at) VALUES ('k', 'default', '', 'h', 1)")
+        )
+    upgrade(url)
+    engine = engine_of(url)
+    with Session(engine) as session:
+        key = session.scalars(select(ApiKeyRow)).one()
+        assert (key.scopes, key.expires_at) == (["*"], None)
+    engine.dispose()
+
+
+def test_all_that_the_first_schema_held_is_kept(url: str) -> None:
+    with _locked_connection(url) as connection:
+        command.upgrade(_config(connection), "0001")
+        first = MetaData()
+        first.reflect(connection)
+        rows = {table.name: row_of(table) for table in first.sorted_tables if table.name != "alembic_version"}
+        for name, row in rows.items():
+            connection.execute(first.tables[name].insert().values(row))
+    upgrade(url)
+    engine = engine_of(url)
+    with engine.connect() as connection:
+        for name, row in rows.items():
+            table = first.tables[name]
+            kept = connection.execute(select(*table.columns)).mappings().one()
+            assert dict(kept) == row, name
+        if engine.dialect.name == "sqlite":
+            assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
+    with Session(engine) as session:
+        for mapper in Base.registry.mappers:
+            session.scalars(select(mapper.class_)).all()
+        job = session.scalars(select(FineTuneRow)).one()
+        assert (job.kind, job.auto_start, job.preempt_requested, job.devices) == ("job", True, False, 1)
+    engine.dispose()
+
+
+def row_of(table: Table) -> dict[str, object]:
+    """A row with a value in every column, that names the rows of other tables made so."""
+    return {column.name: value_of(column) for column in table.columns}
+
+
+def value_of(column: Column[object]) -> object:
+    for key in column.foreign_keys:
+        return value_of(key.column)
+    kind = column.type
+    if isinstance(kind, JSON):
+        return {"some": ["thing"]}
+    if isinstance(kind, Boolean):
+        return False
+    if isinstance(kind, Float):
+        return 1.5
+    return 7 if isinstance(kind, Integer) else f"{column.table.name}.{column.name}"

@@ -16,7 +16,7 @@ import pytest
 
 from tunesmith_server.errors import UnavailableError
 from tunesmith_server.executors import local_supervisor
-from tunesmith_server.executors.base import Launch, Observation, RunState
+from tunesmith_server.executors.base import Inventory, Launch, Observation, RunState
 from tunesmith_server.executors.local import LocalExecutor
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
@@ -152,14 +152,16 @@ async def test_the_run_gets_a_clean_environment_and_its_token_in_a_private_file(
     for name in ("AWS_SECRET_ACCESS_KEY", "TUNESMITH_DATABASE_URL", "TUNESMITH_SECRET_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     executor = make_executor("import json, os; print(json.dumps(dict(os.environ)))")
-    await executor.ensure(launch())
+    await executor.ensure(Launch("attempt-1", "token", "127.0.0.1:1", devices=("GPU-bbb",)))
     assert await until_ended(executor) == Observation(RunState.EXITED, 0)
 
     environment = json.loads(await executor.read_log("attempt-1"))
 
     assert "secret" not in environment.values()
     assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-bbb", "not those of the run beside it"
     assert environment["TUNESMITH_CONTROL_PLANE"] == "127.0.0.1:1"
     assert read_private(environment["TUNESMITH_ATTEMPT_TOKEN_FILE"]) == "token"
     assert Path(environment["TUNESMITH_WORK_DIR"]).is_relative_to(tmp_path)
@@ -185,6 +187,12 @@ async def test_a_folder_that_cannot_be_read_is_unreachable_not_gone(
     (folder / local_supervisor.IDENTITY_FILE).write_text("not json")
     assert await make_executor().observe("attempt-1") == Observation(RunState.UNREACHABLE)
     (folder / local_supervisor.IDENTITY_FILE).unlink()
+
+
+async def test_a_machine_without_gpus_offers_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    executor = LocalExecutor(tmp_path / "runs", tmp_path / "cache", PYTHON, slots=2)
+    assert await executor.capabilities() == Inventory(("slot-0", "slot-1"))
 
 
 async def test_a_launch_that_fails_says_so(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import pytest
 from fastapi import FastAPI
 
 from tests.support.asgi_server import serving
+from tests.support.clock import MovableClock
 from tests.support.core import open_core
 from tunesmith_server.auth import Authenticator
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ProjectRow
 from tunesmith_server.files.endpoints import create_router
+from tunesmith_server.files.limits import PURPOSES
 from tunesmith_server.files.service import FilesService
 from tunesmith_server.http_app import create_http_app
 from tunesmith_server.projects.service import DEFAULT_PROJECT, ProjectsService
@@ -118,7 +120,7 @@ async def test_a_bad_file_is_told_whole_and_leaves_nothing(client: httpx.AsyncCl
 async def test_an_empty_file_and_a_wrong_purpose(client: httpx.AsyncClient) -> None:
     empty = (await upload(client, b"")).json()["error"]
     assert (empty["code"], empty["param"]) == ("empty_file", "file")
-    wrong = (await upload(client, rows(), purpose="batch")).json()["error"]
+    wrong = (await upload(client, rows(), purpose="fine-tune-results")).json()["error"]
     assert (wrong["code"], wrong["param"]) == ("invalid_purpose", "purpose")
     assert "fine-tune" in wrong["message"]
 
@@ -134,6 +136,67 @@ async def test_missing_form_fields_are_named(client: httpx.AsyncClient) -> None:
         "/v1/files", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"}
     )
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "missing_required_parameter")
+
+
+@pytest.mark.parametrize("purpose", [purpose for purpose in PURPOSES if purpose != "fine-tune"])
+async def test_only_datasets_are_read_as_datasets(core: Core, purpose: str) -> None:
+    async with client_of(*await app_of(core)) as client:
+        file = (await upload(client, b"\x00 no rows", purpose=purpose)).json()
+        assert (file["purpose"], file["status"]) == (purpose, "processed")
+        assert [each["id"] for each in (await client.get(f"/v1/files?purpose={purpose}")).json()["data"]] == [
+            file["id"]
+        ]
+        empty = (await upload(client, b"", purpose=purpose)).json()["error"]
+        assert (empty["code"], empty["param"]) == ("empty_file", "file")
+
+
+async def test_the_openai_client_sets_an_expiry(core: Core, clock: MovableClock) -> None:
+    app, key = await app_of(core)
+    async with serving(app) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
+        made = await client.files.create(
+            file=("a.jsonl", rows()), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+        )
+        assert made.expires_at == clock.now + 3600
+        clock.advance(3600)
+        with pytest.raises(openai.NotFoundError) as raised:
+            await client.files.content(made.id)
+        assert raised.value.code == "file_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"anchor": "created_at", "seconds": "3599"}, "invalid_value", "expires_after.seconds"),
+        ({"anchor": "created_at", "seconds": "2592001"}, "invalid_value", "expires_after.seconds"),
+        ({"anchor": "created_at", "seconds": "1e4"}, "invalid_type", "expires_after.seconds"),
+        ({"anchor": "last_active_at", "seconds": "3600"}, "invalid_value", "expires_after.anchor"),
+        ({"anchor": "created_at"}, "missing_required_parameter", "expires_after.seconds"),
+        ({"seconds": "3600"}, "missing_required_parameter", "expires_after.anchor"),
+    ],
+)
+async def test_bad_expiries_are_refused(core: Core, fields: dict[str, str], code: str, param: str) -> None:
+    data = {"purpose": "fine-tune"} | {f"expires_after[{name}]": value for name, value in fields.items()}
+    async with client_of(*await app_of(core)) as client:
+        answer = await client.post("/v1/files", data=data, files={"file": ("a.jsonl", rows())})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, param)
+    assert await core.store.list("") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("a.JSONL", "application/jsonl"),
+        ("a.csv", "text/csv; charset=utf-8"),
+        ("a.html", "application/octet-stream"),
+        ("a", "application/octet-stream"),
+    ],
+)
+async def test_content_says_what_it_is(core: Core, name: str, content_type: str) -> None:
+    async with client_of(*await app_of(core)) as client:
+        file = (await upload(client, b"<script>", name=name, purpose="user_data")).json()
+        answer = await client.get(f"/v1/files/{file['id']}/content")
+    assert (answer.headers["content-type"], answer.headers["content-length"]) == (content_type, "8")
 
 
 @pytest.mark.parametrize(

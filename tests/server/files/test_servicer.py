@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tests.support.clock import MovableClock
 from tunesmith_proto.files.v1 import files_pb2, files_pb2_grpc
 from tunesmith_server.auth import Authenticator
 from tunesmith_server.core import Core
@@ -74,6 +75,22 @@ async def test_a_file_makes_the_round_trip(client: Client) -> None:
     assert reason(raised.value) == "file_not_found"
 
 
+async def test_a_file_expires_by_either_transport(client: Client, clock: MovableClock) -> None:
+    info = files_pb2.FileInfo(filename="a.jsonl", purpose="fine-tune")
+    info.expires_after.CopyFrom(files_pb2.ExpiresAfter(anchor="created_at", seconds=3600))
+
+    async def create() -> files_pb2.File:
+        requests = [files_pb2.CreateFileRequest(info=info), files_pb2.CreateFileRequest(chunk=ROW)]
+        return (await client.stub.CreateFile(iter(requests), metadata=client.metadata)).file
+
+    assert (await create()).expires_at == clock.now + 3600
+    assert not (await client.upload(ROW)).HasField("expires_at")
+    info.expires_after.seconds = 1
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await create()
+    assert reason(raised.value) == "invalid_value"
+
+
 async def test_content_streams_in_small_messages(client: Client) -> None:
     content = ROW * 60_000  # over two chunks of storage
     parts = [content[start : start + 1024 * 1024] for start in range(0, len(content), 1024 * 1024)]
@@ -103,7 +120,7 @@ async def test_a_thousand_problems_still_fit_into_an_answer(client: Client) -> N
 
 async def test_errors_carry_the_codes_of_rest(client: Client, core: Core) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await client.upload(ROW, purpose="batch")
+        await client.upload(ROW, purpose="fine-tune-results")
     assert reason(raised.value) == "invalid_purpose"
 
     no_info = iter([files_pb2.CreateFileRequest(chunk=ROW)])

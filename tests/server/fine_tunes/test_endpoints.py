@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,9 +14,13 @@ from fastapi import FastAPI
 
 from tests.support.artifacts import BASE_ID
 from tests.support.asgi_server import serving
-from tests.support.factories import Platform
+from tests.support.clock import MovableClock
+from tests.support.factories import PRINCIPAL, Platform, preflight_report, step_report
+from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import Authenticator
-from tunesmith_server.fine_tunes.endpoints import create_router
+from tunesmith_server.fine_tunes.endpoints import create_history_router, create_limits_router, create_router
+from tunesmith_server.fine_tunes.logs import RunLogs
+from tunesmith_server.fine_tunes.model_limits import ModelLimitsService
 from tunesmith_server.http_app import create_http_app
 from tunesmith_server.projects.service import DEFAULT_PROJECT, ProjectsService
 
@@ -25,7 +31,13 @@ JOBS = "/v1/fine_tuning/jobs"
 async def app(platform: Platform) -> FastAPI:
     """An app with nothing but jobs."""
     authenticator = Authenticator(ProjectsService(platform.core), platform.core.signer)
-    return create_http_app(platform.core, authenticator, [create_router(platform.fine_tunes)])
+    logs = RunLogs(platform.core, platform.executor)
+    routers = [
+        create_router(platform.fine_tunes),
+        create_history_router(platform.history, logs),
+        create_limits_router(ModelLimitsService(platform.core)),
+    ]
+    return create_http_app(platform.core, authenticator, routers)
 
 
 @pytest.fixture
@@ -62,7 +74,10 @@ async def test_a_job_has_every_key_on_the_wire(platform: Platform, client: httpx
         "error": None,
         "hyperparameters": auto,
         "method": {"type": "supervised", "supervised": {"hyperparameters": auto}},
-        "training": {"weights": "lora", "lora_rank": "auto", "lora_alpha": "auto"},
+        "training": {"weights": "lora", "lora_rank": "auto", "lora_alpha": "auto", "long_rows": "fail"},
+        "scheduling": {"priority": 0, "devices": 1, "max_run_seconds": None, "max_device_seconds": None},
+        "auto_start": True,
+        "queue_position": None,
         "training_file": platform.training_file,
         "validation_file": None,
         "result_files": [],
@@ -73,6 +88,7 @@ async def test_a_job_has_every_key_on_the_wire(platform: Platform, client: httpx
         "integrations": None,
         "estimated_finish": None,
         "progress": None,
+        "preflight": None,
         "evaluation": None,
     }
 
@@ -158,3 +174,101 @@ async def test_an_ended_job_is_not_cancelled_and_clients_do_not_repeat_it(
     await client.post(f"{JOBS}/{job_id}/cancel")
     answer = await client.post(f"{JOBS}/{job_id}/cancel")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "job_not_cancellable")
+
+
+async def test_the_official_client_pauses_and_resumes(platform: Platform, official: openai.AsyncOpenAI) -> None:
+    identity = await platform.start_preflight()
+    await platform.training.complete_preflight(identity, preflight_report())
+    jobs = official.fine_tuning.jobs
+    assert str((await jobs.pause(identity.job_id)).status) == "paused"
+    assert (await jobs.resume(identity.job_id)).status == "queued"
+    with pytest.raises(openai.BadRequestError) as caught:
+        await jobs.resume(identity.job_id)
+    assert caught.value.code == "job_not_resumable"
+
+
+async def test_a_create_call_that_a_client_repeats_makes_one_job(
+    platform: Platform, client: httpx.AsyncClient, clock: MovableClock
+) -> None:
+    body = {"model": BASE_ID, "training_file": platform.training_file}
+    first = (await client.post(JOBS, json=body, headers={"x-stainless-retry-count": "0"})).json()["id"]
+
+    async def again(headers: dict[str, str], **changes: Any) -> str:
+        made: str = (await client.post(JOBS, json=body | changes, headers=headers)).json()["id"]
+        return made
+
+    repeated = {"x-stainless-retry-count": "1"}
+    assert await again(repeated) == first
+    assert await again(repeated | {"x-stainless-retry-count": "2"}) == first
+    assert await again(repeated, seed=1) != first
+    assert await again(repeated | {"idempotency-key": "k"}) != first
+    assert await again({"x-stainless-retry-count": "many"}) != first
+    clock.advance(601)
+    assert await again(repeated) != first
+
+
+async def test_events_are_streamed_with_ids_to_the_end_and_again_from_any_of_them(
+    platform: Platform, client: httpx.AsyncClient
+) -> None:
+    job_id = await platform.create()
+    await platform.fine_tunes.cancel(PRINCIPAL, job_id)
+    ids = [event.id for event in reversed((await platform.history.list_events(PRINCIPAL, job_id)).data)]
+
+    whole = await client.get(f"{JOBS}/{job_id}/events", params={"stream": "true"})
+    by_header = {"accept": "text/event-stream", "last-event-id": ids[0]}
+    rest = await client.get(f"{JOBS}/{job_id}/events", headers=by_header)
+    nothing = await client.get(f"{JOBS}/{job_id}/events", params={"stream": "true", "after": ids[-1]})
+    unknown = await client.get(f"{JOBS}/{job_id}/events", params={"stream": "true", "after": "ftevent-x"})
+
+    assert whole.headers["content-type"].startswith("text/event-stream")
+    first, last, done = whole.text.removeprefix(": keep-alive\n\n").rstrip("\n").split("\n\n")
+    shown = (await platform.history.list_events(PRINCIPAL, job_id)).data
+    assert first == f"id: {ids[0]}\nevent: message\ndata: {shown[1].model_dump_json()}"
+    assert last == f"id: {ids[1]}\nevent: message\ndata: {shown[0].model_dump_json()}"
+    assert done == "data: [DONE]"
+    assert rest.text == f": keep-alive\n\n{last}\n\n{done}\n\n"
+    assert nothing.text == f": keep-alive\n\n{done}\n\n"
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (400, "invalid_cursor")
+
+
+async def test_a_stream_brings_events_as_they_happen_and_breaks_off_when_the_server_stops(
+    platform: Platform, app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    job_id = await platform.create()
+    headers = {"authorization": client.headers["authorization"]}
+    async with (
+        asyncio.timeout(30),
+        serving(app) as url,
+        httpx.AsyncClient(trust_env=False, base_url=url, headers=headers) as real,
+        real.stream("GET", f"{JOBS}/{job_id}/events", params={"stream": "true"}) as answer,
+    ):
+        lines = answer.aiter_lines()
+        assert await next_data(lines) == f"Created fine-tuning job: {job_id}"
+        await platform.fine_tunes.pause(PRINCIPAL, job_id)
+        assert await next_data(lines) == "The job will pause once its files are validated"
+        platform.history.feed.close()
+        assert [line async for line in lines if line and not line.startswith(":")] == []
+
+
+async def test_metrics_logs_and_limits_have_routes(platform: Platform, client: httpx.AsyncClient) -> None:
+    identity = await platform.start_training()
+    heartbeat = pb.HeartbeatRequest(sequence=1, total_steps=6, metrics=[step_report(1)])
+    await platform.training.heartbeat(identity, heartbeat)
+
+    metrics = (await client.get(f"{JOBS}/{identity.job_id}/metrics", params={"limit": 1})).json()
+    log = await client.get(f"{JOBS}/{identity.job_id}/logs", params={"attempt": 2})
+    limits = (await client.get("/v1/fine_tuning/model_limits")).json()
+
+    assert (metrics["data"][0]["step"], metrics["data"][0]["train_loss"], metrics["last_step"]) == (1, 1.5, 1)
+    assert log.headers["content-type"] == "text/plain; charset=utf-8"
+    assert log.text == f"log of {identity.attempt_id}\n"
+    assert [(each["model"], each["active_jobs"]) for each in limits["data"]] == [(BASE_ID, 1)]
+
+
+async def next_data(lines: AsyncIterator[str]) -> str:
+    """The message of the next event."""
+    async for line in lines:
+        if line.startswith("data: "):
+            message: str = json.loads(line.removeprefix("data: "))["message"]
+            return message
+    raise AssertionError("the stream ended")

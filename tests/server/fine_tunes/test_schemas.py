@@ -53,6 +53,14 @@ def test_numbers_within_the_ranges_are_kept(n_epochs: int, batch_size: int, mult
         ("metadata", {"k\x00": "v"}),
         ("model", ""),
         ("surprise", 1),
+        ("scheduling.priority", 101),
+        ("scheduling.priority", "1"),
+        ("scheduling.devices", 0),
+        ("scheduling.max_run_seconds", 0),
+        ("scheduling.max_device_seconds", 1.5),
+        ("scheduling.nice", 1),
+        ("auto_start", "no"),
+        ("integrations", [{"type": "wandb", "wandb": {"project": "p"}}] * 6),
     ],
 )
 def test_a_refusal_names_the_field(field: str, value: Any) -> None:
@@ -70,3 +78,20 @@ def test_what_is_required_is_named(missing: str) -> None:
         CreateFineTune.model_validate(body)
     error = from_validation(caught.value.errors(include_url=False), body)
     assert (error.code, error.param) == ("missing_required_parameter", missing)
+
+
+@pytest.mark.parametrize(
+    ("integration", "param"),
+    [
+        ({"type": "mlflow"}, "integrations.0.type"),
+        ({"type": "wandb"}, "integrations.0.wandb"),
+        ({"type": "wandb", "wandb": {"name": "n"}}, "integrations.0.wandb.project"),
+        ({"type": "wandb", "wandb": {"project": "p", "tags": [1]}}, "integrations.0.wandb.tags.0"),
+        ({"type": "wandb", "wandb": {"project": "p", "api_key": "k"}}, "integrations.0.wandb.api_key"),
+    ],
+)
+def test_integrations_have_the_published_shape(integration: dict[str, Any], param: str) -> None:
+    body = MINIMAL | {"integrations": [integration]}
+    with pytest.raises(ValidationError) as caught:
+        CreateFineTune.model_validate(body)
+    assert from_validation(caught.value.errors(include_url=False), body).param == param

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from tests.support.artifacts import BASE_ID
-from tests.support.factories import PRINCIPAL, Platform, preflight_report, step_report, store_file
+from tests.support.factories import PRINCIPAL, Platform, preflight_report, store_file
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import Principal
-from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError
+from tunesmith_server.db.tables import ProjectRow
+from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from tunesmith_server.fine_tunes.service import FineTunesService
 
 OTHER = Principal(project_id="other", key_id="key-2")
@@ -38,7 +38,7 @@ async def test_a_new_job_echoes_what_was_asked_and_leaves_the_rest_to_auto(platf
         "learning_rate_multiplier": "auto",
     }
     assert job.method.supervised.hyperparameters == job.hyperparameters
-    assert job.training.model_dump() == {"weights": "lora", "lora_rank": 4, "lora_alpha": "auto"}
+    assert job.training.model_dump() == {"weights": "lora", "lora_rank": 4, "lora_alpha": "auto", "long_rows": "fail"}
     assert (job.seed, job.user_provided_suffix, job.metadata) == (7, "My-support.bot_1", {"team": "blue"})
     assert (job.error, job.finished_at, job.fine_tuned_model, job.result_files) == (None, None, None, [])
     assert await platform.fine_tunes.get(PRINCIPAL, job.id) == job
@@ -62,7 +62,7 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
 
     assert job.status == "queued"
     assert job.hyperparameters.model_dump() == {"n_epochs": 3, "batch_size": 5, "learning_rate_multiplier": 1.0}
-    assert job.training.model_dump() == {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0}
+    assert job.training.model_dump() == {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0, "long_rows": "fail"}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,7 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
         ({"validation_file": "file-unknown"}, "file_not_found", "validation_file"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {}}}}, "unsupported_method", "method.type"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_integration", "integrations"),
+        ({"scheduling": {"devices": 99}}, "too_many_devices", "scheduling.devices"),
         ({"training": {"lora_rank": 65}}, "lora_rank_too_high", "training.lora_rank"),
         ({"training": {"weights": "full", "lora_rank": 8}}, "invalid_value", "training.lora_rank"),
     ],
@@ -198,41 +199,12 @@ async def test_an_ended_job_cannot_be_cancelled(platform: Platform) -> None:
 
 async def test_jobs_of_another_project_do_not_exist(platform: Platform) -> None:
     job_id = await platform.create()
-    service = platform.fine_tunes
-    for call in (service.get, service.cancel, service.list_events, service.list_checkpoints):
+    service, history = platform.fine_tunes, platform.history
+    reads = (history.list_events, history.follow_events, history.list_checkpoints, history.list_metrics)
+    for call in (service.get, service.cancel, service.pause, service.resume, *reads):
         for name in (job_id, "ftjob-unknown", "\x00"):
             with pytest.raises(NotFoundError):
                 await call(OTHER, name)
-
-
-async def test_events_are_newest_first_and_continue_after_an_event(platform: Platform) -> None:
-    identity = await platform.start_training()
-    metrics = [step_report(step) for step in (1, 2, 3)]
-    heartbeat = pb.HeartbeatRequest(sequence=1, phase="training", step=3, total_steps=6, metrics=metrics)
-    await platform.training.heartbeat(identity, heartbeat)
-    seen = [event async for event in all_events(platform.fine_tunes, identity.job_id)]
-
-    assert [event.message for event in reversed(seen)] == [
-        f"Created fine-tuning job: {identity.job_id}",
-        f"Validating training file: {platform.training_file}",
-        "Automatic settings: n_epochs = 3 (10 rows)",
-        "Files validated, moving job to queued state",
-        "Fine-tuning job started",
-        *(f"Step {step}/6: training loss=1.50" for step in (1, 2, 3)),
-    ]
-    assert [event.type for event in seen[:4]] == ["metrics"] * 3 + ["message"]
-    assert seen[0].data == {
-        "step": 3,
-        "total_steps": 6,
-        "train_loss": 1.5,
-        "train_mean_token_accuracy": 0.5,
-        "valid_loss": None,
-        "valid_mean_token_accuracy": None,
-        "full_valid_loss": None,
-        "full_valid_mean_token_accuracy": None,
-    }
-    with pytest.raises(InvalidRequestError):
-        await platform.fine_tunes.list_events(PRINCIPAL, identity.job_id, after="ftevent-unknown")
 
 
 async def test_creating_and_cancelling_wake_the_scheduler(platform: Platform) -> None:
@@ -243,13 +215,54 @@ async def test_creating_and_cancelling_wake_the_scheduler(platform: Platform) ->
     assert woken == ["woken", "woken"]
 
 
-async def all_events(service: FineTunesService, job_id: str) -> AsyncIterator[Any]:
-    """Every event, newest first, read in pages of two."""
-    after = None
-    while True:
-        page = await service.list_events(PRINCIPAL, job_id, after=after, limit=2)
-        for event in page.data:
-            yield event
-        if not page.has_more:
-            return
-        after = page.data[-1].id
+async def test_our_own_wishes_are_echoed_and_stored(platform: Platform) -> None:
+    wishes = {"priority": -5, "devices": "auto", "max_run_seconds": 60, "max_device_seconds": 120}
+    job = await platform.fine_tunes.create(PRINCIPAL, platform.request(scheduling=wishes, auto_start=False))
+    assert job.scheduling.model_dump() == wishes | {"devices": 1}
+    assert job.auto_start is False
+    row = await platform.row(job.id)
+    assert (row.kind, row.key_id, row.priority, len(row.body_hash)) == ("job", PRINCIPAL.key_id, -5, 64)
+
+
+async def test_a_job_tells_its_place_in_the_queue_while_it_waits(platform: Platform) -> None:
+    ids = [await validated(platform, priority) for priority in (0, 0, 5)]
+    for job_id in ids:
+        await platform.fine_tunes.resume(PRINCIPAL, job_id)
+    places = [(await platform.fine_tunes.get(PRINCIPAL, job_id)).queue_position for job_id in ids]
+    assert places == [2, 3, 1]
+    assert [job.queue_position for job in (await platform.fine_tunes.list(PRINCIPAL)).data] == [None] * 3
+    await platform.fine_tunes.pause(PRINCIPAL, ids[2])
+    assert (await platform.fine_tunes.get(PRINCIPAL, ids[2])).queue_position is None
+    assert (await platform.fine_tunes.get(PRINCIPAL, ids[0])).queue_position == 1
+
+
+async def test_what_the_preflight_found_is_shown(platform: Platform) -> None:
+    identity = await platform.start_preflight()
+    report = preflight_report()
+    report.report.findings.add(code="cut_rows", message="One row is cut.", rows=[3], count=1)
+    report.report.seconds = 12.5
+    await platform.training.complete_preflight(identity, report)
+    shown = (await platform.fine_tunes.get(PRINCIPAL, identity.job_id)).preflight
+    assert shown is not None
+    assert (shown.seconds, shown.memory, shown.rejects_file) == (12.5, None, None)
+    assert [(finding["code"], finding["rows"]) for finding in shown.findings] == [("cut_rows", [3])]
+
+
+async def test_a_project_may_have_so_many_jobs(platform: Platform) -> None:
+    async with platform.core.database.write() as session:
+        project = await session.get(ProjectRow, PRINCIPAL.project_id)
+        assert project is not None
+        project.quotas = {"max_jobs": 1}
+    job_id = await platform.create()
+    with pytest.raises(QuotaExceededError):
+        await platform.create()
+    await platform.fine_tunes.cancel(PRINCIPAL, job_id)
+    await platform.create()
+
+
+async def validated(platform: Platform, priority: int) -> str:
+    """A job that is paused after its preflight."""
+    identity = await platform.start_preflight(scheduling={"priority": priority}, auto_start=False)
+    await platform.training.complete_preflight(identity, preflight_report())
+    await platform.end_run(identity)
+    return identity.job_id

@@ -16,6 +16,8 @@ from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2 as pb
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2_grpc
 from tunesmith_proto.training.v1 import training_pb2
 from tunesmith_server.auth import Authenticator
+from tunesmith_server.fine_tunes.logs import RunLogs
+from tunesmith_server.fine_tunes.model_limits import ModelLimitsService
 from tunesmith_server.fine_tunes.servicer import FineTunesServicer
 from tunesmith_server.grpc_app import create_grpc_server
 from tunesmith_server.projects.service import DEFAULT_PROJECT, ProjectsService
@@ -40,7 +42,9 @@ async def client(platform: Platform) -> AsyncIterator[Client]:
     """A client of a real server with a key of the default project."""
     projects = ProjectsService(platform.core)
     key = (await projects.create_key(DEFAULT_PROJECT, "test")).key
-    servicer = FineTunesServicer(platform.fine_tunes, Authenticator(projects, platform.core.signer))
+    logs, limits = RunLogs(platform.core, platform.executor), ModelLimitsService(platform.core)
+    authenticator = Authenticator(projects, platform.core.signer)
+    servicer = FineTunesServicer(platform.fine_tunes, platform.history, logs, limits, authenticator)
     server = create_grpc_server({NAME: partial(fine_tunes_pb2_grpc.add_FineTunesServiceServicer_to_server, servicer)})
     port = await server.start("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -70,7 +74,7 @@ async def test_what_is_made_here_is_the_same_job_there(platform: Platform, clien
         "learning_rate_multiplier": 0.5,
     }
     assert job.hyperparameters == request.hyperparameters
-    assert job.training == pb.Training(weights="lora", lora_rank=4)
+    assert job.training == pb.Training(weights="lora", lora_rank=4, long_rows="fail")
     assert (job.status, job.method, job.HasField("finished_at")) == ("validating_files", "supervised", False)
     assert await client.create(request) == job
     got = await client.stub.GetFineTune(pb.GetFineTuneRequest(id=job.id), metadata=client.metadata)
@@ -121,3 +125,71 @@ async def test_refusals_name_the_same_codes_and_fields(
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert (info.reason, info.metadata["param"]) == (code, param)
+
+
+async def test_wishes_and_methods_travel_like_on_rest(platform: Platform, client: Client) -> None:
+    request = pb.CreateFineTuneRequest(
+        model=BASE_ID,
+        training_file=platform.training_file,
+        scheduling=pb.SchedulingOptions(priority=3, max_run_seconds=60),
+        auto_start=False,
+    )
+    request.method_options.type = "supervised"
+    request.method_options.options.update({"hyperparameters": {"n_epochs": 2}})
+    job = await client.create(request)
+
+    assert (job.hyperparameters.n_epochs, job.auto_start, job.HasField("queue_position")) == (2, False, False)
+    assert job.scheduling == pb.SchedulingOptions(priority=3, devices=1, max_run_seconds=60)
+    plain = await client.create(pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file))
+    assert plain.auto_start
+
+
+async def test_jobs_are_paused_resumed_and_followed(platform: Platform, client: Client) -> None:
+    stub, metadata = client.stub, client.metadata
+    job = await client.create(pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file))
+    paused = await stub.PauseFineTune(pb.PauseFineTuneRequest(id=job.id), metadata=metadata)
+    assert not paused.fine_tune.auto_start
+    resumed = await stub.ResumeFineTune(pb.ResumeFineTuneRequest(id=job.id), metadata=metadata)
+    assert resumed.fine_tune.auto_start
+    await stub.CancelFineTune(pb.CancelFineTuneRequest(id=job.id), metadata=metadata)
+
+    watched = [each.event async for each in stub.WatchEvents(watch(job.id), metadata=metadata)]
+    rest = [each.event async for each in stub.WatchEvents(watch(job.id, watched[1].id), metadata=metadata)]
+
+    assert [event.message for event in watched] == await platform.messages(job.id)
+    assert rest == watched[2:]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.WatchEvents(watch(job.id, "ftevent-x"), metadata=metadata).read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_watch_that_the_server_cuts_off_says_so(platform: Platform, client: Client) -> None:
+    job = await client.create(pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file))
+    call = client.stub.WatchEvents(watch(job.id), metadata=client.metadata)
+    await call.read()
+    platform.history.feed.close()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_metrics_logs_and_limits(platform: Platform, client: Client) -> None:
+    stub, metadata = client.stub, client.metadata
+    identity = await platform.start_training()
+    heartbeat = training_pb2.HeartbeatRequest(sequence=1, total_steps=6, metrics=[step_report(1), step_report(2)])
+    await platform.training.heartbeat(identity, heartbeat)
+
+    page = await stub.ListMetrics(pb.ListMetricsRequest(fine_tune_id=identity.job_id, limit=1), metadata=metadata)
+    log = await stub.ReadLog(pb.ReadLogRequest(fine_tune_id=identity.job_id), metadata=metadata)
+    limits = await stub.ListModelLimits(pb.ListModelLimitsRequest(), metadata=metadata)
+
+    assert (page.has_more, page.metrics[0].step, page.metrics[0].train_loss) == (True, 1, 1.5)
+    assert not page.metrics[0].HasField("valid_loss")
+    assert log.text == f"log of {identity.attempt_id}\n"
+    (each,) = limits.limits
+    assert (each.model, each.active_jobs, each.HasField("max_total_jobs")) == (BASE_ID, 1, False)
+
+
+def watch(job_id: str, after: str = "") -> pb.WatchEventsRequest:
+    """Follow from an event on."""
+    return pb.WatchEventsRequest(fine_tune_id=job_id, after=after)

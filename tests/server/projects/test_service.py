@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.support.core import open_core
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ApiKeyRow
-from tunesmith_server.errors import NotFoundError
+from tunesmith_server.errors import InvalidRequestError, NotFoundError
+from tunesmith_server.projects import repository
 from tunesmith_server.projects.service import DEFAULT_PROJECT, ProjectsService
 
 
@@ -81,6 +83,52 @@ async def test_a_revoked_key_is_nobody(each_core: Core) -> None:
     assert await service.find_principal(new.key) is None
     with pytest.raises(NotFoundError):
         await service.revoke_key(DEFAULT_PROJECT, new.id)
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 2**63 - 1])
+async def test_an_expiry_that_cannot_be_is_refused(core: Core, seconds: int) -> None:
+    service = ProjectsService(core)
+    await service.ensure_first_key()
+    [key] = await service.list_keys(DEFAULT_PROJECT)
+    for call in (
+        service.create_key(DEFAULT_PROJECT, "short", expires_in_seconds=seconds),
+        service.update_key(DEFAULT_PROJECT, key.id, expires_in_seconds=seconds),
+    ):
+        with pytest.raises(InvalidRequestError) as raised:
+            await call
+        assert (raised.value.code, raised.value.param) == ("invalid_value", "expires_in_seconds")
+
+
+async def test_a_key_that_is_revoked_while_it_is_rotated_leaves_none(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = ProjectsService(core)
+    await service.ensure_first_key()
+    key = await service.create_key(DEFAULT_PROJECT, "laptop", expires_in_seconds=60)
+    insert_key = repository.insert_key
+
+    async def revoked_first(session: AsyncSession, row: ApiKeyRow) -> None:
+        await repository.revoke_key(session, DEFAULT_PROJECT, key.id, 1)
+        await insert_key(session, row)
+
+    monkeypatch.setattr(repository, "insert_key", revoked_first)
+    with pytest.raises(NotFoundError):
+        await service.rotate_key(DEFAULT_PROJECT, key.id)
+    assert len(await service.list_keys(DEFAULT_PROJECT)) == 2
+
+
+async def test_keys_may_be_revoked_while_they_are_listed(core: Core) -> None:
+    service = ProjectsService(core)
+    await service.ensure_first_key()
+    for name in "abc":
+        await service.create_key(DEFAULT_PROJECT, name)
+    left, after = 4, None
+    while left:
+        page = await service.page_of_keys(DEFAULT_PROJECT, limit=1, after=after)
+        after = page.keys[0].id
+        await service.revoke_key(DEFAULT_PROJECT, after)
+        left -= 1
+    assert (await service.page_of_keys(DEFAULT_PROJECT)).keys == []
 
 
 async def test_keys_belong_to_their_project(core: Core) -> None:

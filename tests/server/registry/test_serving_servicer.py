@@ -15,7 +15,10 @@ from tests.support.registry import publish_tuned_model
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
+from tunesmith_server.db.tables import ProjectRow
 from tunesmith_server.grpc_app import create_grpc_server
+from tunesmith_server.projects.rate_limits import RateLimits
+from tunesmith_server.projects.usage import UsageQuery, UsageService
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.registry.servicer import ModelsServicer
 from tunesmith_server.registry.serving_servicer import ServingServicer
@@ -26,10 +29,12 @@ USER = (("authorization", "Bearer good"),)
 
 
 class Keys:
-    """Knows one key."""
+    """Knows a key that may do everything and one with limits that may not infer."""
 
     async def find_principal(self, key: str) -> Principal | None:
-        return Principal(project_id="default", key_id="key_1") if key == "good" else None
+        if key == "files":
+            return Principal("default", "key_2", frozenset({"files.read"}))
+        return Principal("default", "key_1", limits=RateLimits(60, None)) if key == "good" else None
 
 
 @pytest.fixture
@@ -40,7 +45,8 @@ def registry(core: Core) -> RegistryService:
 @pytest.fixture
 async def channel(core: Core, registry: RegistryService) -> AsyncIterator[grpc.aio.Channel]:
     authenticator = Authenticator(Keys(), core.signer, "gateway-token")
-    serving, models = ServingServicer(registry, authenticator), ModelsServicer(registry, authenticator)
+    serving = ServingServicer(registry, authenticator, UsageService(core))
+    models = ModelsServicer(registry, authenticator)
     server = create_grpc_server(
         {
             "tunesmith.registry.v1.ServingService": (
@@ -120,10 +126,36 @@ async def test_a_gateway_learns_whose_a_key_is(channel: grpc.aio.Channel) -> Non
     answer = await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="good"), metadata=GATEWAY)
 
     assert (answer.project_id, answer.key_id) == ("default", "key_1")
+    assert (answer.requests_per_minute, answer.HasField("tokens_per_minute")) == (60, False)
+    for _ in range(61):  # gateways count their callers themselves
+        await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="good"), metadata=GATEWAY)
     for key in ("bad", "", "good\nx"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key=key), metadata=GATEWAY)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="files"), metadata=GATEWAY)
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.PERMISSION_DENIED, "missing_scope")
+
+
+async def test_a_gateway_reports_usage_once(core: Core, channel: grpc.aio.Channel) -> None:
+    async with core.database.write() as session:
+        session.add(ProjectRow(id="default", created_at=0))
+    hour = int(core.clock()) // 3600 * 3600
+    line = serving_pb2.UsageLine(
+        project_id="default", key_id="k", model="m", hour=hour, requests=2, input_tokens=30, output_tokens=4
+    )
+    report = serving_pb2.ReportUsageRequest(gateway_id="g", sequence=1, lines=[line])
+    for _ in range(2):
+        await serving_stub(channel).ReportUsage(report, metadata=GATEWAY)
+    page = await UsageService(core).read(UsageQuery(hour, hour + 1, group_by=("kind", "model")))
+    [one] = page.buckets[0].sums
+    assert (one.group, one.requests, one.input_tokens, one.output_tokens) == (
+        {"kind": "inference", "model": "m"},
+        2,
+        30,
+        4,
+    )
 
 
 @pytest.mark.parametrize("metadata", [(), USER])
@@ -132,6 +164,7 @@ async def test_only_gateways_may_ask(channel: grpc.aio.Channel, metadata: tuple[
     calls = [
         stub.GetRevision(serving_pb2.GetRevisionRequest(revision="0" * 64), metadata=metadata),
         stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="good"), metadata=metadata),
+        stub.ReportUsage(serving_pb2.ReportUsageRequest(gateway_id="g", sequence=1), metadata=metadata),
         stub.WatchModels(serving_pb2.WatchModelsRequest(), metadata=metadata).read(),
     ]
     for call in calls:

@@ -115,6 +115,29 @@ def test_kill_9_of_the_run_resumes_from_the_last_checkpoint(server: LiveServer, 
     assert "Fine-tuning job started again" in seen
 
 
+def test_a_paused_job_frees_its_device_and_resumes_from_its_last_checkpoint(
+    server: LiveServer, controls: Controls
+) -> None:
+    controls.hold(4)
+    job_id = create(server)
+    wait_until(lambda: "Step 3/6: training loss=0.67" in messages(server, job_id), 30, "the run did not get to step 3")
+    pausing = server.request("POST", f"/fine_tuning/jobs/{job_id}/pause").json()
+    assert pausing["status"] == "pausing"
+    wait_until(lambda: server.job(job_id)["status"] == "paused", 20, "the run did not pause")
+    controls.release(4)
+    assert server.wait_for_job(create(server), 60)["status"] == "succeeded", "the device was not free"
+
+    server.request("POST", f"/fine_tuning/jobs/{job_id}/resume")
+    job = server.wait_for_job(job_id, 60)
+
+    assert job["status"] == "succeeded", job["error"]
+    assert [note.split()[::4] for note in controls.notes(job_id)] == [["e2", "0"], ["e3", "2"]]
+    seen = messages(server, job_id)
+    steps = [message for message in seen if message.startswith("Step ")]
+    assert len(steps) == len(set(steps)) == 6
+    assert not any("Trying again" in message for message in seen)
+
+
 def test_a_cancelled_run_ends(server: LiveServer, controls: Controls) -> None:
     controls.hold(2)
     job_id = create(server)

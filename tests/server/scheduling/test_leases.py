@@ -40,3 +40,16 @@ async def test_a_leader_that_leaves_makes_room_at_once(core: Core, clock: Movabl
     await first.release()
     assert not first.held()
     assert await second.renew()
+
+
+async def test_a_former_leader_is_told_so_within_its_transaction(each_core: Core, clock: MovableClock) -> None:
+    slow = MovableClock(clock.now)
+    former, next_one = (Leadership(each_core.database, each, "scheduler", 10) for each in (slow, clock))
+    assert await former.renew()
+    async with each_core.database.write() as session:
+        assert await former.confirm(session)
+    clock.advance(11)
+    assert await next_one.renew()
+    assert former.held(), "its clock stands still, or it slept"
+    async with each_core.database.write() as session:
+        assert not await former.confirm(session)

@@ -11,6 +11,7 @@ from tests.support.executor import GONE, UNREACHABLE, exited
 from tests.support.factories import PRINCIPAL, Platform
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import FencedError
 from tunesmith_server.scheduling.reconciler import Reconciler
 
@@ -226,6 +227,94 @@ async def test_who_does_not_lead_changes_nothing(platform: Platform) -> None:
     await reconcile(Reconciler(platform.core, platform.executor, lambda: False, lambda: None))
     assert (await platform.row(identity.job_id)).state == "running"
     assert platform.executor.forgotten == []
+
+
+async def test_a_run_at_its_limit_is_paused_and_gets_as_much_again_when_it_is_resumed(
+    platform: Platform, reconciler: Reconciler, clock: MovableClock
+) -> None:
+    identity = await platform.start_training()
+    await change(platform, identity.job_id, max_run_seconds=100)
+    for seconds, state in ((99, "running"), (1, "pausing")):
+        clock.advance(seconds)
+        answer = await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=1))
+        await reconcile(reconciler)
+        assert (await platform.row(identity.job_id)).state == state
+    assert answer.command == pb.COMMAND_UNSPECIFIED
+    answer = await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=2))
+    assert answer.command == pb.COMMAND_PAUSE
+    assert "max_run_seconds of 100" in (await platform.messages(identity.job_id))[-1]
+
+    clock.advance(5)
+    platform.executor.observations[identity.attempt_id] = exited(75)
+    await reconcile(reconciler)
+    job = await platform.row(identity.job_id)
+    assert (job.state, job.lease_token, job.run_seconds) == ("paused", None, 105.0)
+    assert (await platform.attempt(identity.attempt_id)).state == "ended"
+
+    await change(platform, identity.job_id, state="queued")
+    again = await platform.claim(identity.job_id)
+    clock.advance(94)
+    await platform.training.heartbeat(again, pb.HeartbeatRequest(sequence=1))
+    await reconcile(reconciler)
+    assert (await platform.row(identity.job_id)).state == "running"
+    clock.advance(1)
+    await reconcile(reconciler)
+    assert (await platform.row(identity.job_id)).state == "pausing"
+
+
+async def test_a_run_that_does_not_make_room_in_time_is_stopped_and_that_is_no_loss(
+    platform: Platform, reconciler: Reconciler, clock: MovableClock
+) -> None:
+    identity = await platform.start_training()
+    await change(platform, identity.job_id, preempt_requested=True)
+    for seconds in (0, 600, 1):
+        assert platform.executor.stopped == []
+        clock.advance(seconds)
+        await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=1))
+        await reconcile(reconciler)
+    assert platform.executor.stopped == [identity.attempt_id]
+    await reconcile(reconciler)
+    job = await platform.row(identity.job_id)
+    assert (job.state, job.retries, job.not_before) == ("queued", {"preemption": 1}, clock.now)
+
+
+async def test_a_run_that_does_not_pause_in_time_is_stopped_and_its_job_pauses(
+    platform: Platform, reconciler: Reconciler, clock: MovableClock
+) -> None:
+    identity = await platform.start_training()
+    await change(platform, identity.job_id, state="pausing")
+    for seconds in (0, 600, 1):
+        assert platform.executor.stopped == []
+        clock.advance(seconds)
+        await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=1))
+        await reconcile(reconciler)
+    assert platform.executor.stopped == [identity.attempt_id]
+    await reconcile(reconciler)
+    assert (await platform.row(identity.job_id)).state == "paused"
+
+
+async def test_no_second_epoch_starts_while_the_silent_run_may_live(
+    platform: Platform, reconciler: Reconciler, clock: MovableClock
+) -> None:
+    identity = await platform.start_training()
+    clock.advance(361)
+    await reconciler.run_once()
+    await platform.scheduler.run_once()
+    job = await platform.row(identity.job_id)
+    assert (job.state, job.epoch) == ("running", identity.epoch), "told to end, and not yet seen to have ended"
+    await reconcile(reconciler)
+    await reconcile(reconciler)
+    clock.advance(5)
+    again = await platform.claim(identity.job_id)
+    assert again.epoch == identity.epoch + 1
+
+
+async def change(platform: Platform, job_id: str, **values: object) -> None:
+    """Writes columns that somebody else decides on."""
+    async with platform.core.database.write() as session:
+        job = await session.get(FineTuneRow, job_id)
+        for name, value in values.items():
+            setattr(job, name, value)
 
 
 async def reconcile(reconciler: Reconciler) -> None:

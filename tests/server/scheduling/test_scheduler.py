@@ -9,7 +9,7 @@ from tests.support.clock import MovableClock
 from tests.support.executor import ScriptedExecutor
 from tests.support.factories import PRINCIPAL, Platform, preflight_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_server.db.tables import BaseModelRow
+from tunesmith_server.db.tables import BaseModelRow, FineTuneRow
 from tunesmith_server.scheduling.scheduler import Scheduler
 
 
@@ -103,3 +103,67 @@ async def set_base(platform: Platform, state: str, error: str | None = None) -> 
         row = await session.get(BaseModelRow, BASE_ID)
         assert row is not None
         row.state, row.error = state, error
+
+
+async def test_devices_are_written_with_the_claim_and_given_to_the_run(each_platform: Platform) -> None:
+    each_platform.executor.devices = ("gpu-a", "gpu-b", "gpu-c")
+    one, two, three = [await queue(each_platform, devices=devices) for devices in (1, 2, 1)]
+    await each_platform.scheduler.run_once()
+
+    identities = [each_platform.executor.identity_of(each_platform.core.signer, job_id) for job_id in (one, two)]
+    held = [(await each_platform.attempt(identity.attempt_id)).device_ids for identity in identities if identity]
+    launched = [each_platform.executor.launches[identity.attempt_id].devices for identity in identities if identity]
+    assert held == [["gpu-a"], ["gpu-b", "gpu-c"]]
+    assert launched == [("gpu-a",), ("gpu-b", "gpu-c")]
+    assert (await each_platform.row(three)).state == "queued"
+
+
+async def test_a_job_for_more_devices_than_there_are_fails_and_says_so(platform: Platform) -> None:
+    job_id = await queue(platform, devices=2)
+    await platform.scheduler.run_once()
+    job = await platform.fine_tunes.get(PRINCIPAL, job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code, job.error.param) == ("failed", "not_enough_devices", "devices")
+
+
+async def test_a_machine_that_cannot_tell_its_devices_fails_nobody(platform: Platform) -> None:
+    job_id = await queue(platform)
+    platform.executor.knows_devices = False
+    await platform.scheduler.run_once()
+    assert (await platform.row(job_id)).state == "queued"
+
+
+async def test_a_former_leader_claims_nothing(platform: Platform) -> None:
+    job_id = await queue(platform)
+
+    async def led_until_now(_session: object) -> bool:
+        return False
+
+    await Scheduler(platform.core, platform.executor, lambda: True, led_until_now).run_once()
+    assert (await platform.row(job_id)).state == "queued"
+
+
+async def test_a_job_of_higher_priority_has_a_run_save_and_make_room(platform: Platform, clock: MovableClock) -> None:
+    low = await platform.start_training()
+    urgent = await queue(platform, priority=1)
+    await platform.scheduler.run_once()
+    assert not (await platform.row(low.job_id)).preempt_requested, "it has not had its time yet"
+
+    clock.advance(300)
+    for _ in range(2):
+        await platform.scheduler.run_once()
+    asked = [message for message in await platform.messages(low.job_id) if "higher priority" in message]
+    assert ((await platform.row(low.job_id)).preempt_requested, len(asked)) == (True, 1)
+    answer = await platform.training.heartbeat(low, pb.HeartbeatRequest(sequence=1))
+    assert answer.command == pb.COMMAND_PAUSE
+    assert (await platform.row(urgent)).state == "queued", "the devices are still held"
+
+
+async def queue(platform: Platform, **values: object) -> str:
+    """A job that waits for devices, put there without a pass of the scheduler."""
+    job_id = await platform.create()
+    async with platform.core.database.write() as session:
+        job = await session.get(FineTuneRow, job_id)
+        for name, value in {"state": "queued", **values}.items():
+            setattr(job, name, value)
+    return job_id

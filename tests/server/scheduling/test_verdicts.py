@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.executor import GONE, RUNNING, UNREACHABLE, exited
 from tunesmith_server.executors.base import Observation, RunState
 from tunesmith_server.scheduling.verdicts import EndAttempt, Facts, LaunchAgain, StopRun, Wait, judge
-from tunesmith_server.training.outcomes import LOST
+from tunesmith_server.training.outcomes import LOST, YIELDED
 
 NOW = 1000.0
 HEALTHY = Facts(
@@ -19,9 +19,10 @@ HEALTHY = Facts(
     observation=RUNNING,
     owns_job=True,
     cancel_requested=False,
+    asked_to_yield=False,
     heard_from=True,
     lease_expires_at=NOW + 60,
-    stray_since=NOW,
+    asked_to_end_since=NOW,
     unreachable_since=None,
     unreachable_limit=300,
 )
@@ -36,9 +37,10 @@ facts = st.builds(
     observation=observations,
     owns_job=st.booleans(),
     cancel_requested=st.booleans(),
+    asked_to_yield=st.booleans(),
     heard_from=st.booleans(),
     lease_expires_at=st.floats(NOW - 1000, NOW + 1000),
-    stray_since=st.floats(NOW - 100, NOW),
+    asked_to_end_since=st.floats(NOW - 100, NOW),
     unreachable_since=st.none() | st.floats(NOW - 1000, NOW),
     unreachable_limit=st.just(300.0),
 )
@@ -88,10 +90,14 @@ def test_an_attempt_without_a_job_settles_nothing(case: Facts) -> None:
         ),
         (replace(HEALTHY, observation=UNREACHABLE, unreachable_since=NOW - 301), Wait()),
         (replace(HEALTHY, owns_job=False), Wait()),
-        (replace(HEALTHY, owns_job=False, stray_since=NOW - 31), StopRun()),
+        (replace(HEALTHY, owns_job=False, asked_to_end_since=NOW - 31), StopRun()),
         (replace(HEALTHY, owns_job=False, observation=exited(0)), EndAttempt(None, "exited")),
-        (replace(HEALTHY, cancel_requested=True, stray_since=NOW - 31), StopRun()),
+        (replace(HEALTHY, cancel_requested=True, asked_to_end_since=NOW - 31), StopRun()),
         (replace(HEALTHY, cancel_requested=True, observation=GONE), EndAttempt(LOST, "gone")),
+        (replace(HEALTHY, asked_to_yield=True, asked_to_end_since=NOW - 600), Wait()),
+        (replace(HEALTHY, asked_to_yield=True, asked_to_end_since=NOW - 601), StopRun()),
+        (replace(HEALTHY, asked_to_yield=True, observation=exited(143)), EndAttempt(YIELDED, "exited")),
+        (replace(EXPIRED, observation=Observation(RunState.PENDING)), Wait()),
     ],
 )
 def test_the_cases_by_name(case: Facts, verdict: object) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
+import boto3
 import httpx
 import pytest
+from botocore.config import Config
 
 from tests.support.core import open_core
-from tests.support.s3_server import BUCKET
+from tests.support.s3_server import BUCKET, S3Server
 from tunesmith_server.core import Core
 from tunesmith_server.errors import InvalidRequestError, UnavailableError
+from tunesmith_server.storage import filesystem, s3
 from tunesmith_server.storage.base import ObjectNotFoundError, ObjectStore
 
 
@@ -115,6 +121,26 @@ async def test_s3_takes_exactly_the_announced_bytes_by_url(s3_core: Core) -> Non
     assert (answer.status_code, answer.content) == (206, b"eig")
 
 
+async def test_uploads_in_parts_that_nobody_finished_are_removed(
+    s3_core: Core, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint, config=Config(s3={"addressing_style": "path"}))
+    prefix = s3_core.settings.storage_url.removeprefix(f"s3://{BUCKET}/")
+    for key in (f"{prefix}/files/a", "elsewhere/b"):
+        made = client.create_multipart_upload(Bucket=BUCKET, Key=key)
+        client.upload_part(Bucket=BUCKET, Key=key, UploadId=made["UploadId"], PartNumber=1, Body=b"x")
+
+    def open_uploads() -> list[str]:
+        found = client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        return [upload["Key"] for upload in found if upload["Key"] in (f"{prefix}/files/a", "elsewhere/b")]
+
+    await s3_core.store.remove_abandoned()
+    assert len(open_uploads()) == 2, "a writer may be at it"
+    monkeypatch.setattr(s3, "_ABANDONED_AFTER", timedelta(seconds=-60))
+    await s3_core.store.remove_abandoned()
+    assert open_uploads() == ["elsewhere/b"]
+
+
 async def test_an_unreachable_s3_is_unavailable(s3_core: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -122,3 +148,33 @@ async def test_an_unreachable_s3_is_unavailable(s3_core: Core, tmp_path: Path, m
         with pytest.raises(UnavailableError) as raised:
             await core.store.put_bytes("a", b"x")
     assert raised.value.code == "storage_unavailable"
+
+
+async def test_scan_goes_through_a_folder_and_tells_when_a_key_came_to_be(store: ObjectStore) -> None:
+    before = time.time() - 2  # S3 counts in whole seconds
+    for key in ("runs/j/1", "runs/j/e1/2", "runs/jj/1", "runsx/1"):
+        await store.put_bytes(key, b"x")
+
+    found = [stored async for page in store.scan("runs") for stored in page]
+    assert {stored.key for stored in found} == {"runs/j/1", "runs/j/e1/2", "runs/jj/1"}
+    assert all(before <= stored.changed_at <= time.time() + 1 for stored in found)
+    assert [page async for page in store.scan("nothing") if page] == []
+
+
+async def test_a_copy_is_as_young_as_its_key(core: Core) -> None:
+    await core.store.put_bytes("runs/x", b"first")
+    source = core.settings.home / "objects" / "runs" / "x"
+    os.utime(source, (1, 1))
+    before = time.time() - 1
+    await core.store.copy("runs/x", "revisions/r/x")
+
+    ((stored,),) = [page async for page in core.store.scan("revisions")]
+    assert stored.changed_at >= before
+
+
+async def test_scan_is_paged(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "_PAGE_OBJECTS", 2)
+    for number in range(5):
+        await core.store.put_bytes(f"runs/{number}", b"x")
+
+    assert sorted([len(page) async for page in core.store.scan("runs")]) == [1, 2, 2]

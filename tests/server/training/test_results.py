@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.artifacts import adapter_files, full_files, upload
 from tests.support.clock import MovableClock
 from tests.support.factories import PRINCIPAL, Platform, preflight_report, step_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.db.tables import UsageRow
 from tunesmith_server.errors import FencedError, InvalidRequestError
 from tunesmith_server.files import repository as files
 from tunesmith_server.registry import repository as registry
@@ -51,15 +53,28 @@ async def test_a_job_succeeds_with_a_checkpoint_that_was_committed(each_platform
         assert b"".join([chunk async for chunk in platform.core.store.read(row.storage_key)]) == RESULTS[row.filename]
 
 
+async def test_a_job_and_its_tokens_count_once_for_its_key(each_platform: Platform, clock: MovableClock) -> None:
+    identity = await each_platform.start_training()
+    clock.advance(60)
+
+    await complete(each_platform, identity, 2, await commit(each_platform, identity, 2))
+
+    job = await each_platform.row(identity.job_id)
+    async with each_platform.core.database.read() as session:
+        [used] = await session.scalars(select(UsageRow))
+    assert (used.key_id, used.model, used.kind) == (job.key_id, job.base_model_id, "training")
+    assert (used.requests, used.input_tokens, used.device_seconds) == (1, 600, 60.0)
+
+
 async def test_checkpoints_are_listed_newest_first(platform: Platform) -> None:
     identity = await platform.start_training()
     for step in (2, 4, 6):
         await commit(platform, identity, step)
 
-    page = await platform.fine_tunes.list_checkpoints(PRINCIPAL, identity.job_id, limit=2)
+    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id, limit=2)
     assert [each.step_number for each in page.data] == [6, 4]
     assert (page.first_id, page.last_id, page.has_more) == (page.data[0].id, page.data[1].id, True)
-    rest = await platform.fine_tunes.list_checkpoints(PRINCIPAL, identity.job_id, after=page.last_id)
+    rest = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id, after=page.last_id)
     assert [(each.step_number, rest.has_more) for each in rest.data] == [(2, False)]
     assert rest.data[0].metrics == {"step": 2, "train_loss": 1.5, "train_mean_token_accuracy": 0.5}
 
@@ -127,7 +142,7 @@ async def test_an_attempt_that_loses_its_job_while_its_bytes_are_verified_commit
     store.copy = copy_and_lose  # type: ignore[method-assign]  # the moment in which the lease is lost
     with pytest.raises(FencedError):
         await platform.training.commit_checkpoint(identity, request)
-    assert (await platform.fine_tunes.list_checkpoints(PRINCIPAL, identity.job_id)).data == []
+    assert (await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)).data == []
 
 
 async def test_full_weights_become_a_full_revision(platform: Platform) -> None:
@@ -144,7 +159,12 @@ async def test_full_weights_become_a_full_revision(platform: Platform) -> None:
     await complete(platform, identity, 2, artifact)
 
     job = await platform.fine_tunes.get(PRINCIPAL, identity.job_id)
-    assert job.training.model_dump() == {"weights": "full", "lora_rank": None, "lora_alpha": None}
+    assert job.training.model_dump() == {
+        "weights": "full",
+        "lora_rank": None,
+        "lora_alpha": None,
+        "long_rows": "fail",
+    }
 
 
 async def test_bytes_that_engines_would_refuse_are_refused(platform: Platform) -> None:

@@ -24,37 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etunesmith/files/v1/files.proto\x12\x12tunesmith.files.v1\"x\n\x04\x46ile\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x12\n\ncreated_at\x18\x03 \x01(\x03\x12\x10\n\x08\x66ilename\x18\x04 \x01(\t\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\"-\n\x08\x46ileInfo\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\"Z\n\x11\x43reateFileRequest\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1c.tunesmith.files.v1.FileInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"<\n\x12\x43reateFileResponse\x12&\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x18.tunesmith.files.v1.File\"\x1c\n\x0eGetFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\"9\n\x0fGetFileResponse\x12&\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x18.tunesmith.files.v1.File\"`\n\x10ListFilesRequest\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"N\n\x11ListFilesResponse\x12\'\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x18.tunesmith.files.v1.File\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"!\n\x13\x44ownloadFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\"%\n\x14\x44ownloadFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1f\n\x11\x44\x65leteFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x44\x65leteFileResponse\x12\n\n\x02id\x18\x01 \x01(\t2\xdd\x03\n\x0c\x46ilesService\x12]\n\nCreateFile\x12%.tunesmith.files.v1.CreateFileRequest\x1a&.tunesmith.files.v1.CreateFileResponse(\x01\x12R\n\x07GetFile\x12\".tunesmith.files.v1.GetFileRequest\x1a#.tunesmith.files.v1.GetFileResponse\x12X\n\tListFiles\x12$.tunesmith.files.v1.ListFilesRequest\x1a%.tunesmith.files.v1.ListFilesResponse\x12\x63\n\x0c\x44ownloadFile\x12\'.tunesmith.files.v1.DownloadFileRequest\x1a(.tunesmith.files.v1.DownloadFileResponse0\x01\x12[\n\nDeleteFile\x12%.tunesmith.files.v1.DeleteFileRequest\x1a&.tunesmith.files.v1.DeleteFileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etunesmith/files/v1/files.proto\x12\x12tunesmith.files.v1\"\xa0\x01\n\x04\x46ile\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x12\n\ncreated_at\x18\x03 \x01(\x03\x12\x10\n\x08\x66ilename\x18\x04 \x01(\t\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x17\n\nexpires_at\x18\x08 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_expires_at\"/\n\x0c\x45xpiresAfter\x12\x0e\n\x06\x61nchor\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x03\"f\n\x08\x46ileInfo\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x37\n\rexpires_after\x18\x03 \x01(\x0b\x32 .tunesmith.files.v1.ExpiresAfter\"Z\n\x11\x43reateFileRequest\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1c.tunesmith.files.v1.FileInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"<\n\x12\x43reateFileResponse\x12&\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x18.tunesmith.files.v1.File\"\x1c\n\x0eGetFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\"9\n\x0fGetFileResponse\x12&\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x18.tunesmith.files.v1.File\"`\n\x10ListFilesRequest\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"N\n\x11ListFilesResponse\x12\'\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x18.tunesmith.files.v1.File\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"!\n\x13\x44ownloadFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\"%\n\x14\x44ownloadFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1f\n\x11\x44\x65leteFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\" \n\x12\x44\x65leteFileResponse\x12\n\n\x02id\x18\x01 \x01(\t2\xdd\x03\n\x0c\x46ilesService\x12]\n\nCreateFile\x12%.tunesmith.files.v1.CreateFileRequest\x1a&.tunesmith.files.v1.CreateFileResponse(\x01\x12R\n\x07GetFile\x12\".tunesmith.files.v1.GetFileRequest\x1a#.tunesmith.files.v1.GetFileResponse\x12X\n\tListFiles\x12$.tunesmith.files.v1.ListFilesRequest\x1a%.tunesmith.files.v1.ListFilesResponse\x12\x63\n\x0c\x44ownloadFile\x12\'.tunesmith.files.v1.DownloadFileRequest\x1a(.tunesmith.files.v1.DownloadFileResponse0\x01\x12[\n\nDeleteFile\x12%.tunesmith.files.v1.DeleteFileRequest\x1a&.tunesmith.files.v1.DeleteFileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.files.v1.files_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILE']._serialized_start=54
-  _globals['_FILE']._serialized_end=174
-  _globals['_FILEINFO']._serialized_start=176
-  _globals['_FILEINFO']._serialized_end=221
-  _globals['_CREATEFILEREQUEST']._serialized_start=223
-  _globals['_CREATEFILEREQUEST']._serialized_end=313
-  _globals['_CREATEFILERESPONSE']._serialized_start=315
-  _globals['_CREATEFILERESPONSE']._serialized_end=375
-  _globals['_GETFILEREQUEST']._serialized_start=377
-  _globals['_GETFILEREQUEST']._serialized_end=405
-  _globals['_GETFILERESPONSE']._serialized_start=407
-  _globals['_GETFILERESPONSE']._serialized_end=464
-  _globals['_LISTFILESREQUEST']._serialized_start=466
-  _globals['_LISTFILESREQUEST']._serialized_end=562
-  _globals['_LISTFILESRESPONSE']._serialized_start=564
-  _globals['_LISTFILESRESPONSE']._serialized_end=642
-  _globals['_DOWNLOADFILEREQUEST']._serialized_start=644
-  _globals['_DOWNLOADFILEREQUEST']._serialized_end=677
-  _globals['_DOWNLOADFILERESPONSE']._serialized_start=679
-  _globals['_DOWNLOADFILERESPONSE']._serialized_end=716
-  _globals['_DELETEFILEREQUEST']._serialized_start=718
-  _globals['_DELETEFILEREQUEST']._serialized_end=749
-  _globals['_DELETEFILERESPONSE']._serialized_start=751
-  _globals['_DELETEFILERESPONSE']._serialized_end=783
-  _globals['_FILESSERVICE']._serialized_start=786
-  _globals['_FILESSERVICE']._serialized_end=1263
+  _globals['_FILE']._serialized_start=55
+  _globals['_FILE']._serialized_end=215
+  _globals['_EXPIRESAFTER']._serialized_start=217
+  _globals['_EXPIRESAFTER']._serialized_end=264
+  _globals['_FILEINFO']._serialized_start=266
+  _globals['_FILEINFO']._serialized_end=368
+  _globals['_CREATEFILEREQUEST']._serialized_start=370
+  _globals['_CREATEFILEREQUEST']._serialized_end=460
+  _globals['_CREATEFILERESPONSE']._serialized_start=462
+  _globals['_CREATEFILERESPONSE']._serialized_end=522
+  _globals['_GETFILEREQUEST']._serialized_start=524
+  _globals['_GETFILEREQUEST']._serialized_end=552
+  _globals['_GETFILERESPONSE']._serialized_start=554
+  _globals['_GETFILERESPONSE']._serialized_end=611
+  _globals['_LISTFILESREQUEST']._serialized_start=613
+  _globals['_LISTFILESREQUEST']._serialized_end=709
+  _globals['_LISTFILESRESPONSE']._serialized_start=711
+  _globals['_LISTFILESRESPONSE']._serialized_end=789
+  _globals['_DOWNLOADFILEREQUEST']._serialized_start=791
+  _globals['_DOWNLOADFILEREQUEST']._serialized_end=824
+  _globals['_DOWNLOADFILERESPONSE']._serialized_start=826
+  _globals['_DOWNLOADFILERESPONSE']._serialized_end=863
+  _globals['_DELETEFILEREQUEST']._serialized_start=865
+  _globals['_DELETEFILEREQUEST']._serialized_end=896
+  _globals['_DELETEFILERESPONSE']._serialized_start=898
+  _globals['_DELETEFILERESPONSE']._serialized_end=930
+  _globals['_FILESSERVICE']._serialized_start=933
+  _globals['_FILESSERVICE']._serialized_end=1410
 # @@protoc_insertion_point(module_scope)

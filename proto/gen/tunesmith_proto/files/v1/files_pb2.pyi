@@ -29,6 +29,7 @@ class File(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     bytes: _builtins.int
     created_at: _builtins.int
@@ -39,6 +40,8 @@ class File(_message.Message):
     """uploaded | processed | error"""
     sha256: _builtins.str
     """lower-case hex of the content"""
+    expires_at: _builtins.int
+    """Unix seconds; absent: never"""
     def __init__(
         self,
         *,
@@ -49,14 +52,43 @@ class File(_message.Message):
         purpose: _builtins.str = ...,
         status: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        expires_at: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "bytes", b"bytes", "created_at", b"created_at", "expires_at", b"expires_at", "filename", b"filename", "id", b"id", "purpose", b"purpose", "sha256", b"sha256", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+
+Global___File: _TypeAlias = File  # noqa: Y015
+
+@_typing.final
+class ExpiresAfter(_message.Message):
+    """When a file expires, counted from a moment of its life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANCHOR_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    anchor: _builtins.str
+    """created_at"""
+    seconds: _builtins.int
+    """3600 to 2592000"""
+    def __init__(
+        self,
+        *,
+        anchor: _builtins.str = ...,
+        seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_at", b"created_at", "filename", b"filename", "id", b"id", "purpose", b"purpose", "sha256", b"sha256", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anchor", b"anchor", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___File: _TypeAlias = File  # noqa: Y015
+Global___ExpiresAfter: _TypeAlias = ExpiresAfter  # noqa: Y015
 
 @_typing.final
 class FileInfo(_message.Message):
@@ -64,17 +96,24 @@ class FileInfo(_message.Message):
 
     FILENAME_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AFTER_FIELD_NUMBER: _builtins.int
     filename: _builtins.str
     purpose: _builtins.str
+    """assistants | batch | fine-tune | vision | user_data | evals"""
+    @_builtins.property
+    def expires_after(self) -> Global___ExpiresAfter:
+        """absent: never"""
+
     def __init__(
         self,
         *,
         filename: _builtins.str = ...,
         purpose: _builtins.str = ...,
+        expires_after: Global___ExpiresAfter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_after", b"expires_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_after", b"expires_after", "filename", b"filename", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

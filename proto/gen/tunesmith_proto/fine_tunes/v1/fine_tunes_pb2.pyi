@@ -69,20 +69,24 @@ class Training(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     LORA_RANK_FIELD_NUMBER: _builtins.int
     LORA_ALPHA_FIELD_NUMBER: _builtins.int
+    LONG_ROWS_FIELD_NUMBER: _builtins.int
     weights: _builtins.str
     """lora (default) | full"""
     lora_rank: _builtins.int
     lora_alpha: _builtins.float
+    long_rows: _builtins.str
+    """of rows over the context length: fail (default) | cut | drop"""
     def __init__(
         self,
         *,
         weights: _builtins.str = ...,
         lora_rank: _builtins.int | None = ...,
         lora_alpha: _builtins.float | None = ...,
+        long_rows: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "long_rows", b"long_rows", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lora_alpha: _TypeAlias = _typing.Literal["lora_alpha"]  # noqa: Y015
     _WhichOneofArgType__lora_alpha: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha"]  # noqa: Y015
@@ -94,6 +98,147 @@ class Training(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_rank) -> _WhichOneofReturnType__lora_rank | None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
+
+@_typing.final
+class SchedulingOptions(_message.Message):
+    """Tunesmith's own wishes to the scheduler; unset: the default."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    MAX_RUN_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    priority: _builtins.int
+    """-100..100, higher starts first"""
+    devices: _builtins.int
+    """accelerators of a run, all or none"""
+    max_run_seconds: _builtins.int
+    """after which the job pauses itself"""
+    max_device_seconds: _builtins.int
+    """likewise"""
+    def __init__(
+        self,
+        *,
+        priority: _builtins.int = ...,
+        devices: _builtins.int | None = ...,
+        max_run_seconds: _builtins.int | None = ...,
+        max_device_seconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_devices", b"_devices", "_max_device_seconds", b"_max_device_seconds", "_max_run_seconds", b"_max_run_seconds", "devices", b"devices", "max_device_seconds", b"max_device_seconds", "max_run_seconds", b"max_run_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_devices", b"_devices", "_max_device_seconds", b"_max_device_seconds", "_max_run_seconds", b"_max_run_seconds", "devices", b"devices", "max_device_seconds", b"max_device_seconds", "max_run_seconds", b"max_run_seconds", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__devices: _TypeAlias = _typing.Literal["devices"]  # noqa: Y015
+    _WhichOneofArgType__devices: _TypeAlias = _typing.Literal["_devices", b"_devices"]  # noqa: Y015
+    _WhichOneofReturnType__max_device_seconds: _TypeAlias = _typing.Literal["max_device_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_device_seconds: _TypeAlias = _typing.Literal["_max_device_seconds", b"_max_device_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_run_seconds: _TypeAlias = _typing.Literal["max_run_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_run_seconds: _TypeAlias = _typing.Literal["_max_run_seconds", b"_max_run_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__devices) -> _WhichOneofReturnType__devices | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_device_seconds) -> _WhichOneofReturnType__max_device_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_run_seconds) -> _WhichOneofReturnType__max_run_seconds | None: ...
+
+Global___SchedulingOptions: _TypeAlias = SchedulingOptions  # noqa: Y015
+
+@_typing.final
+class Method(_message.Message):
+    """How to tune: the name of a method, and the options under that name in the shape that REST has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """supervised | dpo | reinforcement"""
+    @_builtins.property
+    def options(self) -> _struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        options: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Method: _TypeAlias = Method  # noqa: Y015
+
+@_typing.final
+class Integration(_message.Message):
+    """An experiment tracker, in the shape that REST has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """wandb"""
+    @_builtins.property
+    def options(self) -> _struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        options: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Integration: _TypeAlias = Integration  # noqa: Y015
+
+@_typing.final
+class Preflight(_message.Message):
+    """What the validation found; parts that were not reported are unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    REJECTS_FILE_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """expected of the run"""
+    rejects_file: _builtins.str
+    @_builtins.property
+    def counts(self) -> _struct_pb2.Struct: ...
+    @_builtins.property
+    def findings(self) -> _struct_pb2.ListValue: ...
+    @_builtins.property
+    def memory(self) -> _struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        counts: _struct_pb2.Struct | None = ...,
+        findings: _struct_pb2.ListValue | None = ...,
+        memory: _struct_pb2.Struct | None = ...,
+        seconds: _builtins.float | None = ...,
+        rejects_file: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rejects_file", b"_rejects_file", "_seconds", b"_seconds", "counts", b"counts", "findings", b"findings", "memory", b"memory", "rejects_file", b"rejects_file", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rejects_file", b"_rejects_file", "_seconds", b"_seconds", "counts", b"counts", "findings", b"findings", "memory", b"memory", "rejects_file", b"rejects_file", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rejects_file: _TypeAlias = _typing.Literal["rejects_file"]  # noqa: Y015
+    _WhichOneofArgType__rejects_file: _TypeAlias = _typing.Literal["_rejects_file", b"_rejects_file"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rejects_file) -> _WhichOneofReturnType__rejects_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___Preflight: _TypeAlias = Preflight  # noqa: Y015
 
 @_typing.final
 class Error(_message.Message):
@@ -164,6 +309,10 @@ class FineTune(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     ESTIMATED_FINISH_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
+    AUTO_START_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """ftjob-…"""
     created_at: _builtins.int
@@ -175,7 +324,7 @@ class FineTune(_message.Message):
     fine_tuned_model: _builtins.str
     """set once succeeded"""
     status: _builtins.str
-    """validating_files | queued | running | succeeded | failed | cancelled"""
+    """validating_files | queued | running | pausing | paused | succeeded | failed | cancelled"""
     training_file: _builtins.str
     validation_file: _builtins.str
     trained_tokens: _builtins.int
@@ -185,6 +334,9 @@ class FineTune(_message.Message):
     """Unix seconds"""
     method: _builtins.str
     """supervised"""
+    auto_start: _builtins.bool
+    queue_position: _builtins.int
+    """1: starts next; never set in lists"""
     @_builtins.property
     def error(self) -> Global___Error:
         """set when failed"""
@@ -199,6 +351,12 @@ class FineTune(_message.Message):
     def result_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def scheduling(self) -> Global___SchedulingOptions: ...
+    @_builtins.property
+    def preflight(self) -> Global___Preflight:
+        """set once the files were validated"""
+
     def __init__(
         self,
         *,
@@ -220,10 +378,14 @@ class FineTune(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         estimated_finish: _builtins.int | None = ...,
         method: _builtins.str = ...,
+        scheduling: Global___SchedulingOptions | None = ...,
+        auto_start: _builtins.bool = ...,
+        queue_position: _builtins.int | None = ...,
+        preflight: Global___Preflight | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "error", b"error", "estimated_finish", b"estimated_finish", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "trained_tokens", b"trained_tokens", "training", b"training", "validation_file", b"validation_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "error", b"error", "estimated_finish", b"estimated_finish", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "preflight", b"preflight", "queue_position", b"queue_position", "scheduling", b"scheduling", "trained_tokens", b"trained_tokens", "training", b"training", "validation_file", b"validation_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "created_at", b"created_at", "error", b"error", "estimated_finish", b"estimated_finish", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "method", b"method", "model", b"model", "result_files", b"result_files", "seed", b"seed", "status", b"status", "suffix", b"suffix", "trained_tokens", b"trained_tokens", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "auto_start", b"auto_start", "created_at", b"created_at", "error", b"error", "estimated_finish", b"estimated_finish", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "method", b"method", "model", b"model", "preflight", b"preflight", "queue_position", b"queue_position", "result_files", b"result_files", "scheduling", b"scheduling", "seed", b"seed", "status", b"status", "suffix", b"suffix", "trained_tokens", b"trained_tokens", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_finish: _TypeAlias = _typing.Literal["estimated_finish"]  # noqa: Y015
     _WhichOneofArgType__estimated_finish: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish"]  # noqa: Y015
@@ -231,6 +393,8 @@ class FineTune(_message.Message):
     _WhichOneofArgType__fine_tuned_model: _TypeAlias = _typing.Literal["_fine_tuned_model", b"_fine_tuned_model"]  # noqa: Y015
     _WhichOneofReturnType__finished_at: _TypeAlias = _typing.Literal["finished_at"]  # noqa: Y015
     _WhichOneofArgType__finished_at: _TypeAlias = _typing.Literal["_finished_at", b"_finished_at"]  # noqa: Y015
+    _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
+    _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
     _WhichOneofReturnType__trained_tokens: _TypeAlias = _typing.Literal["trained_tokens"]  # noqa: Y015
     _WhichOneofArgType__trained_tokens: _TypeAlias = _typing.Literal["_trained_tokens", b"_trained_tokens"]  # noqa: Y015
     _WhichOneofReturnType__validation_file: _TypeAlias = _typing.Literal["validation_file"]  # noqa: Y015
@@ -241,6 +405,8 @@ class FineTune(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fine_tuned_model) -> _WhichOneofReturnType__fine_tuned_model | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__finished_at) -> _WhichOneofReturnType__finished_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trained_tokens) -> _WhichOneofReturnType__trained_tokens | None: ...
     @_typing.overload
@@ -282,6 +448,10 @@ class CreateFineTuneRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    METHOD_OPTIONS_FIELD_NUMBER: _builtins.int
+    INTEGRATIONS_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
+    AUTO_START_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     training_file: _builtins.str
     validation_file: _builtins.str
@@ -290,15 +460,25 @@ class CreateFineTuneRequest(_message.Message):
     """empty: none"""
     seed: _builtins.int
     method: _builtins.str
-    """empty: supervised"""
+    """empty: supervised; a name without options"""
     request_id: _builtins.str
     """replay of the same id returns the first answer; empty: none"""
+    auto_start: _builtins.bool
+    """unset: true; false: the job pauses once its files are validated"""
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters: ...
     @_builtins.property
     def training(self) -> Global___Training: ...
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def method_options(self) -> Global___Method:
+        """instead of `method` and `hyperparameters`"""
+
+    @_builtins.property
+    def integrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Integration]: ...
+    @_builtins.property
+    def scheduling(self) -> Global___SchedulingOptions: ...
     def __init__(
         self,
         *,
@@ -312,13 +492,22 @@ class CreateFineTuneRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         method: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        method_options: Global___Method | None = ...,
+        integrations: _abc.Iterable[Global___Integration] | None = ...,
+        scheduling: Global___SchedulingOptions | None = ...,
+        auto_start: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "hyperparameters", b"hyperparameters", "seed", b"seed", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_start", b"_auto_start", "_seed", b"_seed", "auto_start", b"auto_start", "hyperparameters", b"hyperparameters", "method_options", b"method_options", "scheduling", b"scheduling", "seed", b"seed", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "hyperparameters", b"hyperparameters", "metadata", b"metadata", "method", b"method", "model", b"model", "request_id", b"request_id", "seed", b"seed", "suffix", b"suffix", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_start", b"_auto_start", "_seed", b"_seed", "auto_start", b"auto_start", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "metadata", b"metadata", "method", b"method", "method_options", b"method_options", "model", b"model", "request_id", b"request_id", "scheduling", b"scheduling", "seed", b"seed", "suffix", b"suffix", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__auto_start: _TypeAlias = _typing.Literal["auto_start"]  # noqa: Y015
+    _WhichOneofArgType__auto_start: _TypeAlias = _typing.Literal["_auto_start", b"_auto_start"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_start) -> _WhichOneofReturnType__auto_start | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___CreateFineTuneRequest: _TypeAlias = CreateFineTuneRequest  # noqa: Y015
@@ -409,9 +598,12 @@ class ListFineTunesRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    WITHOUT_METADATA_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """0: the default, 20"""
     after: _builtins.str
+    without_metadata: _builtins.bool
+    """only jobs without any"""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """all pairs must match"""
@@ -422,10 +614,11 @@ class ListFineTunesRequest(_message.Message):
         limit: _builtins.int = ...,
         after: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        without_metadata: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "metadata", b"metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "metadata", b"metadata", "without_metadata", b"without_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -492,6 +685,84 @@ class CancelFineTuneResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelFineTuneResponse: _TypeAlias = CancelFineTuneResponse  # noqa: Y015
+
+@_typing.final
+class PauseFineTuneRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseFineTuneRequest: _TypeAlias = PauseFineTuneRequest  # noqa: Y015
+
+@_typing.final
+class PauseFineTuneResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fine_tune(self) -> Global___FineTune: ...
+    def __init__(
+        self,
+        *,
+        fine_tune: Global___FineTune | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseFineTuneResponse: _TypeAlias = PauseFineTuneResponse  # noqa: Y015
+
+@_typing.final
+class ResumeFineTuneRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeFineTuneRequest: _TypeAlias = ResumeFineTuneRequest  # noqa: Y015
+
+@_typing.final
+class ResumeFineTuneResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fine_tune(self) -> Global___FineTune: ...
+    def __init__(
+        self,
+        *,
+        fine_tune: Global___FineTune | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeFineTuneResponse: _TypeAlias = ResumeFineTuneResponse  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
@@ -582,6 +853,49 @@ class ListEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class WatchEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_ID_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    fine_tune_id: _builtins.str
+    after: _builtins.str
+    """id of the last event that is known; empty: from the beginning"""
+    def __init__(
+        self,
+        *,
+        fine_tune_id: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "fine_tune_id", b"fine_tune_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___Event: ...
+    def __init__(
+        self,
+        *,
+        event: Global___Event | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
@@ -690,3 +1004,754 @@ class ListCheckpointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class StepMetrics(_message.Message):
+    """Measures of one optimizer step; unset where a measure was not taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TRAIN_LOSS_FIELD_NUMBER: _builtins.int
+    TRAIN_MEAN_TOKEN_ACCURACY_FIELD_NUMBER: _builtins.int
+    VALID_LOSS_FIELD_NUMBER: _builtins.int
+    VALID_MEAN_TOKEN_ACCURACY_FIELD_NUMBER: _builtins.int
+    FULL_VALID_LOSS_FIELD_NUMBER: _builtins.int
+    FULL_VALID_MEAN_TOKEN_ACCURACY_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    train_loss: _builtins.float
+    train_mean_token_accuracy: _builtins.float
+    valid_loss: _builtins.float
+    valid_mean_token_accuracy: _builtins.float
+    full_valid_loss: _builtins.float
+    full_valid_mean_token_accuracy: _builtins.float
+    learning_rate: _builtins.float
+    tokens: _builtins.int
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        train_loss: _builtins.float | None = ...,
+        train_mean_token_accuracy: _builtins.float | None = ...,
+        valid_loss: _builtins.float | None = ...,
+        valid_mean_token_accuracy: _builtins.float | None = ...,
+        full_valid_loss: _builtins.float | None = ...,
+        full_valid_mean_token_accuracy: _builtins.float | None = ...,
+        learning_rate: _builtins.float | None = ...,
+        tokens: _builtins.int | None = ...,
+        seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_full_valid_loss", b"_full_valid_loss", "_full_valid_mean_token_accuracy", b"_full_valid_mean_token_accuracy", "_learning_rate", b"_learning_rate", "_seconds", b"_seconds", "_tokens", b"_tokens", "_train_loss", b"_train_loss", "_train_mean_token_accuracy", b"_train_mean_token_accuracy", "_valid_loss", b"_valid_loss", "_valid_mean_token_accuracy", b"_valid_mean_token_accuracy", "full_valid_loss", b"full_valid_loss", "full_valid_mean_token_accuracy", b"full_valid_mean_token_accuracy", "learning_rate", b"learning_rate", "seconds", b"seconds", "tokens", b"tokens", "train_loss", b"train_loss", "train_mean_token_accuracy", b"train_mean_token_accuracy", "valid_loss", b"valid_loss", "valid_mean_token_accuracy", b"valid_mean_token_accuracy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_full_valid_loss", b"_full_valid_loss", "_full_valid_mean_token_accuracy", b"_full_valid_mean_token_accuracy", "_learning_rate", b"_learning_rate", "_seconds", b"_seconds", "_tokens", b"_tokens", "_train_loss", b"_train_loss", "_train_mean_token_accuracy", b"_train_mean_token_accuracy", "_valid_loss", b"_valid_loss", "_valid_mean_token_accuracy", b"_valid_mean_token_accuracy", "full_valid_loss", b"full_valid_loss", "full_valid_mean_token_accuracy", b"full_valid_mean_token_accuracy", "learning_rate", b"learning_rate", "seconds", b"seconds", "step", b"step", "tokens", b"tokens", "train_loss", b"train_loss", "train_mean_token_accuracy", b"train_mean_token_accuracy", "valid_loss", b"valid_loss", "valid_mean_token_accuracy", b"valid_mean_token_accuracy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__full_valid_loss: _TypeAlias = _typing.Literal["full_valid_loss"]  # noqa: Y015
+    _WhichOneofArgType__full_valid_loss: _TypeAlias = _typing.Literal["_full_valid_loss", b"_full_valid_loss"]  # noqa: Y015
+    _WhichOneofReturnType__full_valid_mean_token_accuracy: _TypeAlias = _typing.Literal["full_valid_mean_token_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__full_valid_mean_token_accuracy: _TypeAlias = _typing.Literal["_full_valid_mean_token_accuracy", b"_full_valid_mean_token_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__tokens: _TypeAlias = _typing.Literal["tokens"]  # noqa: Y015
+    _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__train_loss: _TypeAlias = _typing.Literal["train_loss"]  # noqa: Y015
+    _WhichOneofArgType__train_loss: _TypeAlias = _typing.Literal["_train_loss", b"_train_loss"]  # noqa: Y015
+    _WhichOneofReturnType__train_mean_token_accuracy: _TypeAlias = _typing.Literal["train_mean_token_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__train_mean_token_accuracy: _TypeAlias = _typing.Literal["_train_mean_token_accuracy", b"_train_mean_token_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__valid_loss: _TypeAlias = _typing.Literal["valid_loss"]  # noqa: Y015
+    _WhichOneofArgType__valid_loss: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss"]  # noqa: Y015
+    _WhichOneofReturnType__valid_mean_token_accuracy: _TypeAlias = _typing.Literal["valid_mean_token_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__valid_mean_token_accuracy: _TypeAlias = _typing.Literal["_valid_mean_token_accuracy", b"_valid_mean_token_accuracy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__full_valid_loss) -> _WhichOneofReturnType__full_valid_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__full_valid_mean_token_accuracy) -> _WhichOneofReturnType__full_valid_mean_token_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens) -> _WhichOneofReturnType__tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__train_loss) -> _WhichOneofReturnType__train_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__train_mean_token_accuracy) -> _WhichOneofReturnType__train_mean_token_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_loss) -> _WhichOneofReturnType__valid_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_mean_token_accuracy) -> _WhichOneofReturnType__valid_mean_token_accuracy | None: ...
+
+Global___StepMetrics: _TypeAlias = StepMetrics  # noqa: Y015
+
+@_typing.final
+class ListMetricsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    fine_tune_id: _builtins.str
+    limit: _builtins.int
+    """0: the default, 100"""
+    after: _builtins.int
+    """step; 0: from the first"""
+    def __init__(
+        self,
+        *,
+        fine_tune_id: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "fine_tune_id", b"fine_tune_id", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMetricsRequest: _TypeAlias = ListMetricsRequest  # noqa: Y015
+
+@_typing.final
+class ListMetricsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepMetrics]:
+        """first step first"""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Iterable[Global___StepMetrics] | None = ...,
+        has_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMetricsResponse: _TypeAlias = ListMetricsResponse  # noqa: Y015
+
+@_typing.final
+class ReadLogRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TAIL_BYTES_FIELD_NUMBER: _builtins.int
+    fine_tune_id: _builtins.str
+    attempt: _builtins.int
+    """1, 2, …; unset: the newest"""
+    tail_bytes: _builtins.int
+    """0: the default, 65536"""
+    def __init__(
+        self,
+        *,
+        fine_tune_id: _builtins.str = ...,
+        attempt: _builtins.int | None = ...,
+        tail_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "attempt", b"attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "attempt", b"attempt", "fine_tune_id", b"fine_tune_id", "tail_bytes", b"tail_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
+    _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempt) -> _WhichOneofReturnType__attempt | None: ...
+
+Global___ReadLogRequest: _TypeAlias = ReadLogRequest  # noqa: Y015
+
+@_typing.final
+class ReadLogResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadLogResponse: _TypeAlias = ReadLogResponse  # noqa: Y015
+
+@_typing.final
+class ListModelLimitsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelLimitsRequest: _TypeAlias = ListModelLimitsRequest  # noqa: Y015
+
+@_typing.final
+class ModelLimits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MAX_TOTAL_JOBS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_JOBS_FIELD_NUMBER: _builtins.int
+    ACTIVE_JOBS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    MAX_LORA_RANK_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    max_total_jobs: _builtins.int
+    """of the project, waiting or running; unset: no limit"""
+    max_concurrent_jobs: _builtins.int
+    """likewise, running"""
+    active_jobs: _builtins.int
+    """of the project on this model, waiting or running"""
+    context_length: _builtins.int
+    """tokens"""
+    max_lora_rank: _builtins.int
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        max_total_jobs: _builtins.int | None = ...,
+        max_concurrent_jobs: _builtins.int | None = ...,
+        active_jobs: _builtins.int = ...,
+        context_length: _builtins.int | None = ...,
+        max_lora_rank: _builtins.int = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+        weights: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_concurrent_jobs", b"_max_concurrent_jobs", "_max_total_jobs", b"_max_total_jobs", "context_length", b"context_length", "max_concurrent_jobs", b"max_concurrent_jobs", "max_total_jobs", b"max_total_jobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_concurrent_jobs", b"_max_concurrent_jobs", "_max_total_jobs", b"_max_total_jobs", "active_jobs", b"active_jobs", "context_length", b"context_length", "max_concurrent_jobs", b"max_concurrent_jobs", "max_lora_rank", b"max_lora_rank", "max_total_jobs", b"max_total_jobs", "methods", b"methods", "model", b"model", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
+    _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
+    _WhichOneofReturnType__max_concurrent_jobs: _TypeAlias = _typing.Literal["max_concurrent_jobs"]  # noqa: Y015
+    _WhichOneofArgType__max_concurrent_jobs: _TypeAlias = _typing.Literal["_max_concurrent_jobs", b"_max_concurrent_jobs"]  # noqa: Y015
+    _WhichOneofReturnType__max_total_jobs: _TypeAlias = _typing.Literal["max_total_jobs"]  # noqa: Y015
+    _WhichOneofArgType__max_total_jobs: _TypeAlias = _typing.Literal["_max_total_jobs", b"_max_total_jobs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_concurrent_jobs) -> _WhichOneofReturnType__max_concurrent_jobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_total_jobs) -> _WhichOneofReturnType__max_total_jobs | None: ...
+
+Global___ModelLimits: _TypeAlias = ModelLimits  # noqa: Y015
+
+@_typing.final
+class ListModelLimitsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLimits]: ...
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[Global___ModelLimits] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelLimitsResponse: _TypeAlias = ListModelLimitsResponse  # noqa: Y015
+
+@_typing.final
+class CreateEstimateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    wait_seconds: _builtins.float
+    """unset: the default, 25"""
+    @_builtins.property
+    def fine_tune(self) -> Global___CreateFineTuneRequest: ...
+    def __init__(
+        self,
+        *,
+        fine_tune: Global___CreateFineTuneRequest | None = ...,
+        wait_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_seconds", b"_wait_seconds", "fine_tune", b"fine_tune", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_seconds", b"_wait_seconds", "fine_tune", b"fine_tune", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wait_seconds: _TypeAlias = _typing.Literal["wait_seconds"]  # noqa: Y015
+    _WhichOneofArgType__wait_seconds: _TypeAlias = _typing.Literal["_wait_seconds", b"_wait_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_seconds) -> _WhichOneofReturnType__wait_seconds | None: ...
+
+Global___CreateEstimateRequest: _TypeAlias = CreateEstimateRequest  # noqa: Y015
+
+@_typing.final
+class CreateEstimateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def estimate(self) -> Global___Estimate: ...
+    def __init__(
+        self,
+        *,
+        estimate: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateEstimateResponse: _TypeAlias = CreateEstimateResponse  # noqa: Y015
+
+@_typing.final
+class GetEstimateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEstimateRequest: _TypeAlias = GetEstimateRequest  # noqa: Y015
+
+@_typing.final
+class GetEstimateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def estimate(self) -> Global___Estimate: ...
+    def __init__(
+        self,
+        *,
+        estimate: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEstimateResponse: _TypeAlias = GetEstimateResponse  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRAINED_TOKENS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    RESOLVED_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    REJECTS_FILE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """ftest-…"""
+    created_at: _builtins.int
+    """Unix seconds"""
+    status: _builtins.str
+    """validating_files | ready | failed"""
+    model: _builtins.str
+    rows: _builtins.int
+    """All below: unset until the status is ready."""
+    tokens: _builtins.int
+    """of one pass, prompts included"""
+    trained_tokens: _builtins.int
+    """of all passes"""
+    steps: _builtins.int
+    seconds: _builtins.float
+    """expected of the run"""
+    rejects_file: _builtins.str
+    @_builtins.property
+    def error(self) -> Global___Error:
+        """set when failed"""
+
+    @_builtins.property
+    def hyperparameters(self) -> Global___Hyperparameters: ...
+    @_builtins.property
+    def training(self) -> Global___Training: ...
+    @_builtins.property
+    def resolved(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedSetting]: ...
+    @_builtins.property
+    def memory(self) -> Global___EstimatedMemory: ...
+    @_builtins.property
+    def queue(self) -> Global___EstimatedStart: ...
+    @_builtins.property
+    def cost(self) -> Global___EstimatedCost:
+        """unset while no price is set"""
+
+    @_builtins.property
+    def findings(self) -> _struct_pb2.ListValue: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        created_at: _builtins.int = ...,
+        status: _builtins.str = ...,
+        error: Global___Error | None = ...,
+        model: _builtins.str = ...,
+        rows: _builtins.int | None = ...,
+        tokens: _builtins.int | None = ...,
+        trained_tokens: _builtins.int | None = ...,
+        steps: _builtins.int | None = ...,
+        hyperparameters: Global___Hyperparameters | None = ...,
+        training: Global___Training | None = ...,
+        resolved: _abc.Iterable[Global___ResolvedSetting] | None = ...,
+        memory: Global___EstimatedMemory | None = ...,
+        seconds: _builtins.float | None = ...,
+        queue: Global___EstimatedStart | None = ...,
+        cost: Global___EstimatedCost | None = ...,
+        findings: _struct_pb2.ListValue | None = ...,
+        rejects_file: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rejects_file", b"_rejects_file", "_rows", b"_rows", "_seconds", b"_seconds", "_steps", b"_steps", "_tokens", b"_tokens", "_trained_tokens", b"_trained_tokens", "cost", b"cost", "error", b"error", "findings", b"findings", "hyperparameters", b"hyperparameters", "memory", b"memory", "queue", b"queue", "rejects_file", b"rejects_file", "rows", b"rows", "seconds", b"seconds", "steps", b"steps", "tokens", b"tokens", "trained_tokens", b"trained_tokens", "training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rejects_file", b"_rejects_file", "_rows", b"_rows", "_seconds", b"_seconds", "_steps", b"_steps", "_tokens", b"_tokens", "_trained_tokens", b"_trained_tokens", "cost", b"cost", "created_at", b"created_at", "error", b"error", "findings", b"findings", "hyperparameters", b"hyperparameters", "id", b"id", "memory", b"memory", "model", b"model", "queue", b"queue", "rejects_file", b"rejects_file", "resolved", b"resolved", "rows", b"rows", "seconds", b"seconds", "status", b"status", "steps", b"steps", "tokens", b"tokens", "trained_tokens", b"trained_tokens", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rejects_file: _TypeAlias = _typing.Literal["rejects_file"]  # noqa: Y015
+    _WhichOneofArgType__rejects_file: _TypeAlias = _typing.Literal["_rejects_file", b"_rejects_file"]  # noqa: Y015
+    _WhichOneofReturnType__rows: _TypeAlias = _typing.Literal["rows"]  # noqa: Y015
+    _WhichOneofArgType__rows: _TypeAlias = _typing.Literal["_rows", b"_rows"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__tokens: _TypeAlias = _typing.Literal["tokens"]  # noqa: Y015
+    _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__trained_tokens: _TypeAlias = _typing.Literal["trained_tokens"]  # noqa: Y015
+    _WhichOneofArgType__trained_tokens: _TypeAlias = _typing.Literal["_trained_tokens", b"_trained_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rejects_file) -> _WhichOneofReturnType__rejects_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rows) -> _WhichOneofReturnType__rows | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens) -> _WhichOneofReturnType__tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trained_tokens) -> _WhichOneofReturnType__trained_tokens | None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class ResolvedSetting(_message.Message):
+    """A setting that was left to the service, and why it became what it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvedSetting: _TypeAlias = ResolvedSetting  # noqa: Y015
+
+@_typing.final
+class EstimatedMemory(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    needed_bytes: _builtins.int
+    available_bytes: _builtins.int
+    fits: _builtins.bool
+    def __init__(
+        self,
+        *,
+        needed_bytes: _builtins.int | None = ...,
+        available_bytes: _builtins.int | None = ...,
+        fits: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_fits", b"_fits", "_needed_bytes", b"_needed_bytes", "available_bytes", b"available_bytes", "fits", b"fits", "needed_bytes", b"needed_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_fits", b"_fits", "_needed_bytes", b"_needed_bytes", "available_bytes", b"available_bytes", "fits", b"fits", "needed_bytes", b"needed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available_bytes: _TypeAlias = _typing.Literal["available_bytes"]  # noqa: Y015
+    _WhichOneofArgType__available_bytes: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__fits: _TypeAlias = _typing.Literal["fits"]  # noqa: Y015
+    _WhichOneofArgType__fits: _TypeAlias = _typing.Literal["_fits", b"_fits"]  # noqa: Y015
+    _WhichOneofReturnType__needed_bytes: _TypeAlias = _typing.Literal["needed_bytes"]  # noqa: Y015
+    _WhichOneofArgType__needed_bytes: _TypeAlias = _typing.Literal["_needed_bytes", b"_needed_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available_bytes) -> _WhichOneofReturnType__available_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fits) -> _WhichOneofReturnType__fits | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__needed_bytes) -> _WhichOneofReturnType__needed_bytes | None: ...
+
+Global___EstimatedMemory: _TypeAlias = EstimatedMemory  # noqa: Y015
+
+@_typing.final
+class EstimatedStart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    EXPECTED_START_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """had the job been made now"""
+    expected_start: _builtins.int
+    """Unix seconds; unset: nobody knows"""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        expected_start: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_start", b"_expected_start", "expected_start", b"expected_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_start", b"_expected_start", "expected_start", b"expected_start", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_start: _TypeAlias = _typing.Literal["expected_start"]  # noqa: Y015
+    _WhichOneofArgType__expected_start: _TypeAlias = _typing.Literal["_expected_start", b"_expected_start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_start) -> _WhichOneofReturnType__expected_start | None: ...
+
+Global___EstimatedStart: _TypeAlias = EstimatedStart  # noqa: Y015
+
+@_typing.final
+class EstimatedCost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    amount: _builtins.float
+    currency: _builtins.str
+    def __init__(
+        self,
+        *,
+        amount: _builtins.float = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency", b"currency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimatedCost: _TypeAlias = EstimatedCost  # noqa: Y015
+
+@_typing.final
+class CheckpointPermission(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """cp_…"""
+    created_at: _builtins.int
+    """Unix seconds"""
+    project_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        created_at: _builtins.int = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointPermission: _TypeAlias = CheckpointPermission  # noqa: Y015
+
+@_typing.final
+class CreateCheckpointPermissionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNED_MODEL_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PROJECT_IDS_FIELD_NUMBER: _builtins.int
+    fine_tuned_model_checkpoint: _builtins.str
+    @_builtins.property
+    def project_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        fine_tuned_model_checkpoint: _builtins.str = ...,
+        project_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tuned_model_checkpoint", b"fine_tuned_model_checkpoint", "project_ids", b"project_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateCheckpointPermissionsRequest: _TypeAlias = CreateCheckpointPermissionsRequest  # noqa: Y015
+
+@_typing.final
+class CreateCheckpointPermissionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointPermission]: ...
+    def __init__(
+        self,
+        *,
+        permissions: _abc.Iterable[Global___CheckpointPermission] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateCheckpointPermissionsResponse: _TypeAlias = CreateCheckpointPermissionsResponse  # noqa: Y015
+
+@_typing.final
+class ListCheckpointPermissionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNED_MODEL_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    ASCENDING_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    fine_tuned_model_checkpoint: _builtins.str
+    limit: _builtins.int
+    """0: the default, 10"""
+    after: _builtins.str
+    ascending: _builtins.bool
+    """oldest first"""
+    project_id: _builtins.str
+    """empty: all"""
+    def __init__(
+        self,
+        *,
+        fine_tuned_model_checkpoint: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        after: _builtins.str = ...,
+        ascending: _builtins.bool = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "ascending", b"ascending", "fine_tuned_model_checkpoint", b"fine_tuned_model_checkpoint", "limit", b"limit", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointPermissionsRequest: _TypeAlias = ListCheckpointPermissionsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointPermissionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointPermission]: ...
+    def __init__(
+        self,
+        *,
+        permissions: _abc.Iterable[Global___CheckpointPermission] | None = ...,
+        has_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointPermissionsResponse: _TypeAlias = ListCheckpointPermissionsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteCheckpointPermissionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNED_MODEL_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    fine_tuned_model_checkpoint: _builtins.str
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        fine_tuned_model_checkpoint: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tuned_model_checkpoint", b"fine_tuned_model_checkpoint", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCheckpointPermissionRequest: _TypeAlias = DeleteCheckpointPermissionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCheckpointPermissionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCheckpointPermissionResponse: _TypeAlias = DeleteCheckpointPermissionResponse  # noqa: Y015

@@ -55,15 +55,45 @@ class FineTunesServiceStub(object):
                 request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CancelFineTuneRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CancelFineTuneResponse.FromString,
                 _registered_method=True)
+        self.PauseFineTune = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.FineTunesService/PauseFineTune',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.PauseFineTuneRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.PauseFineTuneResponse.FromString,
+                _registered_method=True)
+        self.ResumeFineTune = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.FineTunesService/ResumeFineTune',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ResumeFineTuneRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ResumeFineTuneResponse.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/tunesmith.fine_tunes.v1.FineTunesService/ListEvents',
                 request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/tunesmith.fine_tunes.v1.FineTunesService/WatchEvents',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
         self.ListCheckpoints = channel.unary_unary(
                 '/tunesmith.fine_tunes.v1.FineTunesService/ListCheckpoints',
                 request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.ListMetrics = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.FineTunesService/ListMetrics',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListMetricsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListMetricsResponse.FromString,
+                _registered_method=True)
+        self.ReadLog = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.FineTunesService/ReadLog',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ReadLogResponse.FromString,
+                _registered_method=True)
+        self.ListModelLimits = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.FineTunesService/ListModelLimits',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListModelLimitsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListModelLimitsResponse.FromString,
                 _registered_method=True)
 
 
@@ -95,14 +125,54 @@ class FineTunesServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseFineTune(self, request, context):
+        """Has a job keep what it has done and wait for ResumeFineTune.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeFineTune(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEvents(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """Every event after a cursor, oldest first, until the job has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCheckpoints(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMetrics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLog(self, request, context):
+        """The end of what a run wrote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelLimits(self, request, context):
+        """Per base model: what it takes, and how many jobs the project may have on it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -130,15 +200,45 @@ def add_FineTunesServiceServicer_to_server(servicer, server):
                     request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CancelFineTuneRequest.FromString,
                     response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CancelFineTuneResponse.SerializeToString,
             ),
+            'PauseFineTune': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseFineTune,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.PauseFineTuneRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.PauseFineTuneResponse.SerializeToString,
+            ),
+            'ResumeFineTune': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeFineTune,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ResumeFineTuneRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ResumeFineTuneResponse.SerializeToString,
+            ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
                     request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListEventsRequest.FromString,
                     response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListEventsResponse.SerializeToString,
             ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.WatchEventsRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.WatchEventsResponse.SerializeToString,
+            ),
             'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCheckpoints,
                     request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'ListMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMetrics,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListMetricsRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListMetricsResponse.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ReadLogRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ReadLogResponse.SerializeToString,
+            ),
+            'ListModelLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelLimits,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListModelLimitsRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListModelLimitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +361,60 @@ class FineTunesService(object):
             _registered_method=True)
 
     @staticmethod
+    def PauseFineTune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.FineTunesService/PauseFineTune',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.PauseFineTuneRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.PauseFineTuneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeFineTune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.FineTunesService/ResumeFineTune',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ResumeFineTuneRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ResumeFineTuneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListEvents(request,
             target,
             options=(),
@@ -288,6 +442,33 @@ class FineTunesService(object):
             _registered_method=True)
 
     @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.FineTunesService/WatchEvents',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.WatchEventsRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListCheckpoints(request,
             target,
             options=(),
@@ -304,6 +485,367 @@ class FineTunesService(object):
             '/tunesmith.fine_tunes.v1.FineTunesService/ListCheckpoints',
             tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointsRequest.SerializeToString,
             tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.FineTunesService/ListMetrics',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListMetricsRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.FineTunesService/ReadLog',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ReadLogRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ReadLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.FineTunesService/ListModelLimits',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListModelLimitsRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListModelLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class EstimatesServiceStub(object):
+    """Runs the validation of a job that is never started, and tells what the job would take.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateEstimate = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.EstimatesService/CreateEstimate',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateEstimateRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateEstimateResponse.FromString,
+                _registered_method=True)
+        self.GetEstimate = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.EstimatesService/GetEstimate',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.GetEstimateRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.GetEstimateResponse.FromString,
+                _registered_method=True)
+
+
+class EstimatesServiceServicer(object):
+    """Runs the validation of a job that is never started, and tells what the job would take.
+    """
+
+    def CreateEstimate(self, request, context):
+        """Answers after `wait_seconds` at the latest; while the status is validating_files, ask GetEstimate again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEstimate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EstimatesServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateEstimate': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateEstimate,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateEstimateRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateEstimateResponse.SerializeToString,
+            ),
+            'GetEstimate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEstimate,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.GetEstimateRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.GetEstimateResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tunesmith.fine_tunes.v1.EstimatesService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tunesmith.fine_tunes.v1.EstimatesService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EstimatesService(object):
+    """Runs the validation of a job that is never started, and tells what the job would take.
+    """
+
+    @staticmethod
+    def CreateEstimate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.EstimatesService/CreateEstimate',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateEstimateRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateEstimateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEstimate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.EstimatesService/GetEstimate',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.GetEstimateRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.GetEstimateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class CheckpointPermissionsServiceStub(object):
+    """Lets other projects prompt a checkpoint.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateCheckpointPermissions = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.CheckpointPermissionsService/CreateCheckpointPermissions',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateCheckpointPermissionsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateCheckpointPermissionsResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpointPermissions = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.CheckpointPermissionsService/ListCheckpointPermissions',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointPermissionsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointPermissionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteCheckpointPermission = channel.unary_unary(
+                '/tunesmith.fine_tunes.v1.CheckpointPermissionsService/DeleteCheckpointPermission',
+                request_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.DeleteCheckpointPermissionRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.DeleteCheckpointPermissionResponse.FromString,
+                _registered_method=True)
+
+
+class CheckpointPermissionsServiceServicer(object):
+    """Lets other projects prompt a checkpoint.
+    """
+
+    def CreateCheckpointPermissions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpointPermissions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCheckpointPermission(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CheckpointPermissionsServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateCheckpointPermissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateCheckpointPermissions,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateCheckpointPermissionsRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateCheckpointPermissionsResponse.SerializeToString,
+            ),
+            'ListCheckpointPermissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpointPermissions,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointPermissionsRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointPermissionsResponse.SerializeToString,
+            ),
+            'DeleteCheckpointPermission': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCheckpointPermission,
+                    request_deserializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.DeleteCheckpointPermissionRequest.FromString,
+                    response_serializer=tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.DeleteCheckpointPermissionResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tunesmith.fine_tunes.v1.CheckpointPermissionsService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tunesmith.fine_tunes.v1.CheckpointPermissionsService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CheckpointPermissionsService(object):
+    """Lets other projects prompt a checkpoint.
+    """
+
+    @staticmethod
+    def CreateCheckpointPermissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.CheckpointPermissionsService/CreateCheckpointPermissions',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateCheckpointPermissionsRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.CreateCheckpointPermissionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpointPermissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.CheckpointPermissionsService/ListCheckpointPermissions',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointPermissionsRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.ListCheckpointPermissionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCheckpointPermission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.fine_tunes.v1.CheckpointPermissionsService/DeleteCheckpointPermission',
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.DeleteCheckpointPermissionRequest.SerializeToString,
+            tunesmith_dot_fine__tunes_dot_v1_dot_fine__tunes__pb2.DeleteCheckpointPermissionResponse.FromString,
             options,
             channel_credentials,
             insecure,

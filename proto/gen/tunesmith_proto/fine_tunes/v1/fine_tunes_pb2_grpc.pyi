@@ -37,8 +37,18 @@ class FineTunesServiceStub:
     GetFineTune: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.GetFineTuneRequest, _fine_tunes_pb2.GetFineTuneResponse]
     ListFineTunes: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListFineTunesRequest, _fine_tunes_pb2.ListFineTunesResponse]
     CancelFineTune: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.CancelFineTuneRequest, _fine_tunes_pb2.CancelFineTuneResponse]
+    PauseFineTune: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.PauseFineTuneRequest, _fine_tunes_pb2.PauseFineTuneResponse]
+    """Has a job keep what it has done and wait for ResumeFineTune."""
+    ResumeFineTune: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ResumeFineTuneRequest, _fine_tunes_pb2.ResumeFineTuneResponse]
     ListEvents: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListEventsRequest, _fine_tunes_pb2.ListEventsResponse]
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_fine_tunes_pb2.WatchEventsRequest, _fine_tunes_pb2.WatchEventsResponse]
+    """Every event after a cursor, oldest first, until the job has ended."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListCheckpointsRequest, _fine_tunes_pb2.ListCheckpointsResponse]
+    ListMetrics: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListMetricsRequest, _fine_tunes_pb2.ListMetricsResponse]
+    ReadLog: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ReadLogRequest, _fine_tunes_pb2.ReadLogResponse]
+    """The end of what a run wrote."""
+    ListModelLimits: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListModelLimitsRequest, _fine_tunes_pb2.ListModelLimitsResponse]
+    """Per base model: what it takes, and how many jobs the project may have on it."""
 
 @_typing.type_check_only
 class FineTunesServiceAsyncStub(FineTunesServiceStub):
@@ -49,8 +59,18 @@ class FineTunesServiceAsyncStub(FineTunesServiceStub):
     GetFineTune: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.GetFineTuneRequest, _fine_tunes_pb2.GetFineTuneResponse]  # type: ignore[assignment]
     ListFineTunes: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListFineTunesRequest, _fine_tunes_pb2.ListFineTunesResponse]  # type: ignore[assignment]
     CancelFineTune: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.CancelFineTuneRequest, _fine_tunes_pb2.CancelFineTuneResponse]  # type: ignore[assignment]
+    PauseFineTune: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.PauseFineTuneRequest, _fine_tunes_pb2.PauseFineTuneResponse]  # type: ignore[assignment]
+    """Has a job keep what it has done and wait for ResumeFineTune."""
+    ResumeFineTune: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ResumeFineTuneRequest, _fine_tunes_pb2.ResumeFineTuneResponse]  # type: ignore[assignment]
     ListEvents: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListEventsRequest, _fine_tunes_pb2.ListEventsResponse]  # type: ignore[assignment]
+    WatchEvents: _aio.UnaryStreamMultiCallable[_fine_tunes_pb2.WatchEventsRequest, _fine_tunes_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """Every event after a cursor, oldest first, until the job has ended."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListCheckpointsRequest, _fine_tunes_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    ListMetrics: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListMetricsRequest, _fine_tunes_pb2.ListMetricsResponse]  # type: ignore[assignment]
+    ReadLog: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ReadLogRequest, _fine_tunes_pb2.ReadLogResponse]  # type: ignore[assignment]
+    """The end of what a run wrote."""
+    ListModelLimits: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListModelLimitsRequest, _fine_tunes_pb2.ListModelLimitsResponse]  # type: ignore[assignment]
+    """Per base model: what it takes, and how many jobs the project may have on it."""
 
 class FineTunesServiceServicer(metaclass=_abc_1.ABCMeta):
     """Creates and follows fine-tune jobs of the caller's project."""
@@ -84,11 +104,34 @@ class FineTunesServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tunes_pb2.CancelFineTuneResponse, _abc.Awaitable[_fine_tunes_pb2.CancelFineTuneResponse]]: ...
 
     @_abc_1.abstractmethod
+    def PauseFineTune(
+        self,
+        request: _fine_tunes_pb2.PauseFineTuneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.PauseFineTuneResponse, _abc.Awaitable[_fine_tunes_pb2.PauseFineTuneResponse]]:
+        """Has a job keep what it has done and wait for ResumeFineTune."""
+
+    @_abc_1.abstractmethod
+    def ResumeFineTune(
+        self,
+        request: _fine_tunes_pb2.ResumeFineTuneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.ResumeFineTuneResponse, _abc.Awaitable[_fine_tunes_pb2.ResumeFineTuneResponse]]: ...
+
+    @_abc_1.abstractmethod
     def ListEvents(
         self,
         request: _fine_tunes_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tunes_pb2.ListEventsResponse, _abc.Awaitable[_fine_tunes_pb2.ListEventsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _fine_tunes_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fine_tunes_pb2.WatchEventsResponse], _abc.AsyncIterator[_fine_tunes_pb2.WatchEventsResponse]]:
+        """Every event after a cursor, oldest first, until the job has ended."""
 
     @_abc_1.abstractmethod
     def ListCheckpoints(
@@ -97,4 +140,113 @@ class FineTunesServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tunes_pb2.ListCheckpointsResponse, _abc.Awaitable[_fine_tunes_pb2.ListCheckpointsResponse]]: ...
 
+    @_abc_1.abstractmethod
+    def ListMetrics(
+        self,
+        request: _fine_tunes_pb2.ListMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.ListMetricsResponse, _abc.Awaitable[_fine_tunes_pb2.ListMetricsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadLog(
+        self,
+        request: _fine_tunes_pb2.ReadLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.ReadLogResponse, _abc.Awaitable[_fine_tunes_pb2.ReadLogResponse]]:
+        """The end of what a run wrote."""
+
+    @_abc_1.abstractmethod
+    def ListModelLimits(
+        self,
+        request: _fine_tunes_pb2.ListModelLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.ListModelLimitsResponse, _abc.Awaitable[_fine_tunes_pb2.ListModelLimitsResponse]]:
+        """Per base model: what it takes, and how many jobs the project may have on it."""
+
 def add_FineTunesServiceServicer_to_server(servicer: FineTunesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class EstimatesServiceStub:
+    """Runs the validation of a job that is never started, and tells what the job would take."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EstimatesServiceAsyncStub: ...
+    CreateEstimate: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.CreateEstimateRequest, _fine_tunes_pb2.CreateEstimateResponse]
+    """Answers after `wait_seconds` at the latest; while the status is validating_files, ask GetEstimate again."""
+    GetEstimate: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.GetEstimateRequest, _fine_tunes_pb2.GetEstimateResponse]
+
+@_typing.type_check_only
+class EstimatesServiceAsyncStub(EstimatesServiceStub):
+    """Runs the validation of a job that is never started, and tells what the job would take."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateEstimate: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.CreateEstimateRequest, _fine_tunes_pb2.CreateEstimateResponse]  # type: ignore[assignment]
+    """Answers after `wait_seconds` at the latest; while the status is validating_files, ask GetEstimate again."""
+    GetEstimate: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.GetEstimateRequest, _fine_tunes_pb2.GetEstimateResponse]  # type: ignore[assignment]
+
+class EstimatesServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Runs the validation of a job that is never started, and tells what the job would take."""
+
+    @_abc_1.abstractmethod
+    def CreateEstimate(
+        self,
+        request: _fine_tunes_pb2.CreateEstimateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.CreateEstimateResponse, _abc.Awaitable[_fine_tunes_pb2.CreateEstimateResponse]]:
+        """Answers after `wait_seconds` at the latest; while the status is validating_files, ask GetEstimate again."""
+
+    @_abc_1.abstractmethod
+    def GetEstimate(
+        self,
+        request: _fine_tunes_pb2.GetEstimateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.GetEstimateResponse, _abc.Awaitable[_fine_tunes_pb2.GetEstimateResponse]]: ...
+
+def add_EstimatesServiceServicer_to_server(servicer: EstimatesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class CheckpointPermissionsServiceStub:
+    """Lets other projects prompt a checkpoint."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> CheckpointPermissionsServiceAsyncStub: ...
+    CreateCheckpointPermissions: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.CreateCheckpointPermissionsRequest, _fine_tunes_pb2.CreateCheckpointPermissionsResponse]
+    ListCheckpointPermissions: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListCheckpointPermissionsRequest, _fine_tunes_pb2.ListCheckpointPermissionsResponse]
+    DeleteCheckpointPermission: _grpc.UnaryUnaryMultiCallable[_fine_tunes_pb2.DeleteCheckpointPermissionRequest, _fine_tunes_pb2.DeleteCheckpointPermissionResponse]
+
+@_typing.type_check_only
+class CheckpointPermissionsServiceAsyncStub(CheckpointPermissionsServiceStub):
+    """Lets other projects prompt a checkpoint."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateCheckpointPermissions: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.CreateCheckpointPermissionsRequest, _fine_tunes_pb2.CreateCheckpointPermissionsResponse]  # type: ignore[assignment]
+    ListCheckpointPermissions: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.ListCheckpointPermissionsRequest, _fine_tunes_pb2.ListCheckpointPermissionsResponse]  # type: ignore[assignment]
+    DeleteCheckpointPermission: _aio.UnaryUnaryMultiCallable[_fine_tunes_pb2.DeleteCheckpointPermissionRequest, _fine_tunes_pb2.DeleteCheckpointPermissionResponse]  # type: ignore[assignment]
+
+class CheckpointPermissionsServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Lets other projects prompt a checkpoint."""
+
+    @_abc_1.abstractmethod
+    def CreateCheckpointPermissions(
+        self,
+        request: _fine_tunes_pb2.CreateCheckpointPermissionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.CreateCheckpointPermissionsResponse, _abc.Awaitable[_fine_tunes_pb2.CreateCheckpointPermissionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListCheckpointPermissions(
+        self,
+        request: _fine_tunes_pb2.ListCheckpointPermissionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.ListCheckpointPermissionsResponse, _abc.Awaitable[_fine_tunes_pb2.ListCheckpointPermissionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteCheckpointPermission(
+        self,
+        request: _fine_tunes_pb2.DeleteCheckpointPermissionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tunes_pb2.DeleteCheckpointPermissionResponse, _abc.Awaitable[_fine_tunes_pb2.DeleteCheckpointPermissionResponse]]: ...
+
+def add_CheckpointPermissionsServiceServicer_to_server(servicer: CheckpointPermissionsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

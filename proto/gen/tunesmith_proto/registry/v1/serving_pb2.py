@@ -24,31 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tunesmith/registry/v1/serving.proto\x12\x15tunesmith.registry.v1\"\xc9\x01\n\rServableModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.tunesmith.registry.v1.ServableKind\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x15\n\rbase_model_id\x18\x05 \x01(\t\x12\x15\n\rbase_revision\x18\x06 \x01(\t\x12\x0f\n\x07\x63reated\x18\x07 \x01(\x03\x12\x12\n\ncheckpoint\x18\x08 \x01(\x08\"\x14\n\x12WatchModelsRequest\"\x89\x01\n\x13WatchModelsResponse\x12\x38\n\x08upserted\x18\x01 \x01(\x0b\x32$.tunesmith.registry.v1.ServableModelH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x1b\n\x11snapshot_complete\x18\x03 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"&\n\x12GetRevisionRequest\x12\x10\n\x08revision\x18\x01 \x01(\t\"G\n\x0cRevisionFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\"I\n\x13GetRevisionResponse\x12\x32\n\x05\x66iles\x18\x01 \x03(\x0b\x32#.tunesmith.registry.v1.RevisionFile\"&\n\x13\x41uthenticateRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\":\n\x14\x41uthenticateResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t*x\n\x0cServableKind\x12\x1d\n\x19SERVABLE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVABLE_KIND_BASE\x10\x01\x12\x19\n\x15SERVABLE_KIND_ADAPTER\x10\x02\x12\x16\n\x12SERVABLE_KIND_FULL\x10\x03\x32\xc7\x02\n\x0eServingService\x12\x66\n\x0bWatchModels\x12).tunesmith.registry.v1.WatchModelsRequest\x1a*.tunesmith.registry.v1.WatchModelsResponse0\x01\x12\x64\n\x0bGetRevision\x12).tunesmith.registry.v1.GetRevisionRequest\x1a*.tunesmith.registry.v1.GetRevisionResponse\x12g\n\x0c\x41uthenticate\x12*.tunesmith.registry.v1.AuthenticateRequest\x1a+.tunesmith.registry.v1.AuthenticateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tunesmith/registry/v1/serving.proto\x12\x15tunesmith.registry.v1\"\xea\x01\n\rServableModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.tunesmith.registry.v1.ServableKind\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x15\n\rbase_model_id\x18\x05 \x01(\t\x12\x15\n\rbase_revision\x18\x06 \x01(\t\x12\x0f\n\x07\x63reated\x18\x07 \x01(\x03\x12\x12\n\ncheckpoint\x18\x08 \x01(\x08\x12\x1f\n\x17shared_with_project_ids\x18\t \x03(\t\"\x14\n\x12WatchModelsRequest\"\x89\x01\n\x13WatchModelsResponse\x12\x38\n\x08upserted\x18\x01 \x01(\x0b\x32$.tunesmith.registry.v1.ServableModelH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x1b\n\x11snapshot_complete\x18\x03 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"&\n\x12GetRevisionRequest\x12\x10\n\x08revision\x18\x01 \x01(\t\"G\n\x0cRevisionFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\"I\n\x13GetRevisionResponse\x12\x32\n\x05\x66iles\x18\x01 \x03(\x0b\x32#.tunesmith.registry.v1.RevisionFile\"&\n\x13\x41uthenticateRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"\xaa\x01\n\x14\x41uthenticateResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12 \n\x13requests_per_minute\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minute\"\x8b\x01\n\tUsageLine\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04hour\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\"k\n\x12ReportUsageRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12/\n\x05lines\x18\x03 \x03(\x0b\x32 .tunesmith.registry.v1.UsageLine\"\x15\n\x13ReportUsageResponse*x\n\x0cServableKind\x12\x1d\n\x19SERVABLE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVABLE_KIND_BASE\x10\x01\x12\x19\n\x15SERVABLE_KIND_ADAPTER\x10\x02\x12\x16\n\x12SERVABLE_KIND_FULL\x10\x03\x32\xad\x03\n\x0eServingService\x12\x66\n\x0bWatchModels\x12).tunesmith.registry.v1.WatchModelsRequest\x1a*.tunesmith.registry.v1.WatchModelsResponse0\x01\x12\x64\n\x0bGetRevision\x12).tunesmith.registry.v1.GetRevisionRequest\x1a*.tunesmith.registry.v1.GetRevisionResponse\x12g\n\x0c\x41uthenticate\x12*.tunesmith.registry.v1.AuthenticateRequest\x1a+.tunesmith.registry.v1.AuthenticateResponse\x12\x64\n\x0bReportUsage\x12).tunesmith.registry.v1.ReportUsageRequest\x1a*.tunesmith.registry.v1.ReportUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.registry.v1.serving_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVABLEKIND']._serialized_start=716
-  _globals['_SERVABLEKIND']._serialized_end=836
+  _globals['_SERVABLEKIND']._serialized_start=1136
+  _globals['_SERVABLEKIND']._serialized_end=1256
   _globals['_SERVABLEMODEL']._serialized_start=63
-  _globals['_SERVABLEMODEL']._serialized_end=264
-  _globals['_WATCHMODELSREQUEST']._serialized_start=266
-  _globals['_WATCHMODELSREQUEST']._serialized_end=286
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=289
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=426
-  _globals['_GETREVISIONREQUEST']._serialized_start=428
-  _globals['_GETREVISIONREQUEST']._serialized_end=466
-  _globals['_REVISIONFILE']._serialized_start=468
-  _globals['_REVISIONFILE']._serialized_end=539
-  _globals['_GETREVISIONRESPONSE']._serialized_start=541
-  _globals['_GETREVISIONRESPONSE']._serialized_end=614
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=616
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=654
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=656
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=714
-  _globals['_SERVINGSERVICE']._serialized_start=839
-  _globals['_SERVINGSERVICE']._serialized_end=1166
+  _globals['_SERVABLEMODEL']._serialized_end=297
+  _globals['_WATCHMODELSREQUEST']._serialized_start=299
+  _globals['_WATCHMODELSREQUEST']._serialized_end=319
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=322
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=459
+  _globals['_GETREVISIONREQUEST']._serialized_start=461
+  _globals['_GETREVISIONREQUEST']._serialized_end=499
+  _globals['_REVISIONFILE']._serialized_start=501
+  _globals['_REVISIONFILE']._serialized_end=572
+  _globals['_GETREVISIONRESPONSE']._serialized_start=574
+  _globals['_GETREVISIONRESPONSE']._serialized_end=647
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=649
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=687
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=690
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=860
+  _globals['_USAGELINE']._serialized_start=863
+  _globals['_USAGELINE']._serialized_end=1002
+  _globals['_REPORTUSAGEREQUEST']._serialized_start=1004
+  _globals['_REPORTUSAGEREQUEST']._serialized_end=1111
+  _globals['_REPORTUSAGERESPONSE']._serialized_start=1113
+  _globals['_REPORTUSAGERESPONSE']._serialized_end=1134
+  _globals['_SERVINGSERVICE']._serialized_start=1259
+  _globals['_SERVINGSERVICE']._serialized_end=1688
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class ServingServiceStub(object):
                 request_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.AuthenticateRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.AuthenticateResponse.FromString,
                 _registered_method=True)
+        self.ReportUsage = channel.unary_unary(
+                '/tunesmith.registry.v1.ServingService/ReportUsage',
+                request_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageResponse.FromString,
+                _registered_method=True)
 
 
 class ServingServiceServicer(object):
@@ -71,7 +76,14 @@ class ServingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Authenticate(self, request, context):
-        """Who an API key belongs to; UNAUTHENTICATED when nobody.
+        """Who an API key belongs to; UNAUTHENTICATED when nobody, PERMISSION_DENIED when it may not infer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportUsage(self, request, context):
+        """What keys have used since the last report; a batch that is sent again is counted once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +106,11 @@ def add_ServingServiceServicer_to_server(servicer, server):
                     servicer.Authenticate,
                     request_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.AuthenticateRequest.FromString,
                     response_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.AuthenticateResponse.SerializeToString,
+            ),
+            'ReportUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportUsage,
+                    request_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageRequest.FromString,
+                    response_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class ServingService(object):
             '/tunesmith.registry.v1.ServingService/Authenticate',
             tunesmith_dot_registry_dot_v1_dot_serving__pb2.AuthenticateRequest.SerializeToString,
             tunesmith_dot_registry_dot_v1_dot_serving__pb2.AuthenticateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.registry.v1.ServingService/ReportUsage',
+            tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageRequest.SerializeToString,
+            tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,7 +40,9 @@ class ServingServiceStub:
     GetRevision: _grpc.UnaryUnaryMultiCallable[_serving_pb2.GetRevisionRequest, _serving_pb2.GetRevisionResponse]
     """Files of a revision with URLs minted now."""
     Authenticate: _grpc.UnaryUnaryMultiCallable[_serving_pb2.AuthenticateRequest, _serving_pb2.AuthenticateResponse]
-    """Who an API key belongs to; UNAUTHENTICATED when nobody."""
+    """Who an API key belongs to; UNAUTHENTICATED when nobody, PERMISSION_DENIED when it may not infer."""
+    ReportUsage: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportUsageRequest, _serving_pb2.ReportUsageResponse]
+    """What keys have used since the last report; a batch that is sent again is counted once."""
 
 @_typing.type_check_only
 class ServingServiceAsyncStub(ServingServiceStub):
@@ -52,7 +54,9 @@ class ServingServiceAsyncStub(ServingServiceStub):
     GetRevision: _aio.UnaryUnaryMultiCallable[_serving_pb2.GetRevisionRequest, _serving_pb2.GetRevisionResponse]  # type: ignore[assignment]
     """Files of a revision with URLs minted now."""
     Authenticate: _aio.UnaryUnaryMultiCallable[_serving_pb2.AuthenticateRequest, _serving_pb2.AuthenticateResponse]  # type: ignore[assignment]
-    """Who an API key belongs to; UNAUTHENTICATED when nobody."""
+    """Who an API key belongs to; UNAUTHENTICATED when nobody, PERMISSION_DENIED when it may not infer."""
+    ReportUsage: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportUsageRequest, _serving_pb2.ReportUsageResponse]  # type: ignore[assignment]
+    """What keys have used since the last report; a batch that is sent again is counted once."""
 
 class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells gateways which model names exist, what they point at, and who may use them."""
@@ -79,6 +83,14 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _serving_pb2.AuthenticateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_serving_pb2.AuthenticateResponse, _abc.Awaitable[_serving_pb2.AuthenticateResponse]]:
-        """Who an API key belongs to; UNAUTHENTICATED when nobody."""
+        """Who an API key belongs to; UNAUTHENTICATED when nobody, PERMISSION_DENIED when it may not infer."""
+
+    @_abc_1.abstractmethod
+    def ReportUsage(
+        self,
+        request: _serving_pb2.ReportUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_pb2.ReportUsageResponse, _abc.Awaitable[_serving_pb2.ReportUsageResponse]]:
+        """What keys have used since the last report; a batch that is sent again is counted once."""
 
 def add_ServingServiceServicer_to_server(servicer: ServingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

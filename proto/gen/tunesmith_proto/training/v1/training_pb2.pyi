@@ -57,6 +57,34 @@ WEIGHTS_LORA: Weights.ValueType  # 1
 WEIGHTS_FULL: Weights.ValueType  # 2
 Global___Weights: _TypeAlias = Weights  # noqa: Y015
 
+class _LongRows:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LongRowsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LongRows.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LONG_ROWS_UNSPECIFIED: _LongRows.ValueType  # 0
+    """as FAIL"""
+    LONG_ROWS_FAIL: _LongRows.ValueType  # 1
+    """the job fails and names the rows"""
+    LONG_ROWS_CUT: _LongRows.ValueType  # 2
+    """its end is cut off"""
+    LONG_ROWS_DROP: _LongRows.ValueType  # 3
+    """it is left out"""
+
+class LongRows(_LongRows, metaclass=_LongRowsEnumTypeWrapper):
+    """What becomes of a row that is longer than the context."""
+
+LONG_ROWS_UNSPECIFIED: LongRows.ValueType  # 0
+"""as FAIL"""
+LONG_ROWS_FAIL: LongRows.ValueType  # 1
+"""the job fails and names the rows"""
+LONG_ROWS_CUT: LongRows.ValueType  # 2
+"""its end is cut off"""
+LONG_ROWS_DROP: LongRows.ValueType  # 3
+"""it is left out"""
+Global___LongRows: _TypeAlias = LongRows  # noqa: Y015
+
 class _Command:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -104,6 +132,27 @@ ARTIFACT_KIND_ADAPTER: ArtifactKind.ValueType  # 1
 ARTIFACT_KIND_FULL: ArtifactKind.ValueType  # 2
 """a whole model folder"""
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
+
+class _Severity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Severity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEVERITY_UNSPECIFIED: _Severity.ValueType  # 0
+    SEVERITY_ERROR: _Severity.ValueType  # 1
+    """the job fails"""
+    SEVERITY_WARNING: _Severity.ValueType  # 2
+    """the job goes on"""
+
+class Severity(_Severity, metaclass=_SeverityEnumTypeWrapper): ...
+
+SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
+SEVERITY_ERROR: Severity.ValueType  # 1
+"""the job fails"""
+SEVERITY_WARNING: Severity.ValueType  # 2
+"""the job goes on"""
+Global___Severity: _TypeAlias = Severity  # noqa: Y015
 
 class _FailureCause:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -299,6 +348,7 @@ class TrainingSpec(_message.Message):
     URL_TTL_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_LORA_RANK_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    LONG_ROWS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt_id: _builtins.str
     epoch: _builtins.int
@@ -314,6 +364,7 @@ class TrainingSpec(_message.Message):
     """what the serving engines accept"""
     max_context_length: _builtins.int
     """tokens; a serving limit below the model's own"""
+    long_rows: Global___LongRows.ValueType
     @_builtins.property
     def base_model(self) -> Global___BaseModel: ...
     @_builtins.property
@@ -343,10 +394,11 @@ class TrainingSpec(_message.Message):
         url_ttl_seconds: _builtins.int = ...,
         max_lora_rank: _builtins.int = ...,
         max_context_length: _builtins.int | None = ...,
+        long_rows: Global___LongRows.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_context_length: _TypeAlias = _typing.Literal["max_context_length"]  # noqa: Y015
     _WhichOneofArgType__max_context_length: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length"]  # noqa: Y015
@@ -510,6 +562,7 @@ class HeartbeatRequest(_message.Message):
     phase: _builtins.str
     """starting | loading | validating | training | evaluating | uploading"""
     step: _builtins.int
+    """while a preflight validates: rows read so far, of `total_steps` rows"""
     total_steps: _builtins.int
     remaining_seconds: _builtins.float
     @_builtins.property
@@ -785,17 +838,265 @@ class Resolved(_message.Message):
 Global___Resolved: _TypeAlias = Resolved  # noqa: Y015
 
 @_typing.final
+class Finding(_message.Message):
+    """One thing that the preflight found, told once for all the rows that have it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    PARAM_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    message: _builtins.str
+    severity: Global___Severity.ValueType
+    param: _builtins.str
+    """training_file, validation_file, model, training.lora_rank, …"""
+    count: _builtins.int
+    """rows concerned; 0 where it is not about rows"""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the first 1-based lines of `param`"""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        severity: Global___Severity.ValueType = ...,
+        param: _builtins.str | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_param", b"_param", "param", b"param"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_param", b"_param", "code", b"code", "count", b"count", "message", b"message", "param", b"param", "rows", b"rows", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__param: _TypeAlias = _typing.Literal["param"]  # noqa: Y015
+    _WhichOneofArgType__param: _TypeAlias = _typing.Literal["_param", b"_param"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__param) -> _WhichOneofReturnType__param | None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class HistogramBin(_message.Message):
+    """How many rows have at least `least_tokens` and fewer than `below_tokens` tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAST_TOKENS_FIELD_NUMBER: _builtins.int
+    BELOW_TOKENS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    least_tokens: _builtins.int
+    below_tokens: _builtins.int
+    rows: _builtins.int
+    def __init__(
+        self,
+        *,
+        least_tokens: _builtins.int = ...,
+        below_tokens: _builtins.int = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_tokens", b"below_tokens", "least_tokens", b"least_tokens", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistogramBin: _TypeAlias = HistogramBin  # noqa: Y015
+
+@_typing.final
+class PreflightCounts(_message.Message):
+    """Of the training file, unless said otherwise. Tokens are those of one pass over the rows that are trained on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    TRAINED_ROWS_FIELD_NUMBER: _builtins.int
+    EVALUATION_ROWS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    LABELLED_TOKENS_FIELD_NUMBER: _builtins.int
+    LONGEST_ROW_TOKENS_FIELD_NUMBER: _builtins.int
+    REFUSED_ROWS_FIELD_NUMBER: _builtins.int
+    CUT_ROWS_FIELD_NUMBER: _builtins.int
+    DROPPED_ROWS_FIELD_NUMBER: _builtins.int
+    DUPLICATE_ROWS_FIELD_NUMBER: _builtins.int
+    TOKEN_HISTOGRAM_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """read"""
+    trained_rows: _builtins.int
+    """left after refused, dropped and held-out ones"""
+    evaluation_rows: _builtins.int
+    tokens: _builtins.int
+    """prompts included"""
+    labelled_tokens: _builtins.int
+    longest_row_tokens: _builtins.int
+    """of both files, before any cut"""
+    refused_rows: _builtins.int
+    """of both files, as are the next three"""
+    cut_rows: _builtins.int
+    dropped_rows: _builtins.int
+    duplicate_rows: _builtins.int
+    """rows that repeat an earlier one of the same file"""
+    @_builtins.property
+    def token_histogram(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistogramBin]: ...
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        trained_rows: _builtins.int = ...,
+        evaluation_rows: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        labelled_tokens: _builtins.int = ...,
+        longest_row_tokens: _builtins.int = ...,
+        refused_rows: _builtins.int = ...,
+        cut_rows: _builtins.int = ...,
+        dropped_rows: _builtins.int = ...,
+        duplicate_rows: _builtins.int = ...,
+        token_histogram: _abc.Iterable[Global___HistogramBin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_rows", b"cut_rows", "dropped_rows", b"dropped_rows", "duplicate_rows", b"duplicate_rows", "evaluation_rows", b"evaluation_rows", "labelled_tokens", b"labelled_tokens", "longest_row_tokens", b"longest_row_tokens", "refused_rows", b"refused_rows", "rows", b"rows", "token_histogram", b"token_histogram", "tokens", b"tokens", "trained_rows", b"trained_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreflightCounts: _TypeAlias = PreflightCounts  # noqa: Y015
+
+@_typing.final
+class MemoryTerm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """weights, optimizer, activations, …"""
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryTerm: _TypeAlias = MemoryTerm  # noqa: Y015
+
+@_typing.final
+class MemoryFit(_message.Message):
+    """What a training run is expected to need at its peak, and what the device has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    needed_bytes: _builtins.int
+    available_bytes: _builtins.int
+    """free now"""
+    capacity_bytes: _builtins.int
+    """all that the device, or the limit of the container, has"""
+    fits: _builtins.bool
+    """into what is free now"""
+    device: _builtins.str
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryTerm]:
+        """of `needed_bytes`, largest first"""
+
+    def __init__(
+        self,
+        *,
+        needed_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        fits: _builtins.bool = ...,
+        device: _builtins.str = ...,
+        terms: _abc.Iterable[Global___MemoryTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "device", b"device", "fits", b"fits", "needed_bytes", b"needed_bytes", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryFit: _TypeAlias = MemoryFit  # noqa: Y015
+
+@_typing.final
+class PreflightReport(_message.Message):
+    """Everything that the preflight found out, whether the job goes on or fails."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    RESOLVED_FIELD_NUMBER: _builtins.int
+    REJECTS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """expected of the training run"""
+    @_builtins.property
+    def counts(self) -> Global___PreflightCounts: ...
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]: ...
+    @_builtins.property
+    def memory(self) -> Global___MemoryFit: ...
+    @_builtins.property
+    def resolved(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resolved]: ...
+    @_builtins.property
+    def rejects(self) -> Global___UploadFile:
+        """Under the attempt's prefix: a line of JSON for each row that was refused, cut or dropped."""
+
+    def __init__(
+        self,
+        *,
+        counts: Global___PreflightCounts | None = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        memory: Global___MemoryFit | None = ...,
+        seconds: _builtins.float | None = ...,
+        resolved: _abc.Iterable[Global___Resolved] | None = ...,
+        rejects: Global___UploadFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory", b"_memory", "_rejects", b"_rejects", "_seconds", b"_seconds", "counts", b"counts", "memory", b"memory", "rejects", b"rejects", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory", b"_memory", "_rejects", b"_rejects", "_seconds", b"_seconds", "counts", b"counts", "findings", b"findings", "memory", b"memory", "rejects", b"rejects", "resolved", b"resolved", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory: _TypeAlias = _typing.Literal["memory"]  # noqa: Y015
+    _WhichOneofArgType__memory: _TypeAlias = _typing.Literal["_memory", b"_memory"]  # noqa: Y015
+    _WhichOneofReturnType__rejects: _TypeAlias = _typing.Literal["rejects"]  # noqa: Y015
+    _WhichOneofArgType__rejects: _TypeAlias = _typing.Literal["_rejects", b"_rejects"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory) -> _WhichOneofReturnType__memory | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rejects) -> _WhichOneofReturnType__rejects | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___PreflightReport: _TypeAlias = PreflightReport  # noqa: Y015
+
+@_typing.final
 class CompletePreflightRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
-    RESOLVED_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     LABELLED_TOKENS_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     """peak"""
     rows: _builtins.int
@@ -809,24 +1110,24 @@ class CompletePreflightRequest(_message.Message):
         """every number set"""
 
     @_builtins.property
-    def resolved(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resolved]: ...
-    @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunEvent]: ...
+    @_builtins.property
+    def report(self) -> Global___PreflightReport: ...
     def __init__(
         self,
         *,
         hyperparameters: Global___Hyperparameters | None = ...,
         learning_rate: _builtins.float = ...,
-        resolved: _abc.Iterable[Global___Resolved] | None = ...,
         rows: _builtins.int = ...,
         tokens: _builtins.int = ...,
         labelled_tokens: _builtins.int = ...,
         total_steps: _builtins.int = ...,
         warnings: _abc.Iterable[Global___RunEvent] | None = ...,
+        report: Global___PreflightReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "labelled_tokens", b"labelled_tokens", "learning_rate", b"learning_rate", "resolved", b"resolved", "rows", b"rows", "tokens", b"tokens", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "labelled_tokens", b"labelled_tokens", "learning_rate", b"learning_rate", "report", b"report", "rows", b"rows", "tokens", b"tokens", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1014,22 +1315,30 @@ class FailRunRequest(_message.Message):
 
     CAUSE_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     cause: Global___FailureCause.ValueType
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]:
         """The first becomes job.error; all become error events."""
+
+    @_builtins.property
+    def report(self) -> Global___PreflightReport:
+        """of a preflight"""
 
     def __init__(
         self,
         *,
         cause: Global___FailureCause.ValueType = ...,
         failures: _abc.Iterable[Global___Failure] | None = ...,
+        report: Global___PreflightReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_report", b"_report", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "failures", b"failures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_report", b"_report", "cause", b"cause", "failures", b"failures", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__report: _TypeAlias = _typing.Literal["report"]  # noqa: Y015
+    _WhichOneofArgType__report: _TypeAlias = _typing.Literal["_report", b"_report"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__report) -> _WhichOneofReturnType__report | None: ...
 
 Global___FailRunRequest: _TypeAlias = FailRunRequest  # noqa: Y015
 

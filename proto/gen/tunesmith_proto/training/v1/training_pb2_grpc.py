@@ -105,7 +105,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompletePreflight(self, request, context):
-        """Ends a preflight run: the job moves to queued with resolved hyperparameters.
+        """Ends a preflight run: the job moves to queued with resolved hyperparameters, or to paused if it shall wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class TrainingServiceStub:
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_training_pb2.CommitCheckpointRequest, _training_pb2.CommitCheckpointResponse]
     """Makes a checkpoint exist: its objects are verified, then recorded."""
     CompletePreflight: _grpc.UnaryUnaryMultiCallable[_training_pb2.CompletePreflightRequest, _training_pb2.CompletePreflightResponse]
-    """Ends a preflight run: the job moves to queued with resolved hyperparameters."""
+    """Ends a preflight run: the job moves to queued with resolved hyperparameters, or to paused if it shall wait."""
     CompleteTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.CompleteTrainingRequest, _training_pb2.CompleteTrainingResponse]
     """Ends a training run: the artifact is verified, promoted, registered; the job succeeds."""
     FailRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.FailRunRequest, _training_pb2.FailRunResponse]
@@ -65,7 +65,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_training_pb2.CommitCheckpointRequest, _training_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
     """Makes a checkpoint exist: its objects are verified, then recorded."""
     CompletePreflight: _aio.UnaryUnaryMultiCallable[_training_pb2.CompletePreflightRequest, _training_pb2.CompletePreflightResponse]  # type: ignore[assignment]
-    """Ends a preflight run: the job moves to queued with resolved hyperparameters."""
+    """Ends a preflight run: the job moves to queued with resolved hyperparameters, or to paused if it shall wait."""
     CompleteTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.CompleteTrainingRequest, _training_pb2.CompleteTrainingResponse]  # type: ignore[assignment]
     """Ends a training run: the artifact is verified, promoted, registered; the job succeeds."""
     FailRun: _aio.UnaryUnaryMultiCallable[_training_pb2.FailRunRequest, _training_pb2.FailRunResponse]  # type: ignore[assignment]
@@ -112,7 +112,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CompletePreflightRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CompletePreflightResponse, _abc.Awaitable[_training_pb2.CompletePreflightResponse]]:
-        """Ends a preflight run: the job moves to queued with resolved hyperparameters."""
+        """Ends a preflight run: the job moves to queued with resolved hyperparameters, or to paused if it shall wait."""
 
     @_abc_1.abstractmethod
     def CompleteTraining(

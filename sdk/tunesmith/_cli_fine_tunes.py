@@ -1,0 +1,258 @@
+"""Owns `tunesmith fine-tunes`: create, follow, steer and read fine-tunes in a shell.
+Must not know HTTP, nor how anything is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from tunesmith._cli_context import AsJson, Limit, client_of
+from tunesmith._cli_output import (
+    FollowDisplay,
+    event_text,
+    local_time,
+    print_error,
+    print_estimate,
+    print_fine_tune,
+    print_json,
+    print_json_line,
+    print_line,
+    print_outcome,
+    print_table,
+)
+from tunesmith._client import Tunesmith
+from tunesmith._errors import ConfigurationError
+from tunesmith.types import FineTune
+
+_INTERRUPTED = 130
+
+JobId = Annotated[str, typer.Argument(help="The id of the fine-tune, ftjob-….")]
+TrainingFile = Annotated[str, typer.Argument(help="A local path, or the id of an uploaded file.")]
+BaseModelName = Annotated[str, typer.Option("--model", help="The base model.")]
+ValidationFile = Annotated[str | None, typer.Option(help="A local path or a file id.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows per step, 1 to 256.")]
+LearningRate = Annotated[float | None, typer.Option(help="Factor on the learning rate.")]
+MethodName = Annotated[str, typer.Option(help="How to train.")]
+Weights = Annotated[Literal["lora", "full"] | None, typer.Option(help="Train an adapter or every weight.")]
+LoraRank = Annotated[int | None, typer.Option(help="Size of the adapter.")]
+LongRows = Annotated[
+    Literal["fail", "cut", "drop"] | None, typer.Option(help="What becomes of rows over the context; fail by default.")
+]
+
+fine_tunes_app = typer.Typer(no_args_is_help=True, help="Create and follow fine-tunes.")
+
+
+@fine_tunes_app.command("create")
+def create_fine_tune(
+    ctx: typer.Context,
+    training_file: TrainingFile,
+    model: BaseModelName,
+    validation_file: ValidationFile = None,
+    suffix: Annotated[str | None, typer.Option(help="A word of yours for the model's name.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
+    n_epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: LearningRate = None,
+    method: MethodName = "supervised",
+    weights: Weights = None,
+    lora_rank: LoraRank = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Strength of the adapter.")] = None,
+    long_rows: LongRows = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or let it wait for `resume`.")] = True,
+    follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a fine-tune; what is left out is chosen by the server."""
+    client = client_of(ctx)
+    job = client.fine_tunes.create(
+        model=model,
+        training_file=training_file,
+        validation_file=validation_file,
+        suffix=suffix,
+        seed=seed,
+        n_epochs=n_epochs,
+        batch_size=batch_size,
+        learning_rate_multiplier=learning_rate_multiplier,
+        method=method,
+        weights=weights,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        long_rows=long_rows,
+        metadata=_pairs(metadata),
+        auto_start=None if start else False,
+    )
+    _report_created(client, job, follow=follow, as_json=as_json)
+
+
+@fine_tunes_app.command("list")
+def list_fine_tunes(ctx: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List fine-tunes, newest first."""
+    jobs = client_of(ctx).fine_tunes.list(limit=limit).data
+    if as_json:
+        print_json(jobs)
+        return
+    rows = [(j.id, j.status, j.model, j.fine_tuned_model, local_time(j.created_at)) for j in jobs]
+    print_table(("ID", "STATUS", "BASE MODEL", "TUNED MODEL", "CREATED"), rows)
+
+
+@fine_tunes_app.command("get")
+def get_fine_tune(ctx: typer.Context, fine_tune_id: JobId, as_json: AsJson = False) -> None:
+    """Show one fine-tune."""
+    job = client_of(ctx).fine_tunes.retrieve(fine_tune_id)
+    print_json(job) if as_json else print_fine_tune(job)
+
+
+@fine_tunes_app.command("cancel")
+def cancel_fine_tune(ctx: typer.Context, fine_tune_id: JobId) -> None:
+    """Stop a fine-tune; checkpoints that exist stay usable."""
+    job = client_of(ctx).fine_tunes.cancel(fine_tune_id)
+    print_line(f"{job.id} is {job.status}.")
+
+
+@fine_tunes_app.command("pause")
+def pause_fine_tune(ctx: typer.Context, fine_tune_id: JobId) -> None:
+    """Have a fine-tune save its work and wait."""
+    job = client_of(ctx).fine_tunes.pause(fine_tune_id)
+    print_line(f"{job.id} is {job.status}.")
+
+
+@fine_tunes_app.command("resume")
+def resume_fine_tune(ctx: typer.Context, fine_tune_id: JobId) -> None:
+    """Let a paused fine-tune go on."""
+    job = client_of(ctx).fine_tunes.resume(fine_tune_id)
+    print_line(f"{job.id} is {job.status}.")
+
+
+@fine_tunes_app.command("estimate")
+def estimate_fine_tune(
+    ctx: typer.Context,
+    training_file: TrainingFile,
+    model: BaseModelName,
+    validation_file: ValidationFile = None,
+    n_epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: LearningRate = None,
+    method: MethodName = "supervised",
+    weights: Weights = None,
+    lora_rank: LoraRank = None,
+    long_rows: LongRows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a fine-tune would take, without starting it."""
+    estimate = client_of(ctx).fine_tunes.estimate(
+        model=model,
+        training_file=training_file,
+        validation_file=validation_file,
+        n_epochs=n_epochs,
+        batch_size=batch_size,
+        learning_rate_multiplier=learning_rate_multiplier,
+        method=method,
+        weights=weights,
+        lora_rank=lora_rank,
+        long_rows=long_rows,
+    )
+    print_json(estimate) if as_json else print_estimate(estimate)
+    if estimate.status == "failed":
+        raise typer.Exit(1)
+
+
+@fine_tunes_app.command("logs")
+def print_logs(
+    ctx: typer.Context,
+    fine_tune_id: JobId,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Which run; the newest by default.")] = None,
+    tail_bytes: Annotated[int | None, typer.Option(min=1, help="How much of the end.")] = None,
+) -> None:
+    """Show the end of what a run has written."""
+    text = client_of(ctx).fine_tunes.logs(fine_tune_id, attempt=attempt, tail_bytes=tail_bytes)
+    for line in text.splitlines():
+        print_line(line)
+
+
+@fine_tunes_app.command("events")
+def print_events(
+    ctx: typer.Context,
+    fine_tune_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what has happened so far, oldest first."""
+    client = client_of(ctx)
+    if follow and not as_json:
+        _exit_by(_followed(client, fine_tune_id))
+    with _resumable(fine_tune_id):
+        for event in client.fine_tunes.events(fine_tune_id, follow=follow):
+            print_json_line(event) if as_json else print_line(event_text(event))
+
+
+@fine_tunes_app.command("checkpoints")
+def list_checkpoints(ctx: typer.Context, fine_tune_id: JobId, as_json: AsJson = False) -> None:
+    """List the usable states of the model during training, newest first."""
+    checkpoints = list(client_of(ctx).fine_tunes.checkpoints(fine_tune_id))
+    if as_json:
+        print_json(checkpoints)
+        return
+    rows = [
+        (c.step_number, c.fine_tuned_model_checkpoint, c.metrics.get("train_loss"), c.metrics.get("full_valid_loss"))
+        for c in checkpoints
+    ]
+    print_table(("STEP", "MODEL", "TRAINING LOSS", "VALIDATION LOSS"), rows)
+
+
+def _pairs(given: list[str] | None) -> dict[str, str] | None:
+    pairs = [pair.partition("=") for pair in given or []]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise ConfigurationError(f"--metadata takes KEY=VALUE, not {key!r}.", code="invalid_metadata")
+    return {key: value for key, _, value in pairs} or None
+
+
+def _report_created(client: Tunesmith, job: FineTune, *, follow: bool, as_json: bool) -> None:
+    if not as_json:
+        print_line(f"Created {job.id}")
+    if follow:
+        job = _awaited(client, job.id) if as_json else _followed(client, job.id)
+    if as_json:
+        print_json(job)
+    elif not follow:
+        print_line(f"Follow it: {_follow_command(job.id)}")
+    if follow:
+        _exit_by(job)
+
+
+def _awaited(client: Tunesmith, fine_tune_id: str) -> FineTune:
+    with _resumable(fine_tune_id):
+        return client.fine_tunes.wait(fine_tune_id, raise_on_failure=False)
+
+
+def _followed(client: Tunesmith, fine_tune_id: str) -> FineTune:
+    """Show the job until it has finished, then how it ended."""
+    with _resumable(fine_tune_id), FollowDisplay() as display:
+        for update in client.fine_tunes.follow(fine_tune_id):
+            display.show(update.fine_tune, update.events)
+    job = client.fine_tunes.retrieve(fine_tune_id)
+    print_outcome(job)
+    return job
+
+
+def _exit_by(job: FineTune) -> NoReturn:
+    raise typer.Exit(0 if job.status == "succeeded" else 1)
+
+
+@contextlib.contextmanager
+def _resumable(fine_tune_id: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_error(f"{fine_tune_id} goes on without you. Follow it again: {_follow_command(fine_tune_id)}")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def _follow_command(fine_tune_id: str) -> str:
+    return f"tunesmith fine-tunes events {fine_tune_id} --follow"

@@ -1,0 +1,96 @@
+"""Owns what an installation allows of a create call: base model, files, method, rank, integrations, idempotency key.
+
+It must not know how a job is stored; shape is checked before, in schemas.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tunesmith_server.config import Settings
+from tunesmith_server.db.tables import BaseModelRow, FileRow
+from tunesmith_server.errors import InvalidRequestError
+from tunesmith_server.executors.base import MAX_DEVICES_PER_RUN
+from tunesmith_server.files import repository as files
+from tunesmith_server.fine_tunes.lookup import is_id
+from tunesmith_server.fine_tunes.schemas import CreateFineTune
+from tunesmith_server.registry import repository as registry
+
+METHODS = ("supervised",)
+"""What trainers here can do; other methods have their shape checked and are refused."""
+WEIGHTS = ("lora", "full")
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def check_idempotency_key(key: str | None) -> None:
+    """Raises InvalidRequestError for a key that cannot be stored."""
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        message = "An Idempotency-Key must be 1 to 255 printable ASCII characters without spaces."
+        raise InvalidRequestError("invalid_idempotency_key", message, param="Idempotency-Key")
+
+
+def check_options(request: CreateFineTune, settings: Settings) -> None:
+    """Raises InvalidRequestError for options that no trainer or engine here can honour."""
+    _check_method(request)
+    _check_training(request, settings.max_lora_rank)
+    devices = request.scheduling.devices
+    if devices != "auto" and devices > MAX_DEVICES_PER_RUN:
+        message = f"A run here can use no more devices than {MAX_DEVICES_PER_RUN}. Ask for that, or leave it to auto."
+        raise InvalidRequestError("too_many_devices", message, param="scheduling.devices")
+
+
+async def check_references(
+    session: AsyncSession, project_id: str, request: CreateFineTune, settings: Settings, now: int
+) -> BaseModelRow:
+    """The base model; raises InvalidRequestError when it or a file does not exist (any more) or cannot be used."""
+    base = await registry.find_base_model(session, request.model) if request.model.isprintable() else None
+    if base is None:
+        message = f"The model {request.model!r} cannot be fine-tuned here. GET /v1/models lists the base models."
+        raise InvalidRequestError("model_not_found", message, param="model")
+    for param, file_id, min_rows in (
+        ("training_file", request.training_file, settings.min_training_rows),
+        ("validation_file", request.validation_file, 1),
+    ):
+        if file_id is not None:
+            file = await files.get_live(session, project_id, file_id, now) if is_id(file_id) else None
+            _check_file(file, file_id, param, min_rows)
+    return base
+
+
+def _check_file(file: FileRow | None, file_id: str, param: str, min_rows: int) -> None:
+    if file is None:
+        message = f"There is no file {file_id[:80]!r} in this project. Upload it with purpose fine-tune first."
+        raise InvalidRequestError("file_not_found", message, param=param)
+    if file.purpose != "fine-tune":
+        message = f"The file {file_id} has the purpose {file.purpose}. Upload it with purpose fine-tune."
+        raise InvalidRequestError("invalid_purpose", message, param=param)
+    if file.status != "processed":
+        message = f"The file {file_id} has the status {file.status} and cannot be used. Upload it again."
+        raise InvalidRequestError("file_not_processed", message, param=param)
+    if (file.rows or 0) < min_rows:
+        message = f"The file {file_id} has {file.rows or 0} rows, but at least {min_rows} are needed. Add rows."
+        raise InvalidRequestError("invalid_n_examples", message, param=param)
+
+
+def _check_method(request: CreateFineTune) -> None:
+    if request.method is not None and request.method.type not in METHODS:
+        offered = ", ".join(METHODS)
+        message = f"The method {request.method.type} is not offered here yet. Set method.type to one of: {offered}."
+        raise InvalidRequestError("unsupported_method", message, param="method.type")
+    if request.integrations:
+        message = "No integrations are offered here. Leave integrations out; metrics are in the job's events."
+        raise InvalidRequestError("unsupported_integration", message, param="integrations")
+
+
+def _check_training(request: CreateFineTune, max_lora_rank: int) -> None:
+    training = request.training
+    if training.lora_rank != "auto" and training.lora_rank > max_lora_rank:
+        message = f"Serving engines here load adapters up to rank {max_lora_rank}. Ask for at most {max_lora_rank}."
+        raise InvalidRequestError("lora_rank_too_high", message, param="training.lora_rank")
+    for name in ("lora_rank", "lora_alpha"):
+        if training.weights == "full" and getattr(training, name) != "auto":
+            message = f"Full weights have no {name}. Leave it out or set training.weights to lora."
+            raise InvalidRequestError("invalid_value", message, param=f"training.{name}")

@@ -1,0 +1,73 @@
+"""Owns the gRPC twin of the grader routes.
+
+It must not know rules; service.py decides. What a grading model is asked goes out with the caller's own key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import grpc.aio
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.struct_pb2 import Struct
+from pydantic import BaseModel, ValidationError
+
+from tunesmith_proto.graders.v1 import graders_pb2 as pb
+from tunesmith_proto.graders.v1 import graders_pb2_grpc
+from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.error_rendering import from_validation
+from tunesmith_server.graders.schemas import RunGrader, ValidateGrader
+from tunesmith_server.graders.service import GradersService
+from tunesmith_server.inference_proxy import InferenceProxy
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class GradersServicer(graders_pb2_grpc.GradersServiceServicer):
+    """Implements tunesmith.graders.v1.GradersService."""
+
+    def __init__(self, service: GradersService, proxy: InferenceProxy, authenticator: Authenticator) -> None:
+        self._service = service
+        self._proxy = proxy
+        self._authenticator = authenticator
+
+    async def ValidateGrader(  # noqa: N802
+        self, request: pb.ValidateGraderRequest, context: Context
+    ) -> pb.ValidateGraderResponse:
+        """Checks a grader."""
+        await self._authenticator.principal(authorization_of(context))
+        validated = await self._service.validate(_read(ValidateGrader, _sent(request, "grader")))
+        return pb.ValidateGraderResponse(grader=ParseDict(validated.grader, Struct()))
+
+    async def RunGrader(  # noqa: N802
+        self, request: pb.RunGraderRequest, context: Context
+    ) -> pb.RunGraderResponse:
+        """Tries a grader on one sample."""
+        authorization = authorization_of(context)
+        await self._authenticator.principal(authorization)
+        body = _read(RunGrader, _sent(request, "grader", "item") | {"model_sample": request.model_sample})
+        result = await self._service.run(body, self._proxy.chat_for(authorization))
+        return ParseDict(result.model_dump(), pb.RunGraderResponse())
+
+
+def _sent(request: Any, *names: str) -> dict[str, Any]:
+    return {name: _whole(MessageToDict(getattr(request, name))) for name in names if request.HasField(name)}
+
+
+def _whole(value: Any) -> Any:
+    """A Struct knows floats only: whole ones become integers again, as the same call by REST would have them."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return value
+
+
+def _read(shape: type[Body], sent: dict[str, Any]) -> Body:
+    try:
+        return shape.model_validate(sent)
+    except ValidationError as error:
+        raise from_validation(error.errors(), sent) from error

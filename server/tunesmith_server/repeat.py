@@ -1,0 +1,30 @@
+"""Owns how a task beside the servers repeats its step: by time, at once when woken, and through failures.
+
+It must not know what a step does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+_log = logging.getLogger(__name__)
+
+
+async def repeat(step: Callable[[], Awaitable[object]], seconds: float, woken: asyncio.Event | None = None) -> None:
+    """Runs `step` every `seconds`, earlier when `woken` is set, until it is cancelled."""
+    woken = woken or asyncio.Event()
+    while True:
+        woken.clear()
+        try:
+            await step()
+        except Exception:
+            # One bad pass must not end all later ones; the next pass starts from what is stored.
+            _log.exception("a pass of %s failed; the next one follows", getattr(step, "__qualname__", "a task"))
+        try:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                await woken.wait()
+        except TimeoutError:
+            continue

@@ -1,0 +1,135 @@
+"""Whole preflights against a control plane: one report with everything, whether the job goes on or fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.training_server import TOKEN, TrainingServer
+from tests.trainer.conftest import chat_line
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer.errors import BadData
+from tunesmith_trainer.machine import Machine
+from tunesmith_trainer.preflight_run import run_preflight
+from tunesmith_trainer.reporter import Reporter
+
+LARGE = Machine("cpu", False, "float32", 1024, 64 << 30, 64 << 30, 1e11)
+LONG = json.dumps({"prompt": "long " * 300, "completion": "x"})
+
+
+def checked(server: TrainingServer, base: Path, tmp_path: Path, machine: Machine = LARGE) -> pb.PreflightReport:
+    """Runs a preflight as `execute` does and returns its report, which also came with a failure."""
+    server.spec.kind = pb.RUN_KIND_PREFLIGHT
+    work = tmp_path / "work"
+    work.mkdir()
+    reporter = Reporter(f"127.0.0.1:{server.port}", TOKEN)
+    try:
+        run_preflight(server.spec, base, work, reporter, lambda: machine)
+    except BadData as failure:
+        reporter.fail(pb.FAILURE_CAUSE_USER, failure.problems)
+        assert server.failed is not None
+        return server.failed.report
+    finally:
+        reporter.close()
+    assert server.preflight is not None
+    return server.preflight.report
+
+
+def write_rows(server: TrainingServer, *extra: str) -> None:
+    """Twenty good rows and `extra` become the training file."""
+    lines = [*(chat_line(index) for index in range(20)), *extra]
+    (server.root / "train.jsonl").write_text("\n".join(lines))
+    server.spec.training_file.CopyFrom(server.remote("train.jsonl"))
+
+
+def rejects(server: TrainingServer) -> list[dict[str, object]]:
+    """The uploaded lines."""
+    return [json.loads(line) for line in (server.root / "out/rejects.jsonl").read_text().splitlines()]
+
+
+def test_a_good_job_is_told_its_counts_memory_time_and_numbers(
+    server: TrainingServer, base: Path, tmp_path: Path
+) -> None:
+    report = checked(server, base, tmp_path)
+
+    counts = report.counts
+    assert (counts.rows, counts.trained_rows, counts.evaluation_rows) == (20, 18, 2)
+    assert sum(one.rows for one in counts.token_histogram) == 20
+    assert all(one.below_tokens == 2 * one.least_tokens for one in counts.token_histogram)
+    assert 0 < counts.labelled_tokens < counts.tokens
+    assert list(report.findings) == []
+    assert report.memory.fits
+    assert sum(term.bytes for term in report.memory.terms) == report.memory.needed_bytes
+    assert report.seconds > 0
+    assert "lora_rank" in {one.name for one in report.resolved}
+    assert not report.HasField("rejects")
+
+
+def test_a_failed_job_is_told_everything_too(server: TrainingServer, base: Path, tmp_path: Path) -> None:
+    write_rows(server, LONG, "{", LONG, chat_line(3))
+    report = checked(server, base, tmp_path)
+
+    assert server.failed is not None
+    assert [(one.code, one.row) for one in server.failed.failures] == [
+        ("row_too_long", 21),
+        ("invalid_file_format", 22),
+    ]
+    assert {one.code: list(one.rows) for one in report.findings} == {
+        "row_too_long": [21, 23],
+        "invalid_file_format": [22],
+        "duplicate_row": [24],
+    }
+    assert (report.counts.rows, report.counts.refused_rows, report.counts.duplicate_rows) == (24, 3, 1)
+    assert report.rejects.path == "rejects.jsonl"
+    assert [(line["line"], line["action"]) for line in rejects(server)] == [
+        (21, "refused"),
+        (22, "refused"),
+        (23, "refused"),
+    ]
+    assert "long long" not in (server.root / "out/rejects.jsonl").read_text(), "a row's text stays where it is"
+
+
+def test_rows_that_are_cut_are_counted_and_listed_and_the_job_goes_on(
+    server: TrainingServer, base: Path, tmp_path: Path
+) -> None:
+    server.spec.long_rows = pb.LONG_ROWS_CUT
+    write_rows(server, LONG, chat_line(0, "word " * 200))
+    report = checked(server, base, tmp_path)
+
+    assert (report.counts.cut_rows, report.counts.dropped_rows, report.counts.refused_rows) == (1, 1, 0)
+    assert [(line["line"], line["action"]) for line in rejects(server)] == [(21, "dropped"), (22, "cut")]
+    assert server.preflight is not None
+    told = {dict(event.data).get("code"): event.level for event in server.preflight.warnings}
+    assert told == {None: "info", "row_dropped": "warn", "row_cut": "warn"}
+
+
+def test_a_job_that_never_fits_is_refused_with_the_largest_terms(
+    server: TrainingServer, base: Path, tmp_path: Path
+) -> None:
+    small = Machine("cpu", False, "float32", 1024, 1 << 20, 100 << 20, 1e11)
+    report = checked(server, base, tmp_path, small)
+
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == ("insufficient_memory", pb.SEVERITY_ERROR)
+    assert "process" in finding.message
+    assert not report.memory.fits
+    assert server.preflight is None
+
+
+def test_a_job_that_may_fit_later_is_warned(server: TrainingServer, base: Path, tmp_path: Path) -> None:
+    busy = Machine("cpu", False, "float32", 1024, 1 << 20, 64 << 30, None)
+    report = checked(server, base, tmp_path, busy)
+
+    assert [(one.code, one.severity) for one in report.findings] == [("memory_tight", pb.SEVERITY_WARNING)]
+    assert not report.HasField("seconds")
+    assert server.preflight is not None
+
+
+def test_an_adapter_that_would_not_load_fails_the_job(
+    server: TrainingServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_trainer.adapter_check.stored_shapes", lambda folder: {"model.strange": (1, 1)})
+    report = checked(server, base, tmp_path)
+
+    assert [one.code for one in report.findings] == ["adapter_shape_mismatch"]
+    assert server.preflight is None

@@ -1,0 +1,35 @@
+"""The expected time: grows with what is multiplied, and shrinks with the machine's speed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tunesmith_trainer.base_shapes import build_empty, read_shapes
+from tunesmith_trainer.config import Facts, Wanted, resolve
+from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.time_plan import expected_seconds
+
+ROWS = [Example(row, np.zeros(100, dtype=np.int32), np.arange(100) >= 60) for row in range(20)]
+FACTS = Facts(20, 100, 64, "llama", 512)
+
+
+def seconds(base: Path, flops: float, *, full: bool = False, passes: int = 2, rows: int = 20) -> float:
+    config = resolve(Wanted(full_weights=full, seed=1, n_epochs=passes), replace(FACTS, rows=rows))[0]
+    return expected_seconds(read_shapes(build_empty(base)), config, ROWS[:rows], ROWS[:2], flops, gpu=False)
+
+
+def test_training_full_weights_takes_half_as_long_again(base: Path) -> None:
+    start = seconds(base, 1e30)
+    ratio = (seconds(base, 1e7, full=True) - start) / (seconds(base, 1e7) - start)
+    assert ratio == pytest.approx(1.5, abs=0.1)
+
+
+def test_twice_the_speed_halves_the_work(base: Path) -> None:
+    start = seconds(base, 1e30)
+    assert (seconds(base, 1e7) - start) / (seconds(base, 2e7) - start) == pytest.approx(2)
+
+
+def test_more_rows_and_passes_take_longer(base: Path) -> None:
+    assert seconds(base, 1e7, rows=10) < seconds(base, 1e7) < seconds(base, 1e7, passes=3)

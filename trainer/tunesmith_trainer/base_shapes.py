@@ -1,0 +1,72 @@
+"""Owns the shapes of a base model, told from its configuration without its weights.
+Must not know data, memory or what is done with the shapes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShapes:
+    """Widths in numbers, `parameters` with tied ones counted once, `linears` (out, in) of every layer but the head."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+    linears: dict[str, tuple[int, int]]
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters that every token is multiplied with: those of the linear layers without the head."""
+        return sum(out * width for out, width in self.linears.values())
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of adapters of this rank on every linear layer."""
+        return sum(rank * (out + width) for out, width in self.linears.values())
+
+
+def build_empty(folder: Path) -> nn.Module:
+    """The model without memory for its weights: every tensor lies on the meta device."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return cast("nn.Module", AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+
+
+def read_shapes(model: nn.Module) -> BaseShapes:
+    """The shapes of a model that `build_empty` made."""
+    config: Any = model.config
+    head = model.get_output_embeddings()  # type: ignore[operator]  # transformers models have it
+    linears = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return BaseShapes(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        queries=config.num_attention_heads * width,
+        keys=config.num_key_value_heads * width,
+        vocabulary=config.vocab_size,
+        linears=linears,
+    )
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that lie in the folder, by name; empty where only the small files are there."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
+    return shapes

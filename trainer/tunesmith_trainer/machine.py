@@ -1,0 +1,115 @@
+"""Owns what this machine offers to a training run: memory and speed, without taking a GPU to find out.
+Must not know models, data or jobs."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith_trainer.model import CPU_PACK_TOKENS, GPU_PACK_TOKENS
+from tunesmith_trainer.processor import choose_cpu_dtype
+
+_NVIDIA_SECONDS = 30.0
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+_CGROUP_USES = ("memory.current", "memory/memory.usage_in_bytes")
+# Dense bfloat16 products per second, as the maker gives them, by a part of the device's name; the first that fits.
+_GPU_FLOPS = (
+    ("B200", 2.25e15),
+    ("GH200", 0.99e15),
+    ("H200", 0.99e15),
+    ("H100 PCIe", 0.76e15),
+    ("H100", 0.99e15),
+    ("A100", 0.31e15),
+    ("L40S", 0.36e15),
+    ("L4", 0.12e15),
+    ("A10", 0.125e15),
+    ("5090", 0.21e15),
+    ("4090", 0.165e15),
+    ("3090", 0.071e15),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a training run of this machine computes.
+
+    `available` bytes are free now, `capacity` is all there is; `flops` per second of products in `dtype`, None where
+    that is not known; `pack_tokens` is the size of a micro-batch.
+    """
+
+    device: str
+    is_gpu: bool
+    dtype: str
+    pack_tokens: int
+    available: int
+    capacity: int
+    flops: float | None
+
+
+def survey() -> Machine:
+    """Looks at the largest visible GPU, or at processor and main memory where there is none."""
+    gpu = _largest_gpu()
+    if gpu is not None:
+        name, capacity, available = gpu
+        flops = next((flops for part, flops in _GPU_FLOPS if part in name), None)
+        return Machine(name, True, "bfloat16", GPU_PACK_TOKENS, available, capacity, flops)
+    dtype, flops_of_cpu, _ = choose_cpu_dtype()
+    capacity, available = main_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
+    return Machine("cpu", False, dtype, CPU_PACK_TOKENS, available, capacity, flops_of_cpu)
+
+
+def _largest_gpu() -> tuple[str, int, int] | None:
+    """Name, bytes and free bytes; by nvidia-smi, since asking CUDA would take memory on the device."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    query = [command, "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return largest_of(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def largest_of(listing: str, visible: str | None) -> tuple[str, int, int] | None:
+    """Name, bytes and free bytes of the largest GPU in nvidia-smi's `listing` that `visible` lets us use."""
+    gpus = []
+    named = None if visible is None else {name.strip() for name in visible.split(",")}
+    for line in listing.splitlines():
+        index, uuid, name, total, free = (part.strip() for part in line.split(","))
+        is_visible = named is None or index in named or uuid in named
+        if is_visible and total.isdecimal() and free.isdecimal():
+            gpus.append((name, int(total) << 20, int(free) << 20))
+    return max(gpus, key=lambda gpu: gpu[1:], default=None)
+
+
+def main_memory(meminfo: Path, cgroup: Path) -> tuple[int, int]:
+    """Bytes of main memory that a process may have, and those that are free, within the limit of the container."""
+    kilobytes = {}
+    for line in meminfo.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        kilobytes[name] = int(rest.split()[0])
+    capacity, available = kilobytes["MemTotal"] << 10, kilobytes["MemAvailable"] << 10
+    limit = _first_number(cgroup, _CGROUP_LIMITS)
+    if limit is None or limit >= capacity:
+        return capacity, available
+    used = (_first_number(cgroup, _CGROUP_USES) or 0) - _reclaimable(cgroup)
+    return limit, min(available, max(0, limit - used))
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """Bytes of cached files that make room when memory is needed."""
+    for path in (cgroup / "memory.stat", cgroup / "memory/memory.stat"):
+        if path.exists():
+            numbers = dict(line.split() for line in path.read_text().splitlines())
+            return int(numbers.get("inactive_file", 0))
+    return 0
+
+
+def _first_number(folder: Path, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        path = folder / name
+        if path.exists() and (text := path.read_text().strip()).isdecimal():
+            return int(text)
+    return None

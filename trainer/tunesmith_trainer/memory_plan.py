@@ -1,0 +1,91 @@
+"""Owns what a training run needs at its peak, in bytes, term by term, told from shapes and the longest rows.
+Must not know the machine's memory or the control plane. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith_trainer.base_shapes import BaseShapes
+from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.packing import Pack, pack
+from tunesmith_trainer.rendering import Example
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_FULL = 4  # bytes of a float32
+_HEAD_ROWS = 2048  # as in objectives.py
+# Interpreter and libraries on a processor; context and workspaces on a GPU. Measured with an idle trainer.
+_PROCESS = {False: 600 << 20, True: 800 << 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Bytes by name at the worst moment of a run."""
+
+    terms: dict[str, int]
+
+    @property
+    def needed(self) -> int:
+        """All of them."""
+        return sum(self.terms.values())
+
+
+def plan(
+    shapes: BaseShapes, config: TrainingConfig, examples: Sequence[Example], dtype: str, pack_tokens: int, *, gpu: bool
+) -> Plan:
+    """The larger of two moments: the backward pass of the largest step, and the proof after a checkpoint.
+
+    The proof loads the model once more, in float32, while weights and optimizer stay where they are.
+    """
+    size = _BYTES[dtype]
+    trained = shapes.parameters if config.full_weights else shapes.adapter_parameters(config.lora_rank)
+    master = trained * _FULL if config.full_weights and dtype != "float32" else 0
+    lasting = {
+        "process": _PROCESS[gpu],
+        "weights": shapes.parameters * size,
+        "adapters": 0 if config.full_weights else trained * _FULL,
+        "optimizer": 2 * trained * _FULL + master,
+    }
+    packs = _largest_step(examples, config.batch_size, pack_tokens)
+    worst = max(packs, key=lambda one: len(one.token_ids))
+    gradients = trained * (size if config.full_weights else _FULL)
+    passing = {
+        "activations": len(worst.token_ids) * _bytes_per_token(shapes, config, size, gpu=gpu),
+        "logits": _logits(shapes, config, worst, size),
+        # While the first micro-batch goes back, its activations make room for the gradients.
+        "gradients": gradients if len(packs) > 1 else 0,
+    }
+    update = {"gradients": trained * _FULL, "update": trained * _FULL}
+    proof = {"proof": shapes.parameters * _FULL}
+    moments = sorted((passing, update, proof), key=lambda moment: sum(moment.values()))
+    terms = {**lasting, **moments[-1]}
+    return Plan({name: terms[name] for name in sorted(terms, key=lambda name: -terms[name]) if terms[name]})
+
+
+def _largest_step(examples: Sequence[Example], batch_size: int, pack_tokens: int) -> list[Pack]:
+    """Micro-batches of a step that happens to get the longest rows."""
+    longest = sorted(examples, key=lambda example: -len(example.token_ids))[:batch_size]
+    return pack(longest, pack_tokens)
+
+
+def _bytes_per_token(shapes: BaseShapes, config: TrainingConfig, size: int, *, gpu: bool) -> int:
+    """What the backward pass needs kept of the forward pass, for one token.
+
+    Per layer: both norms keep their input in float32 and their output; attention keeps queries, keys, values and its
+    output, on a processor the latter once more where documents are joined; the gated layer keeps four tensors.
+    """
+    norms = 2 * shapes.hidden * (_FULL + size)
+    attention = ((2 if gpu else 3) * shapes.queries + 2 * shapes.keys) * size
+    gated = 4 * shapes.intermediate * size
+    per_layer = norms + attention + gated
+    if config.full_weights:
+        per_layer += 2 * shapes.hidden * size  # norms that learn keep their normalised input too
+    else:
+        per_layer += len(shapes.linears) // shapes.layers * config.lora_rank * size
+    return shapes.layers * per_layer + 2 * shapes.hidden * (_FULL + size)
+
+
+def _logits(shapes: BaseShapes, config: TrainingConfig, worst: Pack, size: int) -> int:
+    """Logits in float32 with what is made of them, and the head's gradient where it learns."""
+    rows = min(len(worst.targets), _HEAD_ROWS)
+    per_logit = 2 * _FULL + (2 * size if size != _FULL else 0)
+    gradient = shapes.vocabulary * shapes.hidden * (_FULL + size) if config.full_weights else 0
+    return rows * shapes.vocabulary * per_logit + gradient

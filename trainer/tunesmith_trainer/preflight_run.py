@@ -1,0 +1,81 @@
+"""Owns the course of a preflight run: data, adapter, memory, time, and what is reported of them.
+Must not know how any of them is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer import workspace
+from tunesmith_trainer.adapter_check import adapter_problems
+from tunesmith_trainer.base_shapes import build_empty, read_shapes
+from tunesmith_trainer.delivery import deliver
+from tunesmith_trainer.errors import BadData, Problem
+from tunesmith_trainer.findings import Findings
+from tunesmith_trainer.machine import Machine, survey
+from tunesmith_trainer.memory_plan import Plan, plan
+from tunesmith_trainer.preflight import Prepared
+from tunesmith_trainer.preflight_report import completion, data_report, wire_findings, wire_memory, write_rejects
+from tunesmith_trainer.reporter import Reporter
+from tunesmith_trainer.time_plan import expected_seconds
+
+_MARGIN = 1.3  # the prediction is within 30 % of what was measured: beyond that, a run cannot fit
+_TIGHT = 0.9
+_GIB = 1 << 30
+
+
+def run_preflight(
+    spec: pb.TrainingSpec, base: Path, work: Path, reporter: Reporter, look: Callable[[], Machine] = survey
+) -> None:
+    """Looks for everything that is wrong with a job and reports all of it. Raises BadData when it cannot be trained."""
+
+    def watch(done: int, rows: int) -> None:
+        reporter.check()
+        reporter.report(phase="validating", step=done, total_steps=rows)
+
+    examined = workspace.examine_run(spec, base, work, watch)
+    findings, prepared = examined.findings, examined.prepared
+    report = data_report(examined)
+    if prepared is not None:
+        _foresee(base, prepared, look(), findings, report)
+    report.findings.extend(wire_findings(findings))
+    if findings.rejects:
+        write_rejects(findings, work / "rejects")
+        (rejects,) = deliver(work / "rejects", "", reporter)
+        report.rejects.CopyFrom(rejects)
+    reporter.attach(report)
+    if prepared is None or findings.problems():
+        raise BadData(*findings.problems())
+    reporter.complete_preflight(completion(prepared, findings))
+
+
+def _foresee(base: Path, prepared: Prepared, machine: Machine, findings: Findings, report: pb.PreflightReport) -> None:
+    """What the run would be like: will its result be served, does it fit, how long does it take."""
+    config = prepared.config
+    empty = build_empty(base)
+    shapes = read_shapes(empty)
+    if not config.full_weights:
+        for problem in adapter_problems(base, empty, config):
+            findings.add(problem)
+    examples = [*prepared.training, *prepared.evaluation]
+    need = plan(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu)
+    report.memory.CopyFrom(wire_memory(need, machine))
+    _check_memory(need, machine, full_weights=config.full_weights, findings=findings)
+    if machine.flops is not None:
+        report.seconds = expected_seconds(
+            shapes, config, prepared.training, prepared.evaluation, machine.flops, gpu=machine.is_gpu
+        )
+
+
+def _check_memory(need: Plan, machine: Machine, *, full_weights: bool, findings: Findings) -> None:
+    """A run is refused only where it could never fit: what is free now may be more by the time it starts."""
+    largest = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in list(need.terms.items())[:3])
+    told = f"The run needs about {need.needed / _GIB:.1f} GiB at its peak ({largest})"
+    advice = "Use shorter rows or a smaller batch_size"
+    if full_weights:
+        advice += ", or training.weights lora"
+    if need.needed > machine.capacity * _MARGIN:
+        message = f"{told}; {machine.device} has {machine.capacity / _GIB:.1f} GiB. {advice}."
+        findings.add(Problem("insufficient_memory", message, "hyperparameters.batch_size"))
+    elif need.needed > machine.available * _TIGHT:
+        message = f"{told}; {machine.available / _GIB:.1f} GiB of {machine.device} are free now. {advice} if it fails."
+        findings.add(Problem("memory_tight", message, "hyperparameters.batch_size"), "warning")
