@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import TrainingConfig, learning_rate_at
 from tunesmith_trainer.data import indices_of_step
-from tunesmith_trainer.evaluation import RowScore, evaluate, summarise
-from tunesmith_trainer.objectives import score
+from tunesmith_trainer.evaluation import RowScore, summarise
+from tunesmith_trainer.methods import Objective, TokenObjective
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example
@@ -75,6 +75,7 @@ class Loop:
         pack_tokens: int,
         host: Host,
         clock: Callable[[], float] = time.perf_counter,
+        objective: Objective | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -84,6 +85,7 @@ class Loop:
         self._pack_tokens = pack_tokens
         self._host = host
         self._clock = clock
+        self._objective = objective or TokenObjective()
         self._glance = _within(evaluation, pack_tokens // 4)
         self._validate_every = max(_LEAST_STEPS_BETWEEN_VALIDATIONS, config.total_steps // _VALIDATIONS_PER_RUN)
 
@@ -119,23 +121,24 @@ class Loop:
         return Trained(progress, tuned)
 
     def _step(self, step: int) -> Metrics:
-        """One optimizer step: the mean over all its labelled tokens, however they fall into packs."""
+        """One optimizer step: the mean over all that its objective counts, however it falls into packs."""
         started = self._clock()
         config = self._config
         chosen = indices_of_step(len(self._training), config.batch_size, config.seed, step)
-        packs = pack([self._training[index] for index in chosen], self._pack_tokens)
-        labels = sum(len(batch.targets) for batch in packs)
+        examples = [self._training[index] for index in chosen]
+        packs = pack(examples, self._pack_tokens)
+        counted = sum(self._objective.count(batch) for batch in packs)
         losses: list[Tensor] = []
         hits: list[Tensor] = []
         for batch in packs:
-            scored = score(self._model, batch)
-            (scored.total / labels).backward()  # type: ignore[no-untyped-call]  # torch
+            scored = self._objective.score(self._model, batch, examples)
+            (scored.total / counted).backward()  # type: ignore[no-untyped-call]  # torch
             losses.append(scored.total.detach())
             hits.append(scored.hits.sum())
             self._host.check()
         rate = learning_rate_at(config, step)
         self._optimizer.step(rate)
-        loss, accuracy = (float(torch.stack(values).sum()) / labels for values in (losses, hits))
+        loss, accuracy = (float(torch.stack(values).sum()) / counted for values in (losses, hits))
         seconds = self._clock() - started
         valid = self._glance_at_validation() if step % self._validate_every == 0 else (None, None)
         return Metrics(
@@ -150,12 +153,15 @@ class Loop:
         )
 
     def _evaluate(self) -> list[RowScore]:
-        return evaluate(self._model, self._evaluation, self._pack_tokens, self._host.check)
+        return self._measure(self._evaluation)
 
     def _glance_at_validation(self) -> tuple[float, float]:
         """Loss and token accuracy on a few evaluation rows: cheap enough to do often."""
-        glance = summarise(evaluate(self._model, self._glance, self._pack_tokens, self._host.check))
+        glance = summarise(self._measure(self._glance))
         return glance.loss, glance.token_accuracy
+
+    def _measure(self, examples: Sequence[Example]) -> list[RowScore]:
+        return self._objective.evaluate(self._model, examples, self._pack_tokens, self._host.check)
 
 
 def _within(examples: Sequence[Example], tokens: int) -> list[Example]:

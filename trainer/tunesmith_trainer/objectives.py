@@ -16,7 +16,8 @@ _HEAD_ROWS = 2048  # labelled positions scored at once: bounds the logits' memor
 class Scored:
     """Per labelled token of a pack, on the device: `losses` (L,) float32 in nats, `hits` (L,) bool.
 
-    `total` is the sum of the losses as a scalar that can be differentiated.
+    `total` is the sum of the losses as a scalar that can be differentiated. An objective over something else than
+    tokens has one loss and one hit for each of those.
     """
 
     total: Tensor
@@ -26,6 +27,17 @@ class Scored:
 
 def score(model: nn.Module, batch: Pack) -> Scored:
     """Runs the model over a pack and scores its labelled tokens; the head sees only their positions."""
+    hidden, head, targets = states_at_labels(model, batch)
+    total, losses, hits = _HeadLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]  # torch
+    return Scored(total, losses, hits)
+
+
+def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs the decoder over a pack.
+
+    Returns its states where a labelled token is predicted (L, hidden), the head's weight (vocabulary, hidden) and the
+    labels (L,) int64, all on the device.
+    """
     device = next(model.parameters()).device
     boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     hidden = model.base_model(  # type: ignore[operator]  # transformers models have it: the decoder without the head
@@ -35,10 +47,9 @@ def score(model: nn.Module, batch: Pack) -> Scored:
         lengths=batch.lengths,
         boundaries=boundaries.to(device),
     ).last_hidden_state[0]
-    labelled = hidden.index_select(0, torch.from_numpy(batch.label_positions).to(device))
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]  # as above
-    total, losses, hits = _HeadLoss.apply(labelled, head, torch.from_numpy(batch.targets).to(device))  # type: ignore[no-untyped-call]  # torch
-    return Scored(total, losses, hits)
+    at_labels = hidden.index_select(0, torch.from_numpy(batch.label_positions).to(device))
+    return at_labels, head, torch.from_numpy(batch.targets).to(device)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -15,8 +15,8 @@ class Pack:
     """One micro-batch: documents laid end to end.
 
     `token_ids` and `positions` are int64 of shape (T,), positions restart at 0 in each document. The model's output at
-    `label_positions[i]` is to predict `targets[i]`; `members` are the indices of the examples, `lengths` their tokens,
-    `label_counts` their labelled tokens, all in the order in which they lie in the pack.
+    `label_positions[i]` is to predict `targets[i]`. Of each document, in the order in which they lie in the pack:
+    `lengths` are its tokens, `label_counts` its labelled tokens, `members` the index of the example that it is of.
     """
 
     token_ids: NDArray[np.int64]
@@ -50,7 +50,7 @@ def pack(examples: Sequence[Example], budget: int) -> list[Pack]:
 
 def _lay_out(examples: Sequence[Example], members: list[int]) -> Pack:
     chosen = [examples[index] for index in members]
-    lengths = tuple(len(example.token_ids) for example in chosen)
+    lengths = tuple(length for example in chosen for length in example.documents)
     token_ids = np.concatenate([example.token_ids for example in chosen]).astype(np.int64)
     labelled = np.concatenate([example.labelled for example in chosen])
     (label_at,) = np.nonzero(labelled)
@@ -61,6 +61,8 @@ def _lay_out(examples: Sequence[Example], members: list[int]) -> Pack:
         # A labelled token is predicted from the one before it; a document's first token is never labelled.
         label_positions=label_at - 1,
         targets=token_ids[label_at],
-        members=tuple(members),
-        label_counts=tuple(int(example.labelled.sum()) for example in chosen),
+        members=tuple(
+            member for member, example in zip(members, chosen, strict=True) for _ in range(len(example.documents))
+        ),
+        label_counts=tuple(int(part.sum()) for part in np.split(labelled, np.cumsum(lengths)[:-1])),
     )

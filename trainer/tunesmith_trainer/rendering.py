@@ -30,6 +30,11 @@ class Example:
     labelled: NDArray[np.bool_]
 
     @property
+    def documents(self) -> tuple[int, ...]:
+        """Lengths of the texts that it consists of, which do not see each other. They sum to T."""
+        return (len(self.token_ids),)
+
+    @property
     def prompt_token_ids(self) -> list[int]:
         """What the model is given before the first token that it is to predict."""
         return [int(token) for token in self.token_ids[: int(self.labelled.argmax())]]

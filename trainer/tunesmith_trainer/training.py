@@ -16,8 +16,9 @@ from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded
-from tunesmith_trainer.evaluation import RowScore, Score, evaluate, flips, summarise
+from tunesmith_trainer.evaluation import RowScore, Score, flips, summarise
 from tunesmith_trainer.loop import Loop, Metrics, Trained
+from tunesmith_trainer.methods import Objective, TokenObjective
 from tunesmith_trainer.model import Hardware, choose_hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
@@ -44,6 +45,7 @@ class Training:
             golden_prompts(data.evaluation, data.training),
             data.model.stop_ids,
         )
+        self._objective: Objective = TokenObjective()
         self._artifact: pb.Artifact | None = None
         self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
@@ -59,7 +61,9 @@ class Training:
     def evaluate_base(self) -> list[RowScore]:
         """Scores the evaluation rows before anything is learnt: fresh adapters change nothing."""
         self._report("evaluating")
-        return evaluate(self._model, self._data.evaluation, self._hardware.pack_tokens, self._reporter.check)
+        data, pack_tokens, check = self._data, self._hardware.pack_tokens, self._reporter.check
+        self._objective.observe_base(self._model, [*data.training, *data.evaluation], pack_tokens, check)
+        return self._objective.evaluate(self._model, data.evaluation, pack_tokens, check)
 
     def run_loop(self) -> Trained:
         """Trains to the last step, from where a former attempt was saved if the spec says so."""
@@ -73,7 +77,14 @@ class Training:
         self._optimizer = optimizer
         self._report("training", progress.step)
         return Loop(
-            self._model, optimizer, config, data.training, data.evaluation, self._hardware.pack_tokens, host=self
+            self._model,
+            optimizer,
+            config,
+            data.training,
+            data.evaluation,
+            self._hardware.pack_tokens,
+            host=self,
+            objective=self._objective,
         ).run(progress)
 
     def complete(self, before: Sequence[RowScore], trained: Trained) -> None:
