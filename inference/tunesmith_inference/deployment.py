@@ -17,7 +17,7 @@ from typing import Any
 
 from tunesmith_inference import proof
 from tunesmith_inference.config import Device, Settings
-from tunesmith_inference.engine import EngineProcess, EngineSpec
+from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
 from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.served_set import ServedSet, Unservable
@@ -66,6 +66,7 @@ class Deployment:
         self._settings = settings
         self._revisions = revisions
         self._on_up = on_up
+        self._adapters = False
         self._process = EngineProcess(settings, command)
         self._failure: tuple[float, Exception] | None = None
         self._changed = asyncio.Event()
@@ -122,7 +123,9 @@ class Deployment:
 
     async def _run(self) -> None:
         try:
-            spec = EngineSpec(self._name, await self._folder(), adapters=self.kind is Kind.BASE)
+            folder = await self._folder()
+            self._adapters = self.kind is Kind.BASE and takes_adapters(folder)
+            spec = EngineSpec(self._name, folder, adapters=self._adapters)
             limit = _MAX_FAILED_STARTS if self.kind is Kind.FULL else None
             await self._process.run(spec, self._is_up, self._is_gone, limit)
         except NotFetched as error:
@@ -150,7 +153,7 @@ class Deployment:
         if self.kind is Kind.FULL:
             golden = proof.read_golden(await self._revisions.tuned_folder(self._revision, Kind.FULL))
             await proof.prove(client.complete_greedily, golden, self._name, None, dtype)
-        elif self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
+        elif self._adapters and self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
             base_name = "zero"
             await client.load_adapter(base_name, await self._revisions.zero_adapter_folder(self._revision))
         self.served = ServedSet(

@@ -19,6 +19,7 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith_inference import engine_guard
 from tunesmith_inference.config import Device, Settings
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 START_SECONDS = 900.0
 """An engine that does not answer by then is started anew."""
 
+_WITHOUT_ADAPTERS = frozenset({"gpt2"})
 _PROBE_SECONDS = 5.0
 _PROBE_MISSES = 6
 _STEADY_SECONDS = 60.0
@@ -44,6 +46,11 @@ class EngineSpec:
     name: str
     model_folder: Path
     adapters: bool
+
+
+def takes_adapters(model_folder: Path) -> bool:
+    """Whether vLLM loads adapters for this architecture; told to, it would not start for the others."""
+    return _config(model_folder).get("model_type") not in _WITHOUT_ADAPTERS
 
 
 class EngineProcess:
@@ -193,8 +200,14 @@ async def _end(process: Process) -> None:
     await process.wait()
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_bytes())
+    return config if isinstance(config, dict) else {}
+
+
 def _model_len(folder: Path, settings: Settings) -> str:
     if settings.max_model_len is None:
         return "auto"  # the model's own, or the longest that fits into the engine's memory
-    own = json.loads((folder / "config.json").read_bytes()).get("max_position_embeddings")
+    config = _config(folder)
+    own = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2 has its own word
     return str(min(settings.max_model_len, own) if isinstance(own, int) else settings.max_model_len)

@@ -15,7 +15,7 @@ import pytest
 from tests.inference.gateway import make_base, simulator_command, until
 from tunesmith_inference import engine, engine_guard
 from tunesmith_inference.config import Device, Settings
-from tunesmith_inference.engine import EngineProcess, EngineSpec, engine_environment, vllm_command
+from tunesmith_inference.engine import EngineProcess, EngineSpec, engine_environment, takes_adapters, vllm_command
 from tunesmith_inference.vllm import EngineUnavailable, VllmClient
 
 STUBBORN = """
@@ -136,13 +136,20 @@ def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) 
 @pytest.mark.parametrize(
     ("cap", "own", "used"), [(None, 8192, "auto"), (4096, 8192, "4096"), (4096, 1024, "1024"), (16, None, "16")]
 )
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions"])
 def test_the_length_is_never_more_than_the_models_own(
-    settings: Settings, spec: EngineSpec, cap: int | None, own: int | None, used: str
+    settings: Settings, spec: EngineSpec, cap: int | None, own: int | None, used: str, name: str
 ) -> None:
-    config = {} if own is None else {"max_position_embeddings": own}
+    config = {} if own is None else {name: own}
     (spec.model_folder / "config.json").write_text(json.dumps(config))
     capped = settings.model_copy(update={"max_model_len": cap})
     assert _option(vllm_command(spec, capped, Path("/run/e.sock")), "--max-model-len") == used
+
+
+def test_engines_take_no_adapters_for_gpt2(spec: EngineSpec) -> None:
+    assert takes_adapters(spec.model_folder)
+    (spec.model_folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert not takes_adapters(spec.model_folder)
 
 
 def test_the_engine_gets_no_secrets_of_ours(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,11 @@ def build(folder: Path, *, seed: int = 0, context: int = 512) -> Path:
 
 def build_in_cache(cache: Path, model_id: str = "tiny") -> tuple[str, Path]:
     """Builds the model as a cached base model. Returns its revision and folder."""
-    filling = cache / "base_models" / "filling"
-    build(filling)
+    return publish(build(cache / "base_models" / "filling"), model_id)
+
+
+def publish(filling: Path, model_id: str) -> tuple[str, Path]:
+    """Makes a folder in the cache a base model. Returns its revision and where it lies now."""
     manifest = manifest_bytes(model_id, list_files(filling))
     (filling / MANIFEST_FILE).write_bytes(manifest)
     revision = hashlib.sha256(manifest).hexdigest()

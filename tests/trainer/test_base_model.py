@@ -28,17 +28,37 @@ def test_facts_of_a_good_model(folder: Path) -> None:
     assert facts.stop_ids == (0, 2)
 
 
-def test_a_sliding_window_limits_the_context(folder: Path) -> None:
-    change(folder, "config.json", model_type="mistral", sliding_window=100)
-    assert read_facts(folder, 2).max_context_length == 100
-    change(folder, "config.json", use_sliding_window=False)
-    assert read_facts(folder, 2).max_context_length == 512
-
-
-def test_an_unknown_architecture_is_refused(folder: Path) -> None:
-    change(folder, "config.json", model_type="mamba")
-    with pytest.raises(UnsupportedModel, match="mamba"):
+@pytest.mark.parametrize(
+    ("change_to", "what"),
+    [
+        ({"model_type": "mamba", "state_size": 16}, "state-space"),
+        ({"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "gemma3", "vision_config": {"hidden_size": 8}}, "multimodal"),
+        ({"model_type": "gpt_oss"}, "'gpt_oss' is not one of"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "next token"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "longrope"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, "dynamic"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "what comes after"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"model_type": "gpt2", "reorder_and_upcast_attn": True}, "engines do not serve"),
+        ({"max_position_embeddings": None}, "max_position_embeddings"),
+    ],
+)
+def test_what_would_be_trained_wrongly_is_refused(folder: Path, change_to: dict[str, object], what: str) -> None:
+    change(folder, "config.json", **change_to)
+    with pytest.raises(UnsupportedModel, match=what) as refused:
         read_facts(folder, 2)
+
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.param) == ("unsupported_architecture", "model")
+
+
+def test_positions_that_do_not_depend_on_the_batch_are_taken(folder: Path) -> None:
+    change(folder, "config.json", rope_parameters={"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5})
+    assert read_facts(folder, 2).max_context_length == 512
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "weights.pkl", "model.PT"])

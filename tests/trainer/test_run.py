@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support import tiny_families
 from tests.support.training_server import TOKEN, TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import lora
@@ -201,6 +202,53 @@ def test_full_weights_give_a_whole_model_folder(server: TrainingServer, run_atte
     before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="session")
+def gpt2(cache: Path, base: Path) -> Path:  # the other base looks for itself in the cache, and must be first
+    """The folder of a base whose engines take no adapters, and that has no chat template."""
+    return tiny_families.build_in_cache("gpt2", cache)[1]
+
+
+def train_on(server: TrainingServer, rows: list[dict[str, object]]) -> None:
+    (server.root / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    server.spec.training_file.CopyFrom(server.remote("train.jsonl"))
+
+
+def test_what_engines_cannot_adapt_is_delivered_merged_and_resumed(
+    server: TrainingServer, run_attempt: RunAttempt, gpt2: Path
+) -> None:
+    server.spec.base_model.CopyFrom(pb.BaseModel(id="gpt2", revision=gpt2.name))
+    train_on(server, [{"prompt": f"Item {index}:", "completion": " red"} for index in range(20)])
+    assert run_attempt(server) == 0
+    uninterrupted = losses(server)
+    completed = server.completed
+    assert completed is not None
+    assert completed.artifact.kind == pb.ARTIFACT_KIND_FULL
+    names = {file.path for file in completed.artifact.files}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "golden.json"}
+    assert not any("adapter" in name for name in names)
+    folder = server.root / "out/step-10"
+    before, after = load_file(gpt2 / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "c_" in name and name.endswith("weight")}
+
+    server.checkpoints = server.checkpoints[:1]
+    next_attempt(server)
+    assert run_attempt(server) == 0
+    assert losses(server) == uninterrupted[5:]
+
+
+def test_chat_rows_need_a_chat_template(server: TrainingServer, run_attempt: RunAttempt, gpt2: Path) -> None:
+    server.spec.base_model.CopyFrom(pb.BaseModel(id="gpt2", revision=gpt2.name))
+    roles = ("system", "user", "assistant")
+    train_on(server, [{"messages": [{"role": role, "content": role} for role in roles]}] * 12)
+    server.spec.kind = pb.RUN_KIND_PREFLIGHT
+
+    assert run_attempt(server) == 65
+    assert server.failed is not None
+    assert {failure.code for failure in server.failed.failures} == {"no_chat_template"}
 
 
 def test_bad_data_is_reported_with_its_rows(server: TrainingServer, run_attempt: RunAttempt) -> None:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.model import load_for_generation
+from tunesmith_trainer.model import load_as_stored, load_for_generation
 from tunesmith_trainer.rendering import Example
 
 GOLDEN_FILE = "golden.json"
@@ -23,7 +23,10 @@ _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 
 
 class ArtifactWriter:
-    """Writes artifacts of one run. `prompts` are token ids; `stop_ids` end an answer."""
+    """Writes artifacts of one run. `prompts` are token ids; `stop_ids` end an answer.
+
+    `merged`: adapters are written into the weights of a whole model, since engines could not load them by themselves.
+    """
 
     def __init__(
         self,
@@ -32,13 +35,21 @@ class ArtifactWriter:
         config: TrainingConfig,
         prompts: Sequence[list[int]],
         stop_ids: Sequence[int],
+        *,
+        merged: bool,
     ) -> None:
         self._base_folder = base_folder
         self._base_model_id = base_model_id
         self._config = config
         self._prompts = prompts
         self._stop_ids = stop_ids
+        self._merged = merged
         self._base_answers: list[dict[str, Any]] | None = None
+
+    @property
+    def state_files(self) -> tuple[str, ...]:
+        """Files that `write` makes for resuming only: adapters that are not served as such."""
+        return (lora.WEIGHTS_FILE, lora.CONFIG_FILE) if self._merged else ()
 
     def write(self, model: nn.Module, folder: Path) -> None:
         """Writes the trained weights into `folder` and, read back from there, the golden answers."""
@@ -48,8 +59,25 @@ class ArtifactWriter:
             self._copy_small_files(folder)
         else:
             lora.save(model, folder, self._base_model_id)
+        if self._merged:
+            self._write_merged(folder)
         golden = self._golden(folder, next(model.parameters()).device)
         (folder / GOLDEN_FILE).write_text(json.dumps(golden))
+
+    def _write_merged(self, folder: Path) -> None:
+        """Beside the adapter in `folder`, the whole model that it makes of the base, in the base's dtype."""
+        model = load_as_stored(self._base_folder)
+        self._attach(model, folder)
+        lora.merge(model)
+        model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
+        self._copy_small_files(folder)
+
+    def _attach(self, model: nn.Module, folder: Path) -> None:
+        config = self._config
+        lora.attach(
+            model, config.lora_rank, config.lora_alpha, config.seed, config.lora_targets, use_rslora=config.use_rslora
+        )
+        lora.load(model, folder)
 
     def _copy_small_files(self, folder: Path) -> None:
         """Tokenizer, template and configuration are the base's own, byte for byte."""
@@ -61,12 +89,11 @@ class ArtifactWriter:
         """Greedy answers in float32 of base and tuned model, the latter loaded from the written files."""
         if self._base_answers is None:
             self._base_answers = self._answers(load_for_generation(self._base_folder, device))
-        if self._config.full_weights:
+        if self._config.full_weights or self._merged:
             tuned = load_for_generation(folder, device)
         else:
             tuned = load_for_generation(self._base_folder, device)
-            lora.attach(tuned, self._config.lora_rank, self._config.lora_alpha, self._config.seed)
-            lora.load(tuned, folder)
+            self._attach(tuned, folder)
         pairs = zip(self._prompts, self._answers(tuned), self._base_answers, strict=True)
         prompts = [
             {

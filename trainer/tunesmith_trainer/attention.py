@@ -1,4 +1,4 @@
-"""Owns attention inside a pack: causal within each document, nothing across documents, no dense mask.
+"""Owns attention inside a pack: causal within each document, windowed or capped as the layer says, nothing across.
 Must not know models, data or losses."""
 
 import inspect
@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 NAME = "tunesmith_documents"
 # Older releases lack grouped-query support in the kernel; the loop over documents serves every device.
 _KERNEL_GROUPS_QUERIES = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# What layers pass on that changes nothing here: positions are in queries and keys already, and packs have no cache.
+_WITHOUT_EFFECT = frozenset({"position_ids", "use_cache"})
 
 
 def register() -> None:
@@ -31,25 +34,78 @@ def document_attention(
     *,
     lengths: tuple[int, ...],
     boundaries: Tensor,
-    **_: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attends within documents.
+
+    A token sees at most `sliding_window` tokens, itself included; scores s become softcap · tanh(s / softcap).
+    Raises TypeError for any other wish of a layer, which would be trained wrongly if it were passed over.
 
     query (1, heads, T, d), key and value (1, key heads, T, d). `lengths` are the documents' token counts in order and
     sum to T; `boundaries` are their cumulative sums from 0, int32, on the same device. Returns (1, T, heads, d).
     """
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and _KERNEL_GROUPS_QUERIES:
-        return _in_one_kernel(query, key, value, boundaries, max(lengths), scaling), None
-    grouped = query.shape[1] != key.shape[1]
-    outputs = [
-        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*(torch.split(part, list(lengths), dim=2) for part in (query, key, value)), strict=True)
-    ]
+    strange = sorted(name for name in others.keys() - _WITHOUT_EFFECT if others[name] is not None)
+    if strange:
+        raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
+    in_half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and in_half and _KERNEL_GROUPS_QUERIES and softcap is None:
+        return _in_one_kernel(query, key, value, boundaries, max(lengths), scaling, sliding_window), None
+    documents = zip(*(torch.split(part, list(lengths), dim=2) for part in (query, key, value)), strict=True)
+    if softcap is None:
+        outputs = [_in_document(q, k, v, scaling, sliding_window) for q, k, v in documents]
+    else:
+        # Its scores are kept for no layer but the one that goes back: they grow with the square of the length.
+        outputs = [
+            checkpoint(_capped, q, k, v, scaling, sliding_window, softcap, use_reentrant=False) for q, k, v in documents
+        ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    seen = _window_mask(query, window)
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=seen,
+        is_causal=seen is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float) -> Tensor:
+    """The fused kernels cannot cap. The softmax is float32, as in the models that do this."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    scores = (scores / softcap).tanh() * softcap
+    length = query.shape[2]
+    seen = _window_mask(query, window)
+    if seen is None:
+        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """(T, T), True where a token may look; None where the document is no longer than the window."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=query.device).tril_().triu_(1 - window)
+
+
 def _in_one_kernel(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor,
+    longest: int,
+    scaling: float,
+    window: int | None,
 ) -> Tensor:
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     out = varlen_attn(
@@ -61,7 +117,7 @@ def _in_one_kernel(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1, 0),
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return cast("Tensor", out).unsqueeze(0)

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,20 @@ def read_shapes(model: nn.Module) -> BaseShapes:
     config: Any = model.config
     head = model.get_output_embeddings()  # type: ignore[operator]  # transformers models have it
     linears = {
-        name: (module.out_features, module.in_features)
+        name: (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return BaseShapes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        queries=config.num_attention_heads * width,
-        keys=config.num_key_value_heads * width,
+        # GPT-2 has neither, unless its feed-forward layers are of unusual width.
+        intermediate=getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.hidden_size,
+        queries=heads * width,
+        keys=getattr(config, "num_key_value_heads", heads) * width,
         vocabulary=config.vocab_size,
         linears=linears,
     )

@@ -40,7 +40,7 @@ def save_state(folder: Path, optimizer: Optimizer, config: TrainingConfig, progr
 def read_progress(folder: Path, config: TrainingConfig) -> Progress:
     """Reads how far a saved run was. Raises BadSpec when it was saved under other numbers."""
     document = json.loads((folder / _DOCUMENT).read_text())
-    if document.pop("config") != asdict(config):
+    if document.pop("config") != json.loads(json.dumps(asdict(config))):
         raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
     return Progress(**document)
 

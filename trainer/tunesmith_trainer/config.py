@@ -13,8 +13,9 @@ LongRows = Literal["fail", "cut", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the job asks for. None means auto. `max_rank` and `max_context_length` are what serving accepts.
+    """What the job asks for. None means auto, and no targets mean all linear layers.
 
+    `max_rank` and `max_context_length` are what serving accepts.
     `long_rows` is what becomes of rows over the context: the job fails, or they are cut at the end or dropped.
     """
 
@@ -25,6 +26,8 @@ class Wanted:
     learning_rate_multiplier: float | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
+    use_rslora: bool | None = None
     context_length: int | None = None
     max_rank: int = 0
     max_context_length: int | None = None
@@ -57,6 +60,8 @@ class TrainingConfig:
     steps_per_pass: int
     lora_rank: int
     lora_alpha: float
+    lora_targets: tuple[str, ...]
+    use_rslora: bool
     context_length: int
 
 
@@ -92,6 +97,8 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
         steps_per_pass=per_pass,
         lora_rank=rank,
         lora_alpha=alpha,
+        lora_targets=wanted.lora_targets,
+        use_rslora=bool(wanted.use_rslora),
         context_length=wanted.context_length or facts.max_context_length,
     )
     why_alpha = "requested" if wanted.lora_alpha is not None else "fixed, so that the learning rate is free of the rank"

@@ -2,13 +2,14 @@
 Must not know the arithmetic of a layer, data, losses or where files go."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith_trainer.lora_linear import LoraLinear
 
@@ -17,17 +18,70 @@ CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
 
 
-def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> list[str]:
-    """Freezes the model and adapts every linear layer but the output head. Returns the adapted modules' names."""
-    model.requires_grad_(requires_grad=False)
+class StoredTransposed(nn.Linear):
+    """A layer of GPT-2 seen as a linear one: its weight is a view of what is stored as (in, out)."""
+
+    def __init__(self, stored: Conv1D) -> None:
+        super().__init__(stored.nx, stored.nf, device="meta")
+        self.weight = nn.Parameter(stored.weight.detach().t(), requires_grad=False)
+        self.bias = stored.bias
+
+    def stored(self) -> Conv1D:
+        """The layer as the model file has it."""
+        made = Conv1D(self.out_features, self.in_features)
+        made.weight, made.bias = nn.Parameter(self.weight.detach().t()), self.bias
+        return made
+
+
+def adaptable(model: nn.Module) -> list[str]:
+    """Names of the linear layers, without the output head."""
     head = model.get_output_embeddings()  # type: ignore[operator]  # transformers models have it
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not name.endswith(".base")
+    ]
+
+
+def is_meant(module: str, target: str) -> bool:
+    """Whether a target - attention, mlp, or the end of a module's name, as in PEFT - means the module."""
+    if target == "attention":
+        return "attn" in module
+    if target == "mlp":
+        return ".mlp." in module
+    return module == target or module.endswith(f".{target}")
+
+
+def attach(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    seed: int,
+    targets: Sequence[str] = (),
+    *,
+    use_rslora: bool = False,
+) -> list[str]:
+    """Freezes the model and adapts the linear layers that `targets` mean, all but the output head without targets.
+
+    Returns the adapted modules' names.
+    """
+    model.requires_grad_(requires_grad=False)
+    names = [name for name in adaptable(model) if not targets or any(is_meant(name, target) for target in targets)]
     generator = torch.Generator().manual_seed(seed)
     for name in names:
-        parent, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, leaf, LoraLinear(cast("nn.Linear", getattr(owner, leaf)), rank, alpha, generator))
+        layer = model.get_submodule(name)
+        linear = StoredTransposed(layer) if isinstance(layer, Conv1D) else cast("nn.Linear", layer)
+        _put(model, name, LoraLinear(linear, rank, alpha, generator, use_rslora=use_rslora))
     return names
+
+
+def merge(model: nn.Module) -> None:
+    """Adds every delta to its layer's weight, in float32, and leaves a plain model, for which no adapter is needed."""
+    for name, layer in list(_layers(model)):
+        base = layer.base
+        with torch.no_grad():
+            base.weight.copy_(base.weight.float() + layer.scale * (layer.lora_B @ layer.lora_A))
+        _put(model, name, base.stored() if isinstance(base, StoredTransposed) else base)
 
 
 def save(model: nn.Module, folder: Path, base_model_id: str) -> None:
@@ -50,23 +104,32 @@ def describe(model: nn.Module, base_model_id: str) -> dict[str, object]:
     """What adapter_config.json says of the adapter."""
     layers = dict(_layers(model))
     first = next(iter(layers.values()))
-    rank = first.lora_A.shape[0]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_id,
-        "r": rank,
-        "lora_alpha": first.scale * rank,
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "r": first.lora_A.shape[0],
+        "lora_alpha": first.alpha,
+        "target_modules": _target_modules(list(layers), set(adaptable(model))),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": isinstance(first.base, StoredTransposed),
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
         "use_dora": False,
-        "use_rslora": False,
+        "use_rslora": first.use_rslora,
     }
+
+
+def _target_modules(adapted: list[str], others: set[str]) -> list[str]:
+    """The shortest ends of names that mean the adapted modules and no others."""
+    targets = set()
+    for module in adapted:
+        parts = module.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        targets.add(next(end for end in ends if not any(is_meant(other, end) for other in others)))
+    return sorted(targets)
 
 
 def load(model: nn.Module, folder: Path) -> None:
@@ -85,6 +148,11 @@ def load(model: nn.Module, folder: Path) -> None:
                 parameter.copy_(stored)
     if stored_tensors:
         raise ValueError("the adapter file holds layers that the model does not have")
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

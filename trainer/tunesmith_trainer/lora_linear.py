@@ -9,16 +9,21 @@ from torch import Tensor, nn
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus a trained low-rank delta: y = x·Wᵀ + bias + (alpha / rank)·(x·Aᵀ)·Bᵀ.
+    """A frozen linear layer plus a trained low-rank delta: y = x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ.
 
-    A is (rank, in) and B is (out, rank), both float32 whatever the base's dtype. B starts at zero, A as in PEFT.
+    `scale` is alpha / rank, or alpha / √rank with `use_rslora` (rank-stabilised LoRA). A is (rank, in) and B is
+    (out, rank), both float32 whatever the base's dtype. B starts at zero, A as in PEFT.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator, *, use_rslora: bool = False
+    ) -> None:
         super().__init__()
         device = base.weight.device
         self.base = base.requires_grad_(requires_grad=False)
-        self.scale = alpha / rank
+        self.alpha = alpha
+        self.use_rslora = use_rslora
+        self.scale = alpha / (math.sqrt(rank) if use_rslora else rank)
         # Kaiming uniform with a = sqrt(5), as PEFT draws it: the bound is 1 / sqrt(in).
         start = torch.empty(rank, base.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(base.in_features)
         self.lora_A = nn.Parameter(start.to(device))

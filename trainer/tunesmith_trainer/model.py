@@ -48,10 +48,15 @@ def load(folder: Path, hardware: Hardware) -> nn.Module:
 
 def load_for_generation(folder: Path, device: torch.device) -> nn.Module:
     """Loads a model folder in float32, the dtype in which proofs are recorded, for `generate`."""
-    return _load(folder, torch.float32, device, "sdpa")
+    return _load(folder, torch.float32, device, "eager")  # all families have it
 
 
-def _load(folder: Path, dtype: torch.dtype, device: torch.device, attention_name: str) -> nn.Module:
+def load_as_stored(folder: Path) -> nn.Module:
+    """Loads a model folder into main memory in the dtype of its files, to be changed and saved again."""
+    return _load(folder, "auto", torch.device("cpu"), "eager")
+
+
+def _load(folder: Path, dtype: torch.dtype | str, device: torch.device, attention_name: str) -> nn.Module:
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

@@ -28,7 +28,7 @@ class Scored:
 def score(model: nn.Module, batch: Pack) -> Scored:
     """Runs the model over a pack and scores its labelled tokens; the head sees only their positions."""
     hidden, head, targets = states_at_labels(model, batch)
-    total, losses, hits = _HeadLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]  # torch
+    total, losses, hits = _HeadLoss.apply(hidden, head, targets, logit_cap(model))  # type: ignore[no-untyped-call]  # torch
     return Scored(total, losses, hits)
 
 
@@ -36,7 +36,7 @@ def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Ten
     """Runs the decoder over a pack.
 
     Returns its states where a labelled token is predicted (L, hidden), the head's weight (vocabulary, hidden) and the
-    labels (L,) int64, all on the device.
+    labels (L,) int64, all on the device. Whoever makes logits of them has to bound these by `logit_cap`.
     """
     device = next(model.parameters()).device
     boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -52,11 +52,19 @@ def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Ten
     return at_labels, head, torch.from_numpy(batch.targets).to(device)
 
 
+def logit_cap(model: nn.Module) -> float | None:
+    """What bounds the model's logits z, which become c · tanh(z / c); None where they are the head's plain product."""
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return None if cap is None else float(cap)
+
+
 class _HeadLoss(torch.autograd.Function):
     """Sum of cross-entropies whose gradients are formed in the forward pass, so that logits are never kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         losses = hidden.new_empty(targets.shape, dtype=torch.float32)
         hits = torch.empty_like(targets, dtype=torch.bool)
@@ -65,6 +73,11 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(targets), _HEAD_ROWS):
             part = slice(start, start + _HEAD_ROWS)
             logits = (hidden[part] @ head.t()).float()
+            slope = None
+            if softcap is not None:
+                bounded = logits.div_(softcap).tanh_()
+                slope = 1 - bounded.square()
+                logits = bounded.mul_(softcap)
             wanted = targets[part, None]
             normalizer = logits.logsumexp(1, keepdim=True)
             losses[part] = (normalizer - logits.gather(1, wanted))[:, 0]
@@ -73,6 +86,8 @@ class _HeadLoss(torch.autograd.Function):
                 continue
             grad_logits = logits.sub_(normalizer).exp_()
             grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+            if slope is not None:
+                grad_logits *= slope
             cast_grad = grad_logits.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = cast_grad @ head
@@ -83,10 +98,11 @@ class _HeadLoss(torch.autograd.Function):
         return losses.sum(), losses, hits
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
             None if grad_head is None else grad_head * grad,
+            None,
             None,
         )

@@ -33,6 +33,11 @@ class Prepared:
     model: ModelFacts
 
     @property
+    def merged(self) -> bool:
+        """Whether what adapters learn is served as whole weights."""
+        return self.model.served_merged and not self.config.full_weights
+
+    @property
     def tokens(self) -> int:
         """Tokens of one pass, prompts included."""
         return sum(len(example.token_ids) for example in self.training)
@@ -134,6 +139,8 @@ def _prepared(
     )
     config, resolutions = resolve(wanted, facts)
     notes = _evaluation_notes(validation, evaluation)
+    if model.served_merged and not wanted.full_weights:
+        notes.append(f"Engines load no adapters for {model.model_type}: what they learn is merged into the weights.")
     return Prepared(examples, evaluation, validation is None, config, resolutions, notes, model)
 
 

@@ -54,7 +54,7 @@ def _foresee(base: Path, prepared: Prepared, machine: Machine, findings: Finding
     empty = build_empty(base)
     shapes = read_shapes(empty)
     if not config.full_weights:
-        for problem in adapter_problems(base, empty, config):
+        for problem in adapter_problems(base, empty, config, merged=prepared.merged):
             findings.add(problem)
     examples = [*prepared.training, *prepared.evaluation]
     need = plan(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu)

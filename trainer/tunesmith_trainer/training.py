@@ -44,6 +44,7 @@ class Training:
             data.config,
             golden_prompts(data.evaluation, data.training),
             data.model.stop_ids,
+            merged=data.merged,
         )
         self._objective: Objective = TokenObjective()
         self._artifact: pb.Artifact | None = None
@@ -56,7 +57,14 @@ class Training:
         self._reporter.add_event(f"Training on {hardware.device.type} in {hardware.dtype}: {hardware.reason}.")
         self._model: nn.Module = load(self._base, hardware)
         if not config.full_weights:
-            lora.attach(self._model, config.lora_rank, config.lora_alpha, config.seed)
+            lora.attach(
+                self._model,
+                config.lora_rank,
+                config.lora_alpha,
+                config.seed,
+                config.lora_targets,
+                use_rslora=config.use_rslora,
+            )
 
     def evaluate_base(self) -> list[RowScore]:
         """Scores the evaluation rows before anything is learnt: fresh adapters change nothing."""
@@ -136,11 +144,13 @@ class Training:
         self._artifacts.write(self._model, folder)
         checkpoint.save_state(folder, self._optimizer, self._data.config, progress)
         files = deliver(folder, f"{prefix}/", self._reporter)
+        whole = self._data.config.full_weights or self._data.merged
+        state_files = {*checkpoint.STATE_FILES, *self._artifacts.state_files}
         self._artifact = pb.Artifact(
-            kind=pb.ARTIFACT_KIND_FULL if self._data.config.full_weights else pb.ARTIFACT_KIND_ADAPTER,
+            kind=pb.ARTIFACT_KIND_FULL if whole else pb.ARTIFACT_KIND_ADAPTER,
             prefix=prefix,
-            files=[file for file in files if file.path not in checkpoint.STATE_FILES],
-            training_state=[file for file in files if file.path in checkpoint.STATE_FILES],
+            files=[file for file in files if file.path not in state_files],
+            training_state=[file for file in files if file.path in state_files],
         )
         self._reporter.commit_checkpoint(progress.step, self._artifact, pb.StepMetrics(**asdict(metrics)))
         shutil.rmtree(folder)

@@ -254,5 +254,7 @@ def _check_file(path: Path, file: ManifestFile, *, hashes: bool) -> None:
 
 
 def _context_length(config: object) -> int | None:
-    length = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return None
+    length = config.get("max_position_embeddings", config.get("n_positions"))  # GPT-2 has its own word
     return length if type(length) is int and length > 0 else None

@@ -19,7 +19,7 @@ _MAX_FILES = 2048
 _MAX_UPLOAD_BYTES = 5 * 1024**3  # of one PUT to S3
 _MAX_RESULT_BYTES = 256 * 1024**2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_KINDS = {"lora": pb.ARTIFACT_KIND_ADAPTER, "full": pb.ARTIFACT_KIND_FULL}
+_KINDS = {pb.ARTIFACT_KIND_ADAPTER: ArtifactKind.ADAPTER, pb.ARTIFACT_KIND_FULL: ArtifactKind.FULL}
 
 
 def checked_files(files: Sequence[pb.UploadFile]) -> list[ManifestFile]:
@@ -39,12 +39,16 @@ def checked_files(files: Sequence[pb.UploadFile]) -> list[ManifestFile]:
 
 
 def checked_artifact(artifact: pb.Artifact, weights: str) -> ArtifactKind:
-    """The artifact's kind if it is the one that the job asked for, under a safe prefix; raises InvalidRequestError."""
-    if artifact.kind != _KINDS[weights]:
+    """The artifact's kind if the job can have it, under a safe prefix; raises InvalidRequestError.
+
+    Where engines could not load its adapter, a job with LoRA weights gives whole weights with the adapter merged in.
+    """
+    kind = _KINDS.get(artifact.kind)
+    if kind is None or (weights == "full" and kind is not ArtifactKind.FULL):
         raise InvalidRequestError("invalid_artifact", f"A job with weights {weights} needs an artifact of that kind.")
     if not is_safe_path(artifact.prefix):
         raise InvalidRequestError("invalid_artifact", f"{artifact.prefix[:80]!r} is not a plain relative path.")
-    return ArtifactKind.ADAPTER if weights == "lora" else ArtifactKind.FULL
+    return kind
 
 
 async def require_stored(store: ObjectStore, prefix: str, files: Sequence[ManifestFile]) -> None:

@@ -1,0 +1,132 @@
+"""Every family that is trained: packs, losses and adapters are what its own code and PEFT make of them."""
+
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from tests.support import tiny_families
+from tunesmith_trainer import lora
+from tunesmith_trainer.base_model import read_facts
+from tunesmith_trainer.base_shapes import build_empty, read_shapes, stored_shapes
+from tunesmith_trainer.model import Hardware, load, load_for_generation
+from tunesmith_trainer.objectives import score
+from tunesmith_trainer.packing import pack
+from tunesmith_trainer.rendering import Example
+
+FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
+LENGTHS = (30, 12, 55, 5)  # longer and shorter than the windows
+
+
+@pytest.fixture(scope="module", params=tiny_families.FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one family's tiny model."""
+    return tiny_families.build(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def rows() -> list[Example]:
+    generator = np.random.default_rng(1)
+    return [
+        Example(index, generator.integers(3, 259, length).astype(np.int32), np.arange(length) >= 1)
+        for index, length in enumerate(LENGTHS)
+    ]
+
+
+def eager(folder: Path) -> nn.Module:
+    """The model with transformers' own attention, one document at a time."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def eager_loss(model: nn.Module) -> torch.Tensor:
+    """Cross-entropies of all rows' labelled tokens, one after the other."""
+    losses = []
+    for row in rows():
+        ids = torch.from_numpy(row.token_ids.astype(np.int64))
+        logits = model(input_ids=ids[None]).logits[0, :-1]
+        losses.append(functional.cross_entropy(logits, ids[1:], reduction="none"))
+    return torch.cat(losses)
+
+
+def wake(model: nn.Module) -> None:
+    """Gives fresh adapters something to say."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.normal_(std=0.1)
+
+
+def test_packs_give_the_losses_and_gradients_of_documents_alone(family: Path) -> None:
+    ours, theirs = load(family, FLOAT32), eager(family)
+    (batch,) = pack(rows(), 256)
+    scored = score(ours, batch)
+    expected = eager_loss(theirs)
+    scored.total.backward()  # type: ignore[no-untyped-call]  # torch
+    expected.sum().backward()  # type: ignore[no-untyped-call]  # torch
+
+    torch.testing.assert_close(scored.losses, expected, rtol=1e-4, atol=1e-5)
+    wanted = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers
+@pytest.mark.parametrize("targets", [(), ("attention",), ("mlp",)])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_peft_makes_the_same_of_the_adapter(
+    family: Path, tmp_path: Path, targets: tuple[str, ...], use_rslora: bool
+) -> None:
+    model = load(family, FLOAT32)
+    names = lora.attach(model, 4, 8, 1, targets, use_rslora=use_rslora)
+    wake(model)
+    lora.save(model, tmp_path, "tiny")
+    (batch,) = pack(rows(), 256)
+    ours = score(model, batch)
+    theirs = peft.PeftModel.from_pretrained(eager(family), tmp_path, is_trainable=True)
+    expected = eager_loss(theirs)
+    ours.total.backward()  # type: ignore[no-untyped-call]  # torch
+    expected.sum().backward()  # type: ignore[no-untyped-call]  # torch
+
+    torch.testing.assert_close(ours.losses, expected, rtol=1e-4, atol=1e-4)
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    assert len(wanted) == 2 * len(names), "PEFT adapts the same layers"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradient = wanted[f"base_model.model.{name}.default.weight"]
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_merged_weights_say_what_base_and_adapter_say(family: Path, tmp_path: Path) -> None:
+    model = load_for_generation(family, torch.device("cpu"))
+    untouched = {name: parameter.shape for name, parameter in model.named_parameters()}
+    lora.attach(model, 4, 8, 1)
+    wake(model)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        lora.merge(model)
+        merged = model(input_ids=ids).logits
+    model.save_pretrained(tmp_path)  # type: ignore[operator]  # transformers models have it
+    with torch.no_grad():
+        reread = eager(tmp_path)(input_ids=ids).logits
+
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reread, adapted, rtol=1e-4, atol=1e-4)
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == untouched
+
+
+def test_its_small_files_tell_what_the_run_needs(family: Path) -> None:
+    facts = read_facts(family, 2)
+    shapes = read_shapes(build_empty(family))
+    stored = stored_shapes(family)
+
+    assert (facts.hidden_size, facts.max_context_length, facts.stop_ids) == (64, 512, (2,))
+    assert facts.served_merged == (facts.model_type == "gpt2")
+    assert shapes.parameters == sum(torch.Size(shape).numel() for shape in stored.values())
+    assert len(shapes.linears) in (3 * 4, 3 * 7)
