@@ -3,14 +3,28 @@ Must not know tokenizers, models or the control plane."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tunesmith_trainer.errors import Problem
 
+RowKind = Literal["chat", "preference", "text"]
+
+_PREFERENCE_KEYS = (
+    "input",
+    "preferred_output",
+    "non_preferred_output",
+    "preferred_completion",
+    "non_preferred_completion",
+)
+_EXPECTED = {
+    "chat": 'supervised tuning needs "messages", or "prompt" and "completion"',
+    "preference": 'dpo needs "input", "preferred_output" and "non_preferred_output"',
+    "text": 'continued pretraining needs "text"',
+}
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -30,24 +44,30 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a file. A prompt and completion are held as a user's and an assistant's message.
+    """One line of a file. A prompt and completion are held as a user's and an assistant's message, a raw text as one
+    message of the role `text`.
 
-    `number` is the 1-based line, `param` the field of the job that named the file.
+    `number` is the 1-based line, `param` the field of the job that named the file. In a preference row `messages` end
+    with the preferred answer, and `other_answer` is the other.
     """
 
     number: int
     param: str
     messages: tuple[Message, ...]
     tools: list[Any] | None
+    other_answer: Message | None = None
 
 
-def read_rows(path: Path, param: str) -> Iterator[Row | Problem]:
-    """Reads a JSONL file of `{messages, tools?}` or `{prompt, completion}` lines; a problem stands for a bad line."""
+def read_rows(path: Path, param: str, kind: RowKind = "chat") -> Iterator[Row | Problem]:
+    """Reads a JSONL file of lines of this kind, or a .txt file as one text; a problem stands for a bad line."""
+    if path.suffix == ".txt":
+        yield _whole_text(path, param, kind)
+        return
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            yield _row(json.loads(line), number, param)
+            yield _row(json.loads(line), number, param, kind)
         except _BadRow as error:
             yield Problem(error.code, f"Row {number} {error}.", param, number)
         except (ValueError, RecursionError):
@@ -92,9 +112,59 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
 
 
-def _row(value: object, number: int, param: str) -> Row:
+def _whole_text(path: Path, param: str, kind: RowKind) -> Row | Problem:
+    if kind != "text":
+        return Problem("wrong_row_type", f"The file is plain text; {_EXPECTED[kind]}.", param)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return Problem("invalid_file_format", "The file is not UTF-8.", param)
+    return Row(1, param, (Message("text", text, 1, {}),), None)
+
+
+def _row(value: object, number: int, param: str, kind: RowKind) -> Row:
     if not isinstance(value, dict):
         raise _BadRow("is not a JSON object")
+    found = _kind_of(value)
+    if found != kind:
+        raise _BadRow(f"is a {found} row; {_EXPECTED[kind]}", "wrong_row_type")
+    if found == "preference":
+        return _preference_row(value, number, param)
+    if found == "text":
+        if not isinstance(value["text"], str) or not value["text"].strip():
+            raise _BadRow('has a "text" that is not a text, or is empty')
+        return Row(number, param, (Message("text", value["text"], 1, {}),), None)
+    return _chat_row(value, number, param)
+
+
+def _kind_of(value: dict[str, Any]) -> RowKind:
+    if any(key in value for key in _PREFERENCE_KEYS):
+        return "preference"
+    return "text" if "text" in value and "messages" not in value else "chat"
+
+
+def _preference_row(value: dict[str, Any], number: int, param: str) -> Row:
+    asked = value.get("input")
+    if not isinstance(asked, dict) or not asked.get("messages"):
+        raise _BadRow('needs "input" with a non-empty list "messages"')
+    row = _chat_row(asked, number, param)
+    prompt = [replace(message, weight=0) for message in row.messages]
+    preferred = _only_answer(value, "preferred")
+    return replace(row, messages=(*prompt, preferred), other_answer=_only_answer(value, "non_preferred"))
+
+
+def _only_answer(value: dict[str, Any], name: str) -> Message:
+    """OpenAI writes `…_output` in its guide and `…_completion` in its specification."""
+    answers = value.get(f"{name}_output", value.get(f"{name}_completion"))
+    if not isinstance(answers, list) or len(answers) != 1:
+        raise _BadRow(f'needs "{name}_output" as a list of one message')
+    answer = _message(answers[0])
+    if answer.role != "assistant":
+        raise _BadRow(f'has a "{name}_output" that is not an assistant\'s message')
+    return replace(answer, weight=1)
+
+
+def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
     if value.get("functions"):
         raise _BadRow("has functions, which chat templates do not know; write them as tools", "functions_unsupported")
     if "messages" in value:

@@ -6,9 +6,11 @@ from typing import Protocol
 
 from torch import nn
 
+from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.evaluation import RowScore, evaluate
 from tunesmith_trainer.objectives import Scored, score
 from tunesmith_trainer.packing import Pack
+from tunesmith_trainer.preference import PreferenceObjective
 from tunesmith_trainer.rendering import Example
 
 
@@ -30,6 +32,11 @@ class Objective(Protocol):
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
     ) -> list[RowScore]:
         """Measures every example, in order. `after_pack` is called between packs and may raise to stop."""
+
+
+def objective_of(config: TrainingConfig) -> Objective:
+    """What the job's method minimises."""
+    return PreferenceObjective(config.beta) if config.method == "dpo" else TokenObjective()
 
 
 class TokenObjective:

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith_trainer.base_model import ModelFacts, read_facts
-from tunesmith_trainer.config import Facts, Resolution, TrainingConfig, Wanted, check, resolve
-from tunesmith_trainer.data import held_out_indices
+from tunesmith_trainer.config import Facts, Method, Resolution, TrainingConfig, Wanted, check, resolve, row_limit
+from tunesmith_trainer.data import RowKind, held_out_indices
 from tunesmith_trainer.errors import BadData, BadSpec, Problem
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.rendering import Example, Renderer, load_tokenizer
 from tunesmith_trainer.row_checks import FileRows, RowReader, Watch
 
 MIN_ROWS = 10
+MIN_PIECES = 2  # of raw text: one to learn and one to hold out
 MAX_EVALUATION_ROWS = 500  # a share measured on 500 rows is within 4.4 points of the truth
 _LEAST_LABELLED_SHARE = 0.01
+_ROW_KINDS: dict[Method, RowKind] = {"supervised": "chat", "dpo": "preference", "continued_pretraining": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,20 @@ def examine(
         for problem in refused.problems:
             findings.add(problem)
     renderer = Renderer(tokenizer, model.stop_ids)
-    reader = RowReader(renderer, min(most, wanted.context_length or most), wanted.long_rows, findings, watch)
+    kind = _ROW_KINDS[wanted.method]
+    reader = RowReader(tokenizer, renderer, kind, row_limit(wanted, most), wanted.long_rows, findings, watch)
     training = reader.read(training_file, "training_file")
     validation = reader.read(validation_file, "validation_file") if validation_file else None
-    _check_whole(training, validation, renderer, findings)
+    if kind == "text":
+        _check_pieces(training, validation, findings)
+    else:
+        _check_rows(training, validation, renderer, findings)
+    _check_overlap(training, validation, findings)
     prepared = None if findings.problems() else _prepared(training, validation, wanted, model, most)
     return Examined(training, validation, findings, prepared)
 
 
-def _check_whole(training: FileRows, validation: FileRows | None, renderer: Renderer, findings: Findings) -> None:
+def _check_rows(training: FileRows, validation: FileRows | None, renderer: Renderer, findings: Findings) -> None:
     """What only shows in a file as a whole."""
     for file, least in ((training, MIN_ROWS), (validation, 1)):
         if file is not None:
@@ -111,6 +118,17 @@ def _check_whole(training: FileRows, validation: FileRows | None, renderer: Rend
     if labelled < tokens * _LEAST_LABELLED_SHARE:
         message = f"Only {labelled} of {tokens} tokens are answers to learn from; most of the time goes into prompts."
         findings.add(Problem("few_labelled_tokens", message, "training_file"), "warning")
+
+
+def _check_pieces(training: FileRows, validation: FileRows | None, findings: Findings) -> None:
+    """Raw text is counted in pieces, however many rows it came in."""
+    for file, least in ((training, MIN_PIECES), (validation, 1)):
+        if file is not None and len(file.examples) < least and not findings.rejected("refused"):
+            message = f"The text is enough for {len(file.examples)} pieces; {least} are needed. Add text."
+            findings.add(Problem("invalid_n_examples", message, file.param))
+
+
+def _check_overlap(training: FileRows, validation: FileRows | None, findings: Findings) -> None:
     if validation is not None:
         for content, row in validation.seen.items():
             if content in training.seen:

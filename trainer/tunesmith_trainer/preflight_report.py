@@ -53,6 +53,7 @@ def completion(prepared: Prepared, findings: Findings) -> pb.CompletePreflightRe
             lora_rank=config.lora_rank,
             lora_alpha=config.lora_alpha,
             context_length=config.context_length,
+            beta=config.beta if config.method == "dpo" else None,
         ),
         learning_rate=config.learning_rate,
         rows=len(prepared.training),

@@ -35,12 +35,18 @@ class Example:
         return (len(self.token_ids),)
 
     @property
+    def teaches(self) -> bool:
+        """Whether there is something to learn in each of its documents."""
+        ends = np.cumsum(self.documents)[:-1]
+        return all(part.any() for part in np.split(self.labelled, ends))
+
+    @property
     def prompt_token_ids(self) -> list[int]:
         """What the model is given before the first token that it is to predict."""
         return [int(token) for token in self.token_ids[: int(self.labelled.argmax())]]
 
     def cut(self, tokens: int) -> "Example":
-        """The example without what comes after its first `tokens` tokens."""
+        """The example without what comes after the first `tokens` tokens of a document."""
         return Example(self.row, self.token_ids[:tokens].copy(), self.labelled[:tokens].copy())
 
 

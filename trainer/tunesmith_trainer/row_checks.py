@@ -1,17 +1,19 @@
 """Owns the way of one file's rows to examples: every row is looked at, and what is wrong with it is noted.
 Must not know configurations, memory or the control plane."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
 from tunesmith_trainer.config import LongRows
-from tunesmith_trainer.data import Message, Row, count_lines, read_rows
+from tunesmith_trainer.data import Message, Row, RowKind, count_lines, read_rows
 from tunesmith_trainer.errors import Problem
 from tunesmith_trainer.findings import Findings
-from tunesmith_trainer.rendering import Example, Renderer
+from tunesmith_trainer.pairs import conversations, render_pairs
+from tunesmith_trainer.rendering import Example, Renderer, Tokenizer
+from tunesmith_trainer.texts import render_text
 
 Watch = Callable[[int, int], None]
 """Called now and then with the rows read so far and all rows of the file; may raise to stop."""
@@ -35,10 +37,21 @@ class FileRows:
 
 
 class RowReader:
-    """Reads files into examples of at most `limit` tokens, and notes in `findings` what is wrong."""
+    """Reads files of rows of one kind into examples, documents of at most `limit` tokens, and notes what is wrong."""
 
-    def __init__(self, renderer: Renderer, limit: int, long_rows: LongRows, findings: Findings, watch: Watch) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        renderer: Renderer,
+        kind: RowKind,
+        limit: int,
+        long_rows: LongRows,
+        findings: Findings,
+        watch: Watch,
+    ) -> None:
+        self._tokenizer = tokenizer
         self._renderer = renderer
+        self._kind = kind
         self._limit = limit
         self._long_rows = long_rows
         self._findings = findings
@@ -50,41 +63,54 @@ class RowReader:
         """Looks at every row of a file."""
         found = FileRows(param)
         lines = count_lines(path)
-        for rows in _batches(read_rows(path, param)):
+        for rows in _batches(read_rows(path, param, self._kind)):
             self._watch(found.rows, max(lines, found.rows))
             found.rows += len(rows)
             checked = [self._checked(row) if isinstance(row, Row) else row for row in rows]
-            rendered = iter(self._renderer.render_all([row for row in checked if isinstance(row, Row)]))
+            rendered = iter(self._rendered([row for row in checked if isinstance(row, Row)]))
             for row in checked:
                 outcome = next(rendered) if isinstance(row, Row) else row
                 if isinstance(outcome, Problem):
                     self._findings.reject(outcome, "refused")
                 else:
-                    self._take(outcome, found)
+                    for example in outcome:
+                        self._take(example, found)
         return found
+
+    def _rendered(self, rows: Sequence[Row]) -> list[list[Example] | Problem]:
+        if self._kind == "text":
+            return [render_text(self._tokenizer, row, self._limit) for row in rows]
+        if self._kind == "preference":
+            return render_pairs(self._renderer, rows)
+        rendered = self._renderer.render_all(rows)
+        return [one if isinstance(one, Problem) else [one] for one in rendered]
 
     def _checked(self, row: Row) -> Row | Problem:
         """The row, unless something in it would not reach the model as it is meant."""
-        tokens = self._renderer.special_tokens_in(row)
+        answers = conversations(row)
+        tokens = [token for one in answers for token in self._renderer.special_tokens_in(one)]
         if tokens:
+            tokens = list(dict.fromkeys(tokens))
             what = f"spells out {', '.join(tokens[:5])}, which the model reads as control and not as text"
             self._findings.add(_problem(row, "special_tokens_in_text", what), "warning")
         if self._renderer.has_chat_template:
             if row.tools and not self._shows_tools:
                 what = "has tools, which the chat template of this base model does not show to it; remove them"
                 return _problem(row, "tools_unsupported", what)
-            if any(message.extra.get("tool_calls") for message in row.messages) and not self._writes_calls:
+            calls = any(message.extra.get("tool_calls") for one in answers for message in one.messages)
+            if calls and not self._writes_calls:
                 what = "has tool calls, which the chat template of this base model does not write; remove them"
                 return _problem(row, "tools_unsupported", what)
-        if any(_is_empty_answer(message) for message in row.messages):
+        if any(_is_empty_answer(message) for one in answers for message in one.messages):
             return _problem(row, "empty_answer", "has an empty answer; write one, or give it weight 0")
         return row
 
     def _take(self, example: Example, found: FileRows) -> None:
-        length, row = len(example.token_ids), example.row
+        length, row = max(example.documents), example.row
         found.lengths.append(length)
-        if not example.labelled.any():
-            message = f"Row {row} has nothing to learn: no assistant message with weight 1."
+        if not example.teaches:
+            why = "it is too short" if self._kind == "text" else "no assistant message with weight 1"
+            message = f"Row {row} has nothing to learn: {why}."
             self._findings.reject(Problem("no_labelled_tokens", message, found.param, row), "refused")
             return
         if length > self._limit:
@@ -103,7 +129,7 @@ class RowReader:
     def _fitted(self, example: Example, param: str) -> Example | None:
         """A row over the limit, made to fit as the job wants; None where it is not to be used."""
         row = example.row
-        told = f"Row {row} has {len(example.token_ids)} tokens; the context length is {self._limit}"
+        told = f"Row {row} has {max(example.documents)} tokens; the context length is {self._limit}"
         if self._long_rows == "fail":
             message = f"{told}. Shorten or split it, or set training.long_rows to cut or drop."
             self._findings.reject(Problem("row_too_long", message, param, row), "refused")
@@ -112,7 +138,7 @@ class RowReader:
             self._findings.reject(Problem("row_dropped", f"{told}, so it is left out.", param, row), "dropped")
             return None
         cut = example.cut(self._limit)
-        if not cut.labelled.any():
+        if not cut.teaches:
             message = f"{told}: nothing to learn is left of it once it is cut, so it is left out."
             self._findings.reject(Problem("row_dropped", message, param, row), "dropped")
             return None

@@ -31,6 +31,8 @@ def expected_seconds(
     work = config.n_epochs * _operations(shapes, training, per_parameter)
     # The base and the end of each pass on all evaluation rows.
     work += (1 + config.n_epochs) * _operations(shapes, evaluation, _FORWARD)
+    if config.method == "dpo":
+        work += _operations(shapes, training, _FORWARD)  # what the base gives the answers
     saves = config.n_epochs * (_SAVE_SECONDS + shapes.parameters * _SAVE_SECONDS_PER_PARAMETER)
     return _START_SECONDS + saves + work / (flops * _EFFICIENCY[gpu])
 

@@ -16,9 +16,10 @@ from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded
-from tunesmith_trainer.evaluation import RowScore, Score, flips, summarise
+from tunesmith_trainer.evaluation import RowScore, flips
 from tunesmith_trainer.loop import Loop, Metrics, Trained
-from tunesmith_trainer.methods import Objective, TokenObjective
+from tunesmith_trainer.method_scores import wire_score
+from tunesmith_trainer.methods import objective_of
 from tunesmith_trainer.model import Hardware, choose_hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
@@ -46,7 +47,7 @@ class Training:
             data.model.stop_ids,
             merged=data.merged,
         )
-        self._objective: Objective = TokenObjective()
+        self._objective = objective_of(data.config)
         self._artifact: pb.Artifact | None = None
         self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
@@ -97,7 +98,7 @@ class Training:
 
     def complete(self, before: Sequence[RowScore], trained: Trained) -> None:
         """Reports the evaluation and makes the last checkpoint the job's result."""
-        step = trained.progress.step
+        step, method = trained.progress.step, self._data.config.method
         self._report("uploading", step)
         results = self._work / "results"
         results.mkdir()
@@ -112,8 +113,8 @@ class Training:
                 evaluation=pb.Evaluation(
                     rows=len(before),
                     held_out_from_training=self._data.held_out_from_training,
-                    base=_wire_score(summarise(before)),
-                    tuned=_wire_score(summarise(trained.tuned)),
+                    base=wire_score(before, method),
+                    tuned=wire_score(trained.tuned, method),
                     flipped_to_right=to_right,
                     flipped_to_wrong=to_wrong,
                 ),
@@ -161,10 +162,6 @@ class Training:
     def _report(self, phase: str, step: int = 0, remaining_seconds: float | None = None) -> None:
         total = self._data.config.total_steps
         self._reporter.report(phase=phase, step=step, total_steps=total, remaining_seconds=remaining_seconds)
-
-
-def _wire_score(score: Score) -> pb.Score:
-    return pb.Score(loss=score.loss, token_accuracy=score.token_accuracy, exact_match=score.exact_match)
 
 
 def _write_results(path: Path, progress: Progress) -> None:

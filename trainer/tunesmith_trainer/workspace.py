@@ -5,13 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer.config import LongRows, Wanted
+from tunesmith_trainer.config import LongRows, Method, Wanted
 from tunesmith_trainer.errors import BadSpec, Problem
 from tunesmith_trainer.preflight import Examined, Prepared, examine, prepare
 from tunesmith_trainer.row_checks import Watch
 from tunesmith_trainer.transfer import Remote, cached_base_model, download
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+_METHODS: dict[str, Method] = {
+    "supervised": "supervised",
+    "dpo": "dpo",
+    "continued_pretraining": "continued_pretraining",
+}
 _LONG_ROWS: dict[int, LongRows] = {pb.LONG_ROWS_CUT: "cut", pb.LONG_ROWS_DROP: "drop"}
 
 
@@ -48,7 +53,7 @@ def resume_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
 
 def wanted_of(spec: pb.TrainingSpec) -> Wanted:
     """What the job asks for, in this package's words. Raises BadSpec for what this trainer cannot do."""
-    if spec.method != "supervised":
+    if spec.method not in _METHODS:
         raise BadSpec(Problem("unsupported_method", f"The method {spec.method!r} is not supported.", "method"))
     if spec.weights not in (pb.WEIGHTS_LORA, pb.WEIGHTS_FULL):
         raise BadSpec(Problem("unsupported_weights", "Choose lora or full weights.", "training.weights"))
@@ -67,15 +72,21 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         max_rank=spec.max_lora_rank,
         max_context_length=spec.max_context_length if spec.HasField("max_context_length") else None,
         long_rows=_LONG_ROWS.get(spec.long_rows, "fail"),
+        method=_METHODS[spec.method],
+        beta=numbers.beta if numbers.HasField("beta") else None,
     )
 
 
 def _data_files(spec: pb.TrainingSpec, work: Path) -> tuple[Path, Path | None]:
-    download([_remote(spec.training_file, "training.jsonl")], work)
-    if not spec.HasField("validation_file"):
-        return work / "training.jsonl", None
-    download([_remote(spec.validation_file, "validation.jsonl")], work)
-    return work / "training.jsonl", work / "validation.jsonl"
+    training = _data_file(spec.training_file, "training", work)
+    return training, _data_file(spec.validation_file, "validation", work) if spec.HasField("validation_file") else None
+
+
+def _data_file(file: pb.RemoteFile, name: str, work: Path) -> Path:
+    """Fetches a file of rows or, by its name, of plain text."""
+    path = f"{name}{'.txt' if file.path.endswith('.txt') else '.jsonl'}"
+    download([_remote(file, path)], work)
+    return work / path
 
 
 def _remote(file: pb.RemoteFile, path: str | None = None) -> Remote:

@@ -21,27 +21,20 @@ def chat_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
     """Everything that is wrong with a row that has the key `messages`."""
     for key in sorted(row.keys() - _ROW_KEYS):
         yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
-    yield from _tools_faults(row)
+    yield from tools_faults(row)
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         yield Fault("missing_messages_list", 'needs a list "messages" with at least one message')
         return
     call_ids: set[str] = set()
     for number, message in enumerate(messages, start=1):
-        for code, what in _message_faults(message, call_ids):
+        for code, what in message_faults(message, call_ids):
             yield Fault(code, f"{what} (message {number})")
     yield from _assistant_faults([message for message in messages if isinstance(message, dict)])
 
 
-def _assistant_faults(messages: list[dict[str, Any]]) -> Iterator[Fault]:
-    weights = [message.get("weight", 1) for message in messages if message.get("role") == "assistant"]
-    if not weights:
-        yield Fault("example_missing_assistant_message", "has no assistant message, so there is nothing to learn")
-    elif all(weight == 0 for weight in weights):
-        yield Fault("example_without_weight", "has weight 0 on every assistant message, so there is nothing to learn")
-
-
-def _message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
+def message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
+    """Everything that is wrong with one message; `call_ids` collects the calls that later messages may answer."""
     if not isinstance(message, dict):
         yield Fault("data_type", "has a message that is not a JSON object")
         return
@@ -58,6 +51,28 @@ def _message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
     yield from _weight_faults(message)
     yield from _content_faults(message)
     yield from _tool_call_faults(message, call_ids)
+
+
+def tools_faults(row: dict[str, Any]) -> Iterator[Fault]:
+    """Everything that is wrong with the tools that are offered beside messages."""
+    for key in ("tools", "functions"):
+        tools = row.get(key)
+        if tools is None:
+            continue
+        is_right = _is_tool if key == "tools" else _is_function
+        if not isinstance(tools, list) or not all(is_right(tool) for tool in tools):
+            what = f'has "{key}" that are not a list of functions with a "name" and "parameters" as an object'
+            yield Fault(f"invalid_{key}", what)
+    if not isinstance(row.get("parallel_tool_calls", True), bool):
+        yield Fault("data_type", 'has a "parallel_tool_calls" that is neither true nor false')
+
+
+def _assistant_faults(messages: list[dict[str, Any]]) -> Iterator[Fault]:
+    weights = [message.get("weight", 1) for message in messages if message.get("role") == "assistant"]
+    if not weights:
+        yield Fault("example_missing_assistant_message", "has no assistant message, so there is nothing to learn")
+    elif all(weight == 0 for weight in weights):
+        yield Fault("example_without_weight", "has weight 0 on every assistant message, so there is nothing to learn")
 
 
 def _weight_faults(message: dict[str, Any]) -> Iterator[Fault]:
@@ -117,19 +132,6 @@ def _tool_call_faults(message: dict[str, Any], call_ids: set[str]) -> Iterator[F
         yield Fault("invalid_tool_call_id", 'has a tool message whose "tool_call_id" answers no call before it')
     if role == "function" and not isinstance(message.get("name"), str):
         yield Fault("message_missing_key", 'has a function message without "name"')
-
-
-def _tools_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    for key in ("tools", "functions"):
-        tools = row.get(key)
-        if tools is None:
-            continue
-        is_right = _is_tool if key == "tools" else _is_function
-        if not isinstance(tools, list) or not all(is_right(tool) for tool in tools):
-            what = f'has "{key}" that are not a list of functions with a "name" and "parameters" as an object'
-            yield Fault(f"invalid_{key}", what)
-    if not isinstance(row.get("parallel_tool_calls", True), bool):
-        yield Fault("data_type", 'has a "parallel_tool_calls" that is neither true nor false')
 
 
 def _is_tool(tool: object) -> bool:

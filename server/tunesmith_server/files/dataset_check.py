@@ -1,10 +1,12 @@
 """Owns whether a file of rows can be trained on: reads every line and names all that is wrong. Pure.
 
-It must not know tokenizers (preflight's part), storage or HTTP. What a chat row must look like is in chat_rows.py.
+It must not know tokenizers (preflight's part), storage or HTTP. What a row must look like is in chat_rows.py and
+preference_rows.py.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +15,13 @@ from typing import Any, BinaryIO, NoReturn
 from tunesmith_server.errors import Problem
 from tunesmith_server.files.chat_rows import chat_row_faults
 from tunesmith_server.files.faults import Fault, shown
+from tunesmith_server.files.preference_rows import PREFERENCE_KEYS, preference_row_faults
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_LISTED_PROBLEMS = 100
 
+_CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_PREFERENCE_KEYS = ("preferred_output", "non_preferred_output", "preferred_completion", "non_preferred_completion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,36 @@ def check_dataset(file: BinaryIO, *, max_line_bytes: int = MAX_LINE_BYTES) -> Da
     return DatasetReport(rows, tuple(problems), problem_count)
 
 
+def is_plain_text(filename: str) -> bool:
+    """Whether a file of this name is one text to go on pretraining with, not rows."""
+    return filename.lower().endswith(".txt")
+
+
+def check_plain_text(file: BinaryIO) -> DatasetReport:
+    """Reads a text once, up to its first problem; it counts as one row."""
+    problem = _text_problem(file)
+    return DatasetReport(1, () if problem is None else (problem,), 0 if problem is None else 1)
+
+
+def _text_problem(file: BinaryIO) -> Problem | None:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    lines, is_empty = 1, True
+    while True:
+        chunk = file.read(_CHUNK_BYTES)
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            line = lines + error.object[: error.start].count(b"\n")
+            return Problem("not_utf8", f"Line {line} is not UTF-8; save the file as UTF-8.", "file", line)
+        if "\x00" in text:
+            line = lines + text[: text.index("\x00")].count("\n")
+            return Problem("not_plain_text", f"Line {line} has the character NUL; upload plain text.", "file", line)
+        lines += text.count("\n")
+        is_empty = is_empty and not text.strip()
+        if not chunk:
+            return Problem("empty_file", "The file has no text.", "file") if is_empty else None
+
+
 def _lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
     """1-based numbers and the lines with data; of a line over the limit only its start."""
     number = 0
@@ -65,7 +98,7 @@ def _lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_line(line: bytes, max_line_bytes: int) -> tuple[list[Fault], str | None]:
-    """Faults of one line and its shape, `chat` or `prompt`, as far as it can be told."""
+    """Faults of one line and its shape, `chat`, `prompt`, `preference` or `text`, as far as it can be told."""
     if len(line) > max_line_bytes:
         return [Fault("line_too_long", f"is longer than {max_line_bytes} bytes; shorten or split the row")], None
     try:
@@ -78,14 +111,15 @@ def _check_line(line: bytes, max_line_bytes: int) -> tuple[list[Fault], str | No
 
 
 def _check_row(row: dict[str, Any]) -> tuple[list[Fault], str | None]:
-    if any(key in row for key in _PREFERENCE_KEYS):
-        what = "is a preference row; only chat rows and prompt-completion rows can be trained on"
-        return [Fault("unsupported_row_type", what)], None
+    if any(key in row for key in PREFERENCE_KEYS):
+        return list(preference_row_faults(row)), "preference"
     if "messages" in row:
         return list(chat_row_faults(row)), "chat"
     if "prompt" in row or "completion" in row:
         return list(_prompt_row_faults(row)), "prompt"
-    what = 'needs a list "messages", or "prompt" and "completion"'
+    if "text" in row:
+        return list(_text_row_faults(row)), "text"
+    what = 'needs a list "messages", or "prompt" and "completion", or "input" and two outputs, or "text"'
     return [Fault("missing_messages_list", what)], None
 
 
@@ -97,6 +131,13 @@ def _prompt_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
         elif not text.strip():
             yield Fault(f"missing_{key}", f'has an empty "{key}"')
     for key in sorted(row.keys() - {"prompt", "completion"}):
+        yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
+
+
+def _text_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
+    if not isinstance(row["text"], str) or not row["text"].strip():
+        yield Fault("missing_text", 'needs "text" as a text that is not empty')
+    for key in sorted(row.keys() - {"text"}):
         yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
 
 

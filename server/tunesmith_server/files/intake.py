@@ -16,7 +16,7 @@ from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import InvalidRequestError, TunesmithError, UnavailableError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.files import drafts
-from tunesmith_server.files.dataset_check import DatasetReport, check_dataset
+from tunesmith_server.files.dataset_check import DatasetReport, check_dataset, check_plain_text, is_plain_text
 from tunesmith_server.files.limits import DATASET_PURPOSE, SizeLimit, display_name
 from tunesmith_server.ids import new_id
 
@@ -52,7 +52,7 @@ class Intake:
             if draft.md5 != new.md5:
                 message = f"The bytes have the MD5 {draft.md5}, not {new.md5}. Check the order of the parts."
                 raise InvalidRequestError("md5_mismatch", message, param="md5")
-            rows = await _checked_rows(draft.path) if new.purpose == DATASET_PURPOSE else None
+            rows = await _checked_rows(draft.path, new.filename) if new.purpose == DATASET_PURPOSE else None
             if draft.size == 0:
                 raise InvalidRequestError("empty_file", "The file has no bytes.", param="file")
             row = self._row(new, draft, rows)
@@ -84,16 +84,16 @@ class Intake:
         )
 
 
-async def _checked_rows(path: Path) -> int:
-    report = await asyncio.to_thread(_check, path)
+async def _checked_rows(path: Path, filename: str) -> int:
+    report = await asyncio.to_thread(_check, path, filename)
     if report.problem_count:
         raise _refusal(report)
     return report.rows
 
 
-def _check(path: Path) -> DatasetReport:
+def _check(path: Path, filename: str) -> DatasetReport:
     with path.open("rb") as file:
-        return check_dataset(file)
+        return check_plain_text(file) if is_plain_text(display_name(filename)) else check_dataset(file)
 
 
 def _refusal(report: DatasetReport) -> InvalidRequestError:

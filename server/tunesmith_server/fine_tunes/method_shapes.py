@@ -96,6 +96,14 @@ class DpoMethod(BaseModel):
     hyperparameters: DpoHyperparameters = DpoHyperparameters()
 
 
+class ContinuedPretrainingMethod(BaseModel):
+    """Options of continued pretraining on raw text, which is ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
 class ReinforcementMethod(BaseModel):
     """Options of reinforcement tuning; the grader's own options are checked where graders are."""
 
@@ -105,20 +113,30 @@ class ReinforcementMethod(BaseModel):
     hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
 
 
+_NAMES = ("supervised", "dpo", "continued_pretraining", "reinforcement")
+
+
 class Method(BaseModel):
     """How to tune: the name of a method, and its options under that name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: Literal["supervised", "dpo", "reinforcement"]
+    type: Literal["supervised", "dpo", "continued_pretraining", "reinforcement"]
     supervised: SupervisedMethod | None = None
     dpo: DpoMethod | None = None
+    continued_pretraining: ContinuedPretrainingMethod | None = None
     reinforcement: ReinforcementMethod | None = None
 
     @model_validator(mode="after")
     def _has_no_other_options(self) -> Self:
-        others = {"supervised", "dpo", "reinforcement"} - {self.type}
-        strange = sorted(name for name in others if getattr(self, name) is not None)
+        strange = [name for name in _NAMES if name != self.type and getattr(self, name) is not None]
         if strange:
             raise ValueError(f"has the type {self.type} but options of {strange[0]}; remove them")
         return self
+
+    @property
+    def hyperparameters(self) -> Hyperparameters | None:
+        """Those of its options, if it has any."""
+        options: SupervisedMethod | DpoMethod | ContinuedPretrainingMethod | ReinforcementMethod | None
+        options = getattr(self, self.type)
+        return None if options is None else options.hyperparameters

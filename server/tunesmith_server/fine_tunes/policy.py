@@ -18,7 +18,7 @@ from tunesmith_server.fine_tunes.lookup import is_id
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 from tunesmith_server.registry import repository as registry
 
-METHODS = ("supervised",)
+METHODS = ("supervised", "dpo", "continued_pretraining")
 """What trainers here can do; other methods have their shape checked and are refused."""
 WEIGHTS = ("lora", "full")
 
@@ -51,13 +51,19 @@ async def check_references(
         message = f"The model {request.model!r} cannot be fine-tuned here. GET /v1/models lists the base models."
         raise InvalidRequestError("model_not_found", message, param="model")
     for param, file_id, min_rows in (
-        ("training_file", request.training_file, settings.min_training_rows),
+        ("training_file", request.training_file, _least_rows(request, settings)),
         ("validation_file", request.validation_file, 1),
     ):
         if file_id is not None:
             file = await files.get_live(session, project_id, file_id, now) if is_id(file_id) else None
             _check_file(file, file_id, param, min_rows)
     return base
+
+
+def _least_rows(request: CreateFineTune, settings: Settings) -> int:
+    """Raw text is counted in pieces, which only the preflight can do."""
+    is_text = request.method is not None and request.method.type == "continued_pretraining"
+    return 1 if is_text else settings.min_training_rows
 
 
 def _check_file(file: FileRow | None, file_id: str, param: str, min_rows: int) -> None:

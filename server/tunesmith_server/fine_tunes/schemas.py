@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tunesmith_server.fine_tunes.method_shapes import (
     Auto,
+    ContinuedPretrainingMethod,
+    DpoMethod,
     Hyperparameters,
     Method,
     SupervisedMethod,
@@ -103,7 +105,7 @@ class CreateFineTune(BaseModel):
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
-    """Deprecated by OpenAI for method.supervised.hyperparameters, which wins where both are sent."""
+    """Deprecated by OpenAI for those of the method, which win where both are sent."""
     training: Training = Training()
     scheduling: SchedulingOptions = SchedulingOptions()
     auto_start: Annotated[bool, Field(strict=True)] = True
@@ -112,9 +114,8 @@ class CreateFineTune(BaseModel):
     @property
     def effective_hyperparameters(self) -> Hyperparameters:
         """What was asked for, in whichever of the two places."""
-        if self.method is not None and self.method.supervised is not None:
-            return self.method.supervised.hyperparameters
-        return self.hyperparameters or Hyperparameters()
+        of_method = self.method.hyperparameters if self.method is not None else None
+        return of_method or self.hyperparameters or Hyperparameters()
 
 
 class JobError(BaseModel):
@@ -125,11 +126,28 @@ class JobError(BaseModel):
     param: str | None
 
 
-class MethodObject(BaseModel):
-    """The method in use."""
+class SupervisedObject(BaseModel):
+    """The method in use: supervised tuning."""
 
     type: Literal["supervised"] = "supervised"
     supervised: SupervisedMethod
+
+
+class DpoObject(BaseModel):
+    """The method in use: preference tuning."""
+
+    type: Literal["dpo"] = "dpo"
+    dpo: DpoMethod
+
+
+class ContinuedPretrainingObject(BaseModel):
+    """The method in use: continued pretraining."""
+
+    type: Literal["continued_pretraining"] = "continued_pretraining"
+    continued_pretraining: ContinuedPretrainingMethod
+
+
+MethodObject = Annotated[SupervisedObject | DpoObject | ContinuedPretrainingObject, Field(discriminator="type")]
 
 
 class TrainingObject(BaseModel):
@@ -171,11 +189,17 @@ class Progress(BaseModel):
 
 
 class Score(BaseModel):
-    """loss in mean nats per labelled token; accuracies from 0 to 1."""
+    """loss in mean nats per labelled token, for dpo per pair; accuracies from 0 to 1. What a method lacks is null."""
 
     loss: float | None
     token_accuracy: float | None
     exact_match: float | None
+    perplexity: float | None = None
+    """Of continued pretraining."""
+    preference_accuracy: float | None = None
+    """Of dpo: the share of rows whose preferred answer the model holds likelier than the other."""
+    preference_margin: float | None = None
+    """Of dpo: by how many nats it does, on average."""
 
 
 class Evaluation(BaseModel):

@@ -9,8 +9,16 @@ from typing import Any
 
 from tunesmith_server.db.tables import CheckpointRow, EventRow, FineTuneRow
 from tunesmith_server.fine_tunes.history_schemas import CheckpointObject, EventObject
-from tunesmith_server.fine_tunes.method_shapes import Hyperparameters, SupervisedMethod
+from tunesmith_server.fine_tunes.method_shapes import (
+    ContinuedPretrainingMethod,
+    DpoHyperparameters,
+    DpoMethod,
+    Hyperparameters,
+    SupervisedMethod,
+)
 from tunesmith_server.fine_tunes.schemas import (
+    ContinuedPretrainingObject,
+    DpoObject,
     Evaluation,
     FineTuneObject,
     JobError,
@@ -18,6 +26,7 @@ from tunesmith_server.fine_tunes.schemas import (
     Preflight,
     Progress,
     SchedulingObject,
+    SupervisedObject,
     TrainingObject,
 )
 from tunesmith_server.fine_tunes.state import TERMINAL, State, wire_status
@@ -42,7 +51,7 @@ def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneOb
         status=status(job),
         error=error(job),
         hyperparameters=hyperparameters,
-        method=MethodObject(supervised=SupervisedMethod(hyperparameters=hyperparameters)),
+        method=_method(hyperparameters, job.method),
         training=training_of(job),
         scheduling=_scheduling(job),
         auto_start=job.auto_start,
@@ -64,9 +73,8 @@ def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneOb
 def hyperparameters_of(job: FineTuneRow) -> Hyperparameters:
     """The numbers as asked for, or as resolved once the data was read."""
     numbers: dict[str, Any] = job.resolved or job.requested
-    return Hyperparameters(
-        **{name: numbers[name] for name in Hyperparameters.model_fields if numbers.get(name) is not None}
-    )
+    shape = DpoHyperparameters if job.method == "dpo" else Hyperparameters
+    return shape(**{name: numbers[name] for name in shape.model_fields if numbers.get(name) is not None})
 
 
 def training_of(job: FineTuneRow) -> TrainingObject:
@@ -106,6 +114,14 @@ def checkpoint(row: CheckpointRow) -> CheckpointObject:
         step_number=row.step,
         metrics={name: value for name, value in row.metrics.items() if value is not None},
     )
+
+
+def _method(numbers: Hyperparameters, name: str) -> MethodObject:
+    if isinstance(numbers, DpoHyperparameters):
+        return DpoObject(dpo=DpoMethod(hyperparameters=numbers))
+    if name == "continued_pretraining":
+        return ContinuedPretrainingObject(continued_pretraining=ContinuedPretrainingMethod(hyperparameters=numbers))
+    return SupervisedObject(supervised=SupervisedMethod(hyperparameters=numbers))
 
 
 def _scheduling(job: FineTuneRow) -> SchedulingObject:

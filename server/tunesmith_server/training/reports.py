@@ -24,6 +24,9 @@ OPENAI_METRICS = (
 )
 """The measures that clients know, next to `step`."""
 
+_SCORES = ("token_accuracy", "exact_match", "perplexity", "preference_accuracy", "preference_margin")
+"""Each of them has a meaning for some methods only."""
+
 _CAUSES = {
     pb.FAILURE_CAUSE_USER: Cause.USER,
     pb.FAILURE_CAUSE_TRAINER: Cause.TRAINER,
@@ -132,11 +135,8 @@ def _ending(cause: Cause, failure: pb.Failure) -> Ending:
 
 
 def _score(message: pb.Score) -> dict[str, Any]:
-    return {
-        "loss": finite(message.loss),
-        "token_accuracy": finite(message.token_accuracy),
-        "exact_match": finite(message.exact_match),
-    }
+    measured = {field.name: finite(value) for field, value in message.ListFields()}
+    return {"loss": finite(message.loss), **{name: measured.get(name) for name in _SCORES}}
 
 
 def _clean(text: str, length: int) -> str:

@@ -13,6 +13,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.config import Settings
 from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
+from tunesmith_server.files.dataset_check import is_plain_text
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.registry.service import SignedFile
 from tunesmith_server.storage.base import ObjectStore
@@ -20,7 +21,7 @@ from tunesmith_server.storage.base import ObjectStore
 WEIGHTS = {"lora": pb.WEIGHTS_LORA, "full": pb.WEIGHTS_FULL}
 LONG_ROWS = {"fail": pb.LONG_ROWS_FAIL, "cut": pb.LONG_ROWS_CUT, "drop": pb.LONG_ROWS_DROP}
 
-_NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "lora_rank", "lora_alpha", "context_length")
+_NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "lora_rank", "lora_alpha", "context_length", "beta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,9 @@ def _hyperparameters(numbers: Mapping[str, Any]) -> pb.Hyperparameters:
 
 async def _dataset(file: FileRow, store: ObjectStore, settings: Settings) -> pb.RemoteFile:
     url = await _get_url(store, file.storage_key, settings)
-    # The user's own file name stays here: the run gets one that is safe as a path.
-    return pb.RemoteFile(path=f"{file.id}.jsonl", size=file.bytes, sha256=file.sha256, url=url)
+    # The user's own file name stays here: the run gets one that is safe as a path, and tells text from rows.
+    suffix = ".txt" if is_plain_text(file.filename) else ".jsonl"
+    return pb.RemoteFile(path=f"{file.id}{suffix}", size=file.bytes, sha256=file.sha256, url=url)
 
 
 async def _get_url(store: ObjectStore, key: str, settings: Settings) -> str:

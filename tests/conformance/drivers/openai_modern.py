@@ -129,12 +129,14 @@ def jobs(client: OpenAI, file_id: str) -> str:
     with call("fine_tuning.jobs.create(hyperparameters)"):
         second = resource.create(model=BASE, training_file=file_id, hyperparameters={"n_epochs": 1})
         assert second.hyperparameters.n_epochs == 1
-    with call("fine_tuning.jobs.create(method=dpo)"):
+    with call("fine_tuning.jobs.create(method=reinforcement)"):
         # A method without a trainer is refused by name, never taken for another one.
         error = raises(
             openai.BadRequestError,
             lambda: resource.create(
-                model=BASE, training_file=file_id, method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}
+                model=BASE,
+                training_file=file_id,
+                method={"type": "reinforcement", "reinforcement": {"grader": {"type": "multi"}}},
             ),
         )
         assert error.code

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_server.files.dataset_check import MAX_LISTED_PROBLEMS, DatasetReport, check_dataset
+from tunesmith_server.files.dataset_check import (
+    MAX_LISTED_PROBLEMS,
+    DatasetReport,
+    check_dataset,
+    check_plain_text,
+    is_plain_text,
+)
 
 EXAMPLES = Path(__file__).parents[3] / "sdk/examples"
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -55,6 +61,12 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
         "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
         "parallel_tool_calls": False,
     },
+    "text": {"text": "Once upon a time"},
+    "preference": {
+        "input": {"messages": [USER]},
+        "preferred_output": [ASSISTANT],
+        "non_preferred_output": [ASSISTANT | {"content": "No"}],
+    },
     "functions": {
         "messages": [
             USER,
@@ -74,9 +86,9 @@ def test_good_rows_pass(name: str) -> None:
 
 BAD_ROWS: dict[str, list[Any]] = {
     "not_an_object": [[1], "text", None, 7],
-    "missing_messages_list": [{}, {"text": "raw"}, {"messages": []}, {"messages": "Hi"}, {"messages": None}],
+    "missing_messages_list": [{}, {"messages": []}, {"messages": "Hi"}, {"messages": None}],
     "row_unrecognized_key": [{"messages": [USER, ASSISTANT], "id": 1}, {"prompt": "a", "completion": "b", "c": 1}],
-    "unsupported_row_type": [{"input": {"messages": [USER]}, "preferred_output": [], "non_preferred_output": []}],
+    "missing_text": [{"text": 1}, {"text": " "}],
     "missing_prompt": [{"completion": "4"}, {"prompt": 4, "completion": "4"}, {"prompt": " ", "completion": "4"}],
     "missing_completion": [{"prompt": "2+2="}, {"prompt": "2+2=", "completion": ""}],
     "data_type": [
@@ -185,6 +197,32 @@ def test_a_file_without_rows_is_refused(content: bytes) -> None:
 def test_one_file_holds_one_kind_of_row() -> None:
     prompt = b'{"prompt": "a", "completion": "b"}'
     assert codes(b"\n".join([GOOD, prompt, GOOD])) == [(2, "mixed_row_types")]
+
+
+def test_rows_of_different_methods_do_not_mix() -> None:
+    rows = [GOOD_ROWS["text"], GOOD_ROWS["preference"], GOOD_ROWS["text"]]
+    assert codes("\n".join(json.dumps(row) for row in rows).encode()) == [(2, "mixed_row_types")]
+
+
+def test_a_plain_text_is_one_row() -> None:
+    assert is_plain_text("Book.TXT")
+    assert not is_plain_text("rows.jsonl")
+    assert check_plain_text(io.BytesIO("Es war\n\neinmal – ein Müller.".encode())) == DatasetReport(1, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "line"),
+    [
+        (b"", "empty_file", None),
+        (b"\xef\xbb\xbf \n", "empty_file", None),
+        (b"a\nb\xff", "not_utf8", 2),
+        (b"a" * (1 << 20) + b"\n\xc3", "not_utf8", 2),
+        (b"a\nb\nc\x00", "not_plain_text", 3),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_line(content: bytes, code: str, line: int | None) -> None:
+    (problem,) = check_plain_text(io.BytesIO(content)).problems
+    assert (problem.code, problem.line) == (code, line)
 
 
 def test_a_line_over_the_limit_is_read_past_in_pieces() -> None:

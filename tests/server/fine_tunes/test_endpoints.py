@@ -104,7 +104,15 @@ async def test_the_official_client_creates_reads_lists_follows_and_cancels(
         metadata={"team": "blue"},
         extra_body={"training": {"weights": "full"}},
     )
-    await jobs.create(model=BASE_ID, training_file=platform.training_file)
+    dpo = await jobs.create(
+        model=BASE_ID,
+        training_file=platform.training_file,
+        method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}},
+    )
+    assert dpo.method is not None
+    assert dpo.method.dpo is not None
+    assert dpo.method.dpo.hyperparameters is not None
+    assert dpo.method.dpo.hyperparameters.beta == 0.2
 
     assert (await jobs.retrieve(made.id)).hyperparameters.n_epochs == 2
     assert [job.id async for job in jobs.list(limit=1, metadata={"team": "blue"})] == [made.id]

@@ -104,7 +104,7 @@ async def test_waiting_has_limits(platform: Platform, wait_seconds: float) -> No
 
 
 async def test_estimates_are_refused_for_what_jobs_are_refused_for(platform: Platform) -> None:
-    for changes in ({"model": "gpt-5"}, {"training_file": "file-x"}, {"method": {"type": "dpo"}}):
+    for changes in ({"model": "gpt-5"}, {"training_file": "file-x"}, {"training": {"lora_rank": 512}}):
         with pytest.raises(InvalidRequestError):
             await service(platform).create(PRINCIPAL, platform.request(**changes), 0)
 

@@ -25,6 +25,8 @@ def body(method: dict[str, Any]) -> dict[str, Any]:
         {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "batch_size": 256}}},
         {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2, "n_epochs": 50}}},
         {"type": "dpo", "dpo": {"hyperparameters": {"beta": "auto"}}},
+        {"type": "continued_pretraining"},
+        {"type": "continued_pretraining", "continued_pretraining": {"hyperparameters": {"n_epochs": 1}}},
         {"type": "reinforcement", "reinforcement": {"grader": GRADER}},
         {
             "type": "reinforcement",
@@ -55,6 +57,11 @@ def test_methods_of_the_published_shape_are_read(method: dict[str, Any]) -> None
         ({"type": "dpo", "dpo": {"hyperparameters": {"beta": 2.1}}}, "method.dpo.hyperparameters.beta"),
         ({"type": "dpo", "dpo": {"beta": 1}}, "method.dpo.beta"),
         ({"type": "dpo", "supervised": {}}, "method"),
+        ({"type": "supervised", "continued_pretraining": {}}, "method"),
+        (
+            {"type": "continued_pretraining", "continued_pretraining": {"hyperparameters": {"beta": 1}}},
+            "method.continued_pretraining.hyperparameters.beta",
+        ),
         (
             {"type": "supervised", "supervised": {"hyperparameters": {"beta": 1}}},
             "method.supervised.hyperparameters.beta",

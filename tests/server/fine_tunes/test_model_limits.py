@@ -29,7 +29,7 @@ async def test_limits_count_the_projects_own_live_jobs(platform: Platform) -> No
         "active_jobs": 1,
         "context_length": mine.context_length,
         "max_lora_rank": settings.max_lora_rank,
-        "methods": ["supervised"],
+        "methods": ["supervised", "dpo", "continued_pretraining"],
         "weights": ["lora", "full"],
     }
     assert (theirs.active_jobs, theirs.max_total_jobs) == (0, None)

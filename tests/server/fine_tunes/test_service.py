@@ -13,8 +13,10 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import Principal
 from tunesmith_server.db.tables import ProjectRow
 from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
+from tunesmith_server.fine_tunes.schemas import DpoObject, SupervisedObject
 from tunesmith_server.fine_tunes.service import FineTunesService
 
+REINFORCEMENT = {"type": "reinforcement", "reinforcement": {"grader": {"type": "multi"}}}
 OTHER = Principal(project_id="other", key_id="key-2")
 
 
@@ -37,6 +39,7 @@ async def test_a_new_job_echoes_what_was_asked_and_leaves_the_rest_to_auto(platf
         "batch_size": "auto",
         "learning_rate_multiplier": "auto",
     }
+    assert isinstance(job.method, SupervisedObject)
     assert job.method.supervised.hyperparameters == job.hyperparameters
     assert job.training.model_dump() == {"weights": "lora", "lora_rank": 4, "lora_alpha": "auto", "long_rows": "fail"}
     assert (job.seed, job.user_provided_suffix, job.metadata) == (7, "My-support.bot_1", {"team": "blue"})
@@ -65,6 +68,43 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
     assert job.training.model_dump() == {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0, "long_rows": "fail"}
 
 
+async def test_dpo_is_offered_and_its_beta_is_resolved(platform: Platform) -> None:
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2}}}
+    identity = await platform.start_preflight(method=method)
+    job = await platform.fine_tunes.get(PRINCIPAL, identity.job_id)
+    assert job.method.model_dump() == {
+        "type": "dpo",
+        "dpo": {
+            "hyperparameters": {
+                "n_epochs": 2,
+                "batch_size": "auto",
+                "learning_rate_multiplier": "auto",
+                "beta": "auto",
+            }
+        },
+    }
+    report = preflight_report()
+    report.hyperparameters.beta = 0.1
+    await platform.training.complete_preflight(identity, report)
+
+    job = await platform.fine_tunes.get(PRINCIPAL, identity.job_id)
+    assert isinstance(job.method, DpoObject)
+    assert job.method.dpo.hyperparameters.beta == 0.1
+    assert (await platform.row(identity.job_id)).method == "dpo"
+
+
+async def test_continued_pretraining_takes_a_single_text(platform: Platform) -> None:
+    file_id = await store_file(platform.core, rows=1, filename="book.txt")
+    method = {"type": "continued_pretraining", "continued_pretraining": {"hyperparameters": {"n_epochs": 2}}}
+    job = await platform.fine_tunes.create(PRINCIPAL, platform.request(training_file=file_id, method=method))
+
+    assert job.method.type == "continued_pretraining"
+    assert job.hyperparameters.n_epochs == 2
+    with pytest.raises(InvalidRequestError) as caught:
+        await platform.create(training_file=file_id)
+    assert caught.value.code == "invalid_n_examples"
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [
@@ -73,7 +113,7 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
         ({"training_file": "file-unknown"}, "file_not_found", "training_file"),
         ({"training_file": "../\x00"}, "file_not_found", "training_file"),
         ({"validation_file": "file-unknown"}, "file_not_found", "validation_file"),
-        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {}}}}, "unsupported_method", "method.type"),
+        ({"method": REINFORCEMENT}, "unsupported_method", "method.type"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_integration", "integrations"),
         ({"scheduling": {"devices": 99}}, "too_many_devices", "scheduling.devices"),
         ({"training": {"lora_rank": 65}}, "lora_rank_too_high", "training.lora_rank"),

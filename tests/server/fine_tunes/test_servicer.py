@@ -108,7 +108,7 @@ async def test_history_and_cancellation(platform: Platform, client: Client) -> N
         ({"model": "gpt-5"}, "model_not_found", "model"),
         ({"training_file": "file-x"}, "file_not_found", "training_file"),
         ({"hyperparameters": pb.Hyperparameters(n_epochs=51)}, "invalid_value", "hyperparameters.n_epochs"),
-        ({"method": "dpo"}, "unsupported_method", "method.type"),
+        ({"method": "ppo"}, "invalid_value", "method.type"),
         ({"suffix": "a b"}, "invalid_value", "suffix"),
     ],
 )
@@ -142,6 +142,15 @@ async def test_wishes_and_methods_travel_like_on_rest(platform: Platform, client
     assert job.scheduling == pb.SchedulingOptions(priority=3, devices=1, max_run_seconds=60)
     plain = await client.create(pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file))
     assert plain.auto_start
+
+
+async def test_dpo_travels_like_on_rest(platform: Platform, client: Client) -> None:
+    request = pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file)
+    request.method_options.type = "dpo"
+    request.method_options.options.update({"hyperparameters": {"beta": 0.5}})
+    job = await client.create(request)
+
+    assert (job.method, job.hyperparameters.beta) == ("dpo", 0.5)
 
 
 async def test_jobs_are_paused_resumed_and_followed(platform: Platform, client: Client) -> None:

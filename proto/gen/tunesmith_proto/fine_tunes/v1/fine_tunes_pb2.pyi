@@ -28,31 +28,39 @@ class Hyperparameters(_message.Message):
     N_EPOCHS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
     n_epochs: _builtins.int
     """1..50"""
     batch_size: _builtins.int
     """1..256 rows per optimizer step"""
     learning_rate_multiplier: _builtins.float
     """> 0"""
+    beta: _builtins.float
+    """of dpo, in answers; a request has it in `method_options`"""
     def __init__(
         self,
         *,
         n_epochs: _builtins.int | None = ...,
         batch_size: _builtins.int | None = ...,
         learning_rate_multiplier: _builtins.float | None = ...,
+        beta: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "learning_rate_multiplier", b"learning_rate_multiplier", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "learning_rate_multiplier", b"learning_rate_multiplier", "n_epochs", b"n_epochs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "learning_rate_multiplier", b"learning_rate_multiplier", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "learning_rate_multiplier", b"learning_rate_multiplier", "n_epochs", b"n_epochs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate_multiplier: _TypeAlias = _typing.Literal["learning_rate_multiplier"]  # noqa: Y015
     _WhichOneofArgType__learning_rate_multiplier: _TypeAlias = _typing.Literal["_learning_rate_multiplier", b"_learning_rate_multiplier"]  # noqa: Y015
     _WhichOneofReturnType__n_epochs: _TypeAlias = _typing.Literal["n_epochs"]  # noqa: Y015
     _WhichOneofArgType__n_epochs: _TypeAlias = _typing.Literal["_n_epochs", b"_n_epochs"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate_multiplier) -> _WhichOneofReturnType__learning_rate_multiplier | None: ...
     @_typing.overload
@@ -153,7 +161,7 @@ class Method(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """supervised | dpo | reinforcement"""
+    """supervised | dpo | continued_pretraining | reinforcement"""
     @_builtins.property
     def options(self) -> _struct_pb2.Struct: ...
     def __init__(
@@ -333,7 +341,7 @@ class FineTune(_message.Message):
     estimated_finish: _builtins.int
     """Unix seconds"""
     method: _builtins.str
-    """supervised"""
+    """supervised | dpo | continued_pretraining"""
     auto_start: _builtins.bool
     queue_position: _builtins.int
     """1: starts next; never set in lists"""

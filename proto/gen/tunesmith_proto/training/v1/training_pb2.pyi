@@ -252,6 +252,7 @@ class Hyperparameters(_message.Message):
     LORA_RANK_FIELD_NUMBER: _builtins.int
     LORA_ALPHA_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
     n_epochs: _builtins.int
     batch_size: _builtins.int
     """rows per optimizer step"""
@@ -261,6 +262,8 @@ class Hyperparameters(_message.Message):
     lora_alpha: _builtins.float
     context_length: _builtins.int
     """tokens"""
+    beta: _builtins.float
+    """dpo only: weight of staying near the base model"""
     def __init__(
         self,
         *,
@@ -270,13 +273,16 @@ class Hyperparameters(_message.Message):
         lora_rank: _builtins.int | None = ...,
         lora_alpha: _builtins.float | None = ...,
         context_length: _builtins.int | None = ...,
+        beta: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_context_length", b"_context_length", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "context_length", b"context_length", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_context_length", b"_context_length", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "context_length", b"context_length", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
     _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
     _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate_multiplier: _TypeAlias = _typing.Literal["learning_rate_multiplier"]  # noqa: Y015
@@ -289,6 +295,8 @@ class Hyperparameters(_message.Message):
     _WhichOneofArgType__n_epochs: _TypeAlias = _typing.Literal["_n_epochs", b"_n_epochs"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
     @_typing.overload
@@ -355,7 +363,7 @@ class TrainingSpec(_message.Message):
     """fencing number, not a pass over the data"""
     kind: Global___RunKind.ValueType
     method: _builtins.str
-    """supervised"""
+    """supervised | dpo | continued_pretraining"""
     weights: Global___Weights.ValueType
     seed: _builtins.int
     heartbeat_interval_seconds: _builtins.int
@@ -467,9 +475,9 @@ class StepMetrics(_message.Message):
     step: _builtins.int
     """1-based optimizer step"""
     train_loss: _builtins.float
-    """mean nats per labelled token of the step"""
+    """mean nats per labelled token of the step; dpo: per pair"""
     train_mean_token_accuracy: _builtins.float
-    """0..1"""
+    """0..1; dpo: share of pairs whose preferred answer gained more than the other"""
     valid_loss: _builtins.float
     valid_mean_token_accuracy: _builtins.float
     full_valid_loss: _builtins.float
@@ -1193,24 +1201,55 @@ class Score(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     TOKEN_ACCURACY_FIELD_NUMBER: _builtins.int
     EXACT_MATCH_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    PREFERENCE_ACCURACY_FIELD_NUMBER: _builtins.int
+    PREFERENCE_MARGIN_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
-    """mean nats per labelled token"""
+    """mean nats per labelled token; dpo: per pair"""
     token_accuracy: _builtins.float
-    """0..1"""
+    """0..1; not of dpo"""
     exact_match: _builtins.float
-    """share of rows whose greedy answer equals the label"""
+    """share of rows whose greedy answer equals the label; supervised only"""
+    perplexity: _builtins.float
+    """continued_pretraining only"""
+    preference_accuracy: _builtins.float
+    """dpo only: share of rows whose preferred answer is the likelier one"""
+    preference_margin: _builtins.float
+    """dpo only: mean nats by which it is likelier"""
     def __init__(
         self,
         *,
         loss: _builtins.float = ...,
-        token_accuracy: _builtins.float = ...,
-        exact_match: _builtins.float = ...,
+        token_accuracy: _builtins.float | None = ...,
+        exact_match: _builtins.float | None = ...,
+        perplexity: _builtins.float | None = ...,
+        preference_accuracy: _builtins.float | None = ...,
+        preference_margin: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_match", b"_exact_match", "_perplexity", b"_perplexity", "_preference_accuracy", b"_preference_accuracy", "_preference_margin", b"_preference_margin", "_token_accuracy", b"_token_accuracy", "exact_match", b"exact_match", "perplexity", b"perplexity", "preference_accuracy", b"preference_accuracy", "preference_margin", b"preference_margin", "token_accuracy", b"token_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact_match", b"exact_match", "loss", b"loss", "token_accuracy", b"token_accuracy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_match", b"_exact_match", "_perplexity", b"_perplexity", "_preference_accuracy", b"_preference_accuracy", "_preference_margin", b"_preference_margin", "_token_accuracy", b"_token_accuracy", "exact_match", b"exact_match", "loss", b"loss", "perplexity", b"perplexity", "preference_accuracy", b"preference_accuracy", "preference_margin", b"preference_margin", "token_accuracy", b"token_accuracy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__exact_match: _TypeAlias = _typing.Literal["exact_match"]  # noqa: Y015
+    _WhichOneofArgType__exact_match: _TypeAlias = _typing.Literal["_exact_match", b"_exact_match"]  # noqa: Y015
+    _WhichOneofReturnType__perplexity: _TypeAlias = _typing.Literal["perplexity"]  # noqa: Y015
+    _WhichOneofArgType__perplexity: _TypeAlias = _typing.Literal["_perplexity", b"_perplexity"]  # noqa: Y015
+    _WhichOneofReturnType__preference_accuracy: _TypeAlias = _typing.Literal["preference_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__preference_accuracy: _TypeAlias = _typing.Literal["_preference_accuracy", b"_preference_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__preference_margin: _TypeAlias = _typing.Literal["preference_margin"]  # noqa: Y015
+    _WhichOneofArgType__preference_margin: _TypeAlias = _typing.Literal["_preference_margin", b"_preference_margin"]  # noqa: Y015
+    _WhichOneofReturnType__token_accuracy: _TypeAlias = _typing.Literal["token_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__token_accuracy: _TypeAlias = _typing.Literal["_token_accuracy", b"_token_accuracy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exact_match) -> _WhichOneofReturnType__exact_match | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__perplexity) -> _WhichOneofReturnType__perplexity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preference_accuracy) -> _WhichOneofReturnType__preference_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preference_margin) -> _WhichOneofReturnType__preference_margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_accuracy) -> _WhichOneofReturnType__token_accuracy | None: ...
 
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
