@@ -52,7 +52,8 @@ def documents(one: Pair) -> list[tuple[Tensor, Tensor]]:
 def plain_logprob(model: nn.Module, ids: Tensor, labelled: Tensor) -> Tensor:
     """Sum over the labels, by one unpacked forward pass that knows nothing of ours."""
     logprobs = model(input_ids=ids[None]).logits[0, :-1].float().log_softmax(-1)
-    return logprobs.gather(1, ids[1:, None])[:, 0][labelled[1:]].sum()
+    total: Tensor = logprobs.gather(1, ids[1:, None])[:, 0][labelled[1:]].sum()
+    return total
 
 
 def plain_loss(policy: nn.Module, reference: nn.Module, pairs: list[Pair]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tunesmith_trainer.evaluation import RowScore
-from tunesmith_trainer.objectives import Scored, states_at_labels
+from tunesmith_trainer.objectives import Scored, logit_cap, states_at_labels
 from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
@@ -92,8 +92,8 @@ def _margins(
 
 def _margins_of_pack(model: nn.Module, batch: Pack) -> Tensor:
     """(pairs,) float32: log-probability of the preferred answer less that of the other, differentiable."""
-    logprobs: Tensor = _LabelLogprobs.apply(*states_at_labels(model, batch))  # type: ignore[no-untyped-call]  # torch
-    answers = torch.stack([answer.sum() for answer in logprobs.split(list(batch.label_counts))])
+    logprobs: Tensor = _LabelLogprobs.apply(*states_at_labels(model, batch), logit_cap(model))  # type: ignore[no-untyped-call]  # torch
+    answers = torch.stack([answer.sum() for answer in torch.split(logprobs, list(batch.label_counts))])
     return answers[0::2] - answers[1::2]
 
 
@@ -109,32 +109,41 @@ class _LabelLogprobs(torch.autograd.Function):
     pass makes the logits again: they are never kept, and a pass without gradients costs nothing more."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         logprobs = hidden.new_empty(targets.shape, dtype=torch.float32)
         normalizers = torch.empty_like(logprobs)
         for part in _parts(len(targets)):
-            logits = (hidden[part] @ head.t()).float()
+            logits = _logits(hidden[part], head, cap)
             normalizers[part] = logits.logsumexp(1)
             logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalizers[part]
+        ctx.cap = cap
         ctx.save_for_backward(hidden, head, targets, normalizers)
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, head, targets, normalizers = ctx.saved_tensors
         needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
         for part in _parts(len(targets)):
-            logits = (hidden[part] @ head.t()).float()
+            logits = _logits(hidden[part], head, ctx.cap)
+            slope = None if ctx.cap is None else 1 - (logits / ctx.cap).square()
             grad_logits = logits.sub_(normalizers[part, None]).exp_().mul_(-grad[part, None])
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
+            if slope is not None:
+                grad_logits *= slope
             cast_grad = grad_logits.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = cast_grad @ head
             if grad_head is not None:
                 grad_head += cast_grad.t() @ hidden[part]
-        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
+
+
+def _logits(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
+    logits = (hidden @ head.t()).float()
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def _parts(rows: int) -> Iterator[slice]:
