@@ -43,6 +43,9 @@ LoraRank = Annotated[int | None, typer.Option(help="Size of the adapter.")]
 LongRows = Annotated[
     Literal["fail", "cut", "drop"] | None, typer.Option(help="What becomes of rows over the context; fail by default.")
 ]
+EarlyStopping = Annotated[
+    int | None, typer.Option(min=1, max=50, help="Stop after so many passes without a better validation loss.")
+]
 
 fine_tunes_app = typer.Typer(no_args_is_help=True, help="Create and follow fine-tunes.")
 
@@ -63,6 +66,7 @@ def create_fine_tune(
     lora_rank: LoraRank = None,
     lora_alpha: Annotated[float | None, typer.Option(help="Strength of the adapter.")] = None,
     long_rows: LongRows = None,
+    early_stopping_patience: EarlyStopping = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or let it wait for `resume`.")] = True,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has finished.")] = False,
@@ -84,6 +88,7 @@ def create_fine_tune(
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
         long_rows=long_rows,
+        early_stopping_patience=early_stopping_patience,
         metadata=_pairs(metadata),
         auto_start=None if start else False,
     )

@@ -107,6 +107,34 @@ class Score(WireModel):
     """0 to 1."""
     exact_match: float | None = None
     """Share of the rows whose greedy answer equals the label."""
+    perplexity: float | None = None
+    """exp of the loss."""
+
+
+class FlippedRow(WireModel):
+    """A line of the evaluated file that only one of the two models answers exactly: `right` or `wrong`."""
+
+    row: int
+    before: str
+    after: str
+
+
+class FlippedItem(WireModel):
+    """A question of general knowledge that only one of the two models answers exactly: `right` or `wrong`."""
+
+    topic: str
+    prompt: str
+    before: str
+    after: str
+
+
+class Forgetting(WireModel):
+    """Base and tuned model on the trainer's own questions of general knowledge."""
+
+    items: int
+    base: Score
+    tuned: Score
+    flips: list[FlippedItem] = []
 
 
 class Evaluation(WireModel):
@@ -119,6 +147,9 @@ class Evaluation(WireModel):
     tuned: Score
     flipped_to_right: int = 0
     flipped_to_wrong: int = 0
+    flips: list[FlippedRow] = []
+    """The first hundred."""
+    forgetting: Forgetting | None = None
 
 
 class FineTune(Identified):

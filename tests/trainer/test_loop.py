@@ -66,8 +66,8 @@ def test_rows_learnt_by_heart_are_answered_exactly_and_the_answer_stops(
         Progress(0, 0, "float32", [])
     )
 
-    assert summarise(trained.tuned).exact_match == 1.0
-    assert flips(before, trained.tuned) == (3, 0)
+    assert summarise(trained.chosen.rows).exact_match == 1.0
+    assert [flip.right for flip in flips(before, trained.chosen.rows)] == [True] * 3
     assert host.saved == list(range(1, 61))
     served = load_for_generation(base, torch.device("cpu"))
     if full_weights:

@@ -153,7 +153,7 @@ def test_what_is_preferred_becomes_likelier(base: Path, full_weights: bool) -> N
     assert host.metrics[-1].train_loss < 0.5 * math.log(2)
     assert host.metrics[-1].train_mean_token_accuracy == 1.0
     assert host.metrics[-1].full_valid_mean_token_accuracy == 1.0
-    for base_score, tuned in zip(before, trained.tuned, strict=True):
+    for base_score, tuned in zip(before, trained.chosen.rows, strict=True):
         assert isinstance(base_score, PairScore)
         assert isinstance(tuned, PairScore)
         assert tuned.margin > base_score.margin + 1

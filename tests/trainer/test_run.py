@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -60,6 +61,9 @@ def test_a_run_reports_every_step_commits_each_pass_and_completes(
     assert completed.evaluation.rows == 2
     assert completed.evaluation.held_out_from_training
     assert completed.evaluation.tuned.loss < completed.evaluation.base.loss
+    assert completed.evaluation.tuned.perplexity == pytest.approx(math.exp(completed.evaluation.tuned.loss))
+    assert completed.evaluation.forgetting.items == 40
+    assert completed.evaluation.forgetting.base.loss != completed.evaluation.forgetting.tuned.loss
     names = {file.path for file in completed.artifact.files}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "golden.json"}
 
@@ -148,8 +152,49 @@ def test_a_run_that_died_before_completing_hands_over_its_last_checkpoint(
 
     assert run_attempt(server) == 0
     assert losses(server) == []
-    assert [commit.step for commit in server.checkpoints] == [10]
+    assert server.checkpoints == [], "it is committed already"
     assert server.completed is not None
+    assert server.completed.step == 10
+    assert not server.completed.HasField("artifact")
+
+
+def test_early_stopping_hands_over_the_best_checkpoint_also_in_a_later_attempt(
+    server: TrainingServer, run_attempt: RunAttempt
+) -> None:
+    server.spec.hyperparameters.MergeFrom(
+        pb.Hyperparameters(n_epochs=20, batch_size=18, learning_rate_multiplier=40, early_stopping_patience=2)
+    )
+    assert run_attempt(server) == 0
+    measured = {one.step: one.full_valid_loss for one in server.metrics}
+    best = min(measured, key=lambda step: measured[step])
+    completed = server.completed
+    assert completed is not None
+    assert (completed.step, server.metrics[-1].step) == (best, best + 2)
+    assert server.metrics[-1].step < 20
+    assert completed.evaluation.tuned.loss == measured[best]
+    assert completed.artifact == next(commit for commit in server.checkpoints if commit.step == best).artifact
+
+    next_attempt(server)
+    server.completed = None
+    assert run_attempt(server) == 0
+    again = server.completed
+    assert again is not None
+    assert (again.step, again.evaluation) == (best, completed.evaluation)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_for_good_and_names_the_rows(
+    server: TrainingServer, run_attempt: RunAttempt
+) -> None:
+    server.spec.hyperparameters.learning_rate_multiplier = 1e25
+
+    assert run_attempt(server) == 65
+    assert server.failed is not None
+    assert server.failed.cause == pb.FAILURE_CAUSE_USER
+    [failure] = server.failed.failures
+    assert (failure.code, failure.param) == ("loss_not_finite", "training_file")
+    assert 1 <= failure.row <= 20
+    assert f"its rows are {failure.row}, " in failure.message
+    assert server.checkpoints == [], "no bad weights are saved"
 
 
 def test_pause_saves_and_yields(server: TrainingServer, run_attempt: RunAttempt) -> None:
@@ -274,7 +319,10 @@ def test_a_preflight_resolves_every_number(server: TrainingServer, run_attempt: 
     found = server.preflight
     assert found is not None
     names = {field.name for field in pb.Hyperparameters.DESCRIPTOR.fields}
-    assert {field.name for field, _ in found.hyperparameters.ListFields()} == names - {"beta"}
+    assert {field.name for field, _ in found.hyperparameters.ListFields()} == names - {
+        "beta",
+        "early_stopping_patience",
+    }
     assert {one.name for one in found.report.resolved} >= {"n_epochs", "batch_size", "learning_rate", "lora_rank"}
     assert (found.rows, found.hyperparameters.n_epochs) == (18, 5)
     assert 0 < found.labelled_tokens < found.tokens

@@ -12,7 +12,9 @@ from torch import nn
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, Problem
+from tunesmith_trainer.evaluation import Measured, RowScore
 from tunesmith_trainer.optim import Optimizer
+from tunesmith_trainer.preference import PairScore
 
 STATE_FILES = ("training_state.json", "training_state.safetensors")
 _DOCUMENT, _TENSORS = STATE_FILES
@@ -22,13 +24,15 @@ _DOCUMENT, _TENSORS = STATE_FILES
 class Progress:
     """How far a run is. The order of the data follows from `step`; nothing random is drawn during training.
 
-    `dtype` is what the run computes in; `history` holds the metrics of every step, in order.
+    `dtype` is what the run computes in; `history` holds the metrics of every step, in order. `best` is the best pass
+    so far where the run may stop early.
     """
 
     step: int
     trained_tokens: int
     dtype: str
     history: list[dict[str, Any]]
+    best: Measured | None = None
 
 
 def save_state(folder: Path, optimizer: Optimizer, config: TrainingConfig, progress: Progress) -> None:
@@ -42,7 +46,8 @@ def read_progress(folder: Path, config: TrainingConfig) -> Progress:
     document = json.loads((folder / _DOCUMENT).read_text())
     if document.pop("config") != json.loads(json.dumps(asdict(config))):
         raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
-    return Progress(**document)
+    best = document.pop("best")
+    return Progress(**document, best=None if best is None else _measured(best))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: TrainingConfig) -> None:
@@ -53,6 +58,15 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: Traini
         lora.load(model, folder)
     # Where weights are not float32, the master copies in the state hold more than the served weights and replace them.
     optimizer.load_state(load_file(folder / _TENSORS))
+
+
+def _measured(document: dict[str, Any]) -> Measured:
+    rows, guard = ([_score(score) for score in document[part]] for part in ("rows", "guard"))
+    return Measured(document["step"], rows, guard)
+
+
+def _score(document: dict[str, Any]) -> RowScore:
+    return PairScore(**document) if "margin" in document else RowScore(**document)
 
 
 def _restore_weights(folder: Path, model: nn.Module) -> None:

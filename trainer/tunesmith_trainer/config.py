@@ -35,6 +35,7 @@ class Wanted:
     long_rows: LongRows = "fail"
     method: Method = "supervised"
     beta: float | None = None
+    early_stopping_patience: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class TrainingConfig:
     use_rslora: bool
     context_length: int
     beta: float
+    early_stopping_patience: int | None
+    """Passes that may end without a better validation loss before the run stops. None: it never stops early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
         use_rslora=bool(wanted.use_rslora),
         context_length=context,
         beta=beta,
+        early_stopping_patience=wanted.early_stopping_patience,
     )
     why_alpha = "requested" if wanted.lora_alpha is not None else "fixed, so that the learning rate is free of the rank"
     resolutions = [
@@ -122,6 +126,9 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
         resolutions.append(Resolution("beta", f"{beta:g}", "requested" if wanted.beta is not None else "the usual one"))
     if not wanted.full_weights:
         resolutions += [Resolution("lora_rank", str(rank), why_rank), Resolution("lora_alpha", f"{alpha:g}", why_alpha)]
+    if wanted.early_stopping_patience is not None:
+        why_patience = "requested; the checkpoint with the best validation loss becomes the model"
+        resolutions.append(Resolution("early_stopping_patience", str(wanted.early_stopping_patience), why_patience))
     return config, resolutions
 
 
@@ -132,6 +139,7 @@ def check(wanted: Wanted, max_context_length: int) -> None:
         ("batch_size", wanted.batch_size, 1, 256),
         ("lora_rank", wanted.lora_rank, 1, wanted.max_rank or 1024),
         ("context_length", wanted.context_length, 16, max_context_length),
+        ("early_stopping_patience", wanted.early_stopping_patience, 1, 50),
     )
     for name, value, least, most in limits:
         if value is not None and not least <= value <= most:

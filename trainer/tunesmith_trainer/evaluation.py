@@ -1,6 +1,7 @@
 """Owns measuring a model on rows: loss, token accuracy, exact match, and what changed between two measurements.
 Must not know optimizers, files' destinations or the control plane."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import nn
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example
+
+_LARGEST_EXPONENT = 700.0  # exp of more is no float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,28 @@ class Score:
     loss: float
     token_accuracy: float
     exact_match: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss: among how many equally likely tokens the model seems to choose."""
+        return math.exp(min(self.loss, _LARGEST_EXPONENT))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the model of one step scored: on the evaluation rows, and on the guard set's questions."""
+
+    step: int
+    rows: list[RowScore]
+    guard: list[RowScore]
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A row that only one of two models answers exactly; `right` tells whether the second one does."""
+
+    row: int
+    right: bool
 
 
 def evaluate(
@@ -72,9 +97,7 @@ def summarise(scores: Sequence[RowScore]) -> Score:
     )
 
 
-def flips(base: Sequence[RowScore], tuned: Sequence[RowScore]) -> tuple[int, int]:
-    """How many rows became right, and how many became wrong."""
-    pairs = list(zip(base, tuned, strict=True))
-    to_right = sum(after.exact and not before.exact for before, after in pairs)
-    to_wrong = sum(before.exact and not after.exact for before, after in pairs)
-    return to_right, to_wrong
+def flips(base: Sequence[RowScore], tuned: Sequence[RowScore]) -> list[Flip]:
+    """The rows that became right or wrong, in order."""
+    pairs = zip(base, tuned, strict=True)
+    return [Flip(after.row, right=after.exact) for before, after in pairs if before.exact != after.exact]

@@ -1,6 +1,7 @@
 """Owns the training loop: steps, their numbers, when to validate, when to save.
 Must not know files, URLs or the wire; `Host` is all it sees of the world."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import TrainingConfig, learning_rate_at
 from tunesmith_trainer.data import indices_of_step
-from tunesmith_trainer.evaluation import RowScore, summarise
+from tunesmith_trainer.errors import BadData, Problem
+from tunesmith_trainer.evaluation import Measured, RowScore, evaluate, summarise
 from tunesmith_trainer.methods import Objective, TokenObjective
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
@@ -20,6 +22,7 @@ from tunesmith_trainer.rendering import Example
 
 _VALIDATIONS_PER_RUN = 20
 _LEAST_STEPS_BETWEEN_VALIDATIONS = 5
+_NAMED_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,13 @@ class Host(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Where the loop ended: `tuned` are the evaluation rows' scores after the last step."""
+    """Where the loop ended, and what the model scored whose checkpoint is to be the result.
+
+    That is the last one, or where the run may stop early, the one with the best validation loss.
+    """
 
     progress: Progress
-    tuned: list[RowScore]
+    chosen: Measured
 
 
 class Loop:
@@ -76,6 +82,7 @@ class Loop:
         host: Host,
         clock: Callable[[], float] = time.perf_counter,
         objective: Objective | None = None,
+        guard: Sequence[Example] = (),
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -86,39 +93,57 @@ class Loop:
         self._host = host
         self._clock = clock
         self._objective = objective or TokenObjective()
+        self._guard = guard
         self._glance = _within(evaluation, pack_tokens // 4)
         self._validate_every = max(_LEAST_STEPS_BETWEEN_VALIDATIONS, config.total_steps // _VALIDATIONS_PER_RUN)
 
     def run(self, progress: Progress) -> Trained:
-        """Runs the remaining steps; saves at the end of each pass and whenever the host asks."""
-        if progress.step == self._config.total_steps:
-            return self._finish_again(progress)
-        tuned: list[RowScore] = []
+        """Runs the remaining steps; saves at the end of each pass and whenever the host asks.
+
+        Raises BadData when a loss or a gradient is not a finite number; nothing that came of it is saved.
+        """
         spent: list[float] = []
-        for step in range(progress.step + 1, self._config.total_steps + 1):
+        rows: list[RowScore] = []
+        while not self._is_over(progress):
+            step = progress.step + 1
             metrics = self._step(step)
             spent.append(metrics.seconds)
             pass_ends = step % self._config.steps_per_pass == 0
+            best = progress.best
             if pass_ends:
                 self._host.evaluating(step)
-                tuned = self._evaluate()
-                metrics = _with_full_validation(metrics, tuned)
+                rows = self._evaluate()
+                metrics = _with_full_validation(metrics, rows)
+                if not math.isfinite(metrics.full_valid_loss or 0.0):
+                    raise _not_finite(step, [])
+                best = self._better(best, step, rows)
             progress = replace(
                 progress,
                 step=step,
                 trained_tokens=progress.trained_tokens + metrics.tokens,
                 history=[*progress.history, asdict(metrics)],
+                best=best,
             )
             asked = self._host.step_done(metrics, _remaining(spent, self._config.total_steps - step))
             if pass_ends or asked:
                 self._host.save(progress, metrics)
-        return Trained(progress, tuned)
+        chosen = progress.best or Measured(progress.step, rows or self._evaluate(), self._ask_guard())
+        return Trained(progress, chosen)
 
-    def _finish_again(self, progress: Progress) -> Trained:
-        """The last step was saved by an attempt that did not get to the end: its result is saved as this one's."""
-        tuned = self._evaluate()
-        self._host.save(progress, Metrics(**progress.history[-1]))
-        return Trained(progress, tuned)
+    def _is_over(self, progress: Progress) -> bool:
+        """After the last step, or when enough passes have ended since the best one."""
+        patience, best = self._config.early_stopping_patience, progress.best
+        if patience is None or best is None or progress.step == self._config.total_steps:
+            return progress.step == self._config.total_steps
+        return (progress.step - best.step) // self._config.steps_per_pass >= patience
+
+    def _better(self, best: Measured | None, step: int, rows: list[RowScore]) -> Measured | None:
+        """The better one of the best pass so far and this one, the earlier where they are equal."""
+        if self._config.early_stopping_patience is None:
+            return None
+        if best is not None and summarise(best.rows).loss <= summarise(rows).loss:
+            return best
+        return Measured(step, rows, self._ask_guard())
 
     def _step(self, step: int) -> Metrics:
         """One optimizer step: the mean over all that its objective counts, however it falls into packs."""
@@ -137,8 +162,10 @@ class Loop:
             hits.append(scored.hits.sum())
             self._host.check()
         rate = learning_rate_at(config, step)
-        self._optimizer.step(rate)
+        norm = self._optimizer.step(rate)
         loss, accuracy = (float(torch.stack(values).sum()) / counted for values in (losses, hits))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise _not_finite(step, examples)
         seconds = self._clock() - started
         valid = self._glance_at_validation() if step % self._validate_every == 0 else (None, None)
         return Metrics(
@@ -154,6 +181,9 @@ class Loop:
 
     def _evaluate(self) -> list[RowScore]:
         return self._measure(self._evaluation)
+
+    def _ask_guard(self) -> list[RowScore]:
+        return evaluate(self._model, self._guard, self._pack_tokens, self._host.check)
 
     def _glance_at_validation(self) -> tuple[float, float]:
         """Loss and token accuracy on a few evaluation rows: cheap enough to do often."""
@@ -179,6 +209,18 @@ def _within(examples: Sequence[Example], tokens: int) -> list[Example]:
 def _with_full_validation(metrics: Metrics, scores: Sequence[RowScore]) -> Metrics:
     full = summarise(scores)
     return replace(metrics, full_valid_loss=full.loss, full_valid_mean_token_accuracy=full.token_accuracy)
+
+
+def _not_finite(step: int, examples: Sequence[Example]) -> BadData:
+    """What ends a run whose numbers got out of hand: the same steps would lead there again."""
+    rows = sorted({example.row for example in examples})
+    named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", …" if len(rows) > _NAMED_ROWS else "")
+    learnt = f"its rows are {named}. Look at them, or choose" if rows else "on the evaluation rows. Choose"
+    message = (
+        f"The loss of step {step} is not a finite number; {learnt} a learning_rate_multiplier below 1. "
+        "The checkpoints from before can be used."
+    )
+    return BadData(Problem("loss_not_finite", message, "training_file", rows[0] if rows else None))
 
 
 def _remaining(spent: Sequence[float], steps: int) -> float:

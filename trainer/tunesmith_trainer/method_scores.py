@@ -1,7 +1,6 @@
 """Owns what an evaluation tells of each method, in the contract's words.
 Must not know how rows are measured or how results travel."""
 
-import math
 from collections.abc import Sequence
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -21,5 +20,10 @@ def wire_score(scores: Sequence[RowScore], method: Method) -> pb.Score:
             preference_margin=sum(margins) / len(margins),
         )
     if method == "continued_pretraining":
-        return pb.Score(loss=score.loss, token_accuracy=score.token_accuracy, perplexity=math.exp(score.loss))
-    return pb.Score(loss=score.loss, token_accuracy=score.token_accuracy, exact_match=score.exact_match)
+        return pb.Score(loss=score.loss, token_accuracy=score.token_accuracy, perplexity=score.perplexity)
+    return pb.Score(
+        loss=score.loss,
+        token_accuracy=score.token_accuracy,
+        exact_match=score.exact_match,
+        perplexity=score.perplexity,
+    )

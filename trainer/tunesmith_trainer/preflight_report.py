@@ -54,6 +54,7 @@ def completion(prepared: Prepared, findings: Findings) -> pb.CompletePreflightRe
             lora_alpha=config.lora_alpha,
             context_length=config.context_length,
             beta=config.beta if config.method == "dpo" else None,
+            early_stopping_patience=config.early_stopping_patience,
         ),
         learning_rate=config.learning_rate,
         rows=len(prepared.training),

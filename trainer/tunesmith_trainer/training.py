@@ -1,10 +1,7 @@
 """Owns joining loop, checkpoints and uploads of one training run to the control plane.
 Must not know how numbers are computed or bytes are moved."""
 
-import csv
-import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,14 +13,16 @@ from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded
-from tunesmith_trainer.evaluation import RowScore, flips
+from tunesmith_trainer.evaluation import Measured, evaluate
+from tunesmith_trainer.guard_set import GuardItem, examples_of, guard_items
 from tunesmith_trainer.loop import Loop, Metrics, Trained
-from tunesmith_trainer.method_scores import wire_score
 from tunesmith_trainer.methods import objective_of
 from tunesmith_trainer.model import Hardware, choose_hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
+from tunesmith_trainer.rendering import Renderer, load_tokenizer
 from tunesmith_trainer.reporter import Reporter
+from tunesmith_trainer.results import wire_evaluation, write_results
 from tunesmith_trainer.workspace import resume_folder
 
 
@@ -48,7 +47,9 @@ class Training:
             merged=data.merged,
         )
         self._objective = objective_of(data.config)
-        self._artifact: pb.Artifact | None = None
+        renderer = Renderer(load_tokenizer(base), data.model.stop_ids)
+        self._guard: list[GuardItem] = guard_items(renderer, data.config.context_length)
+        self._committed: dict[int, pb.Artifact] = {}
         self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
     def load_model(self) -> None:
@@ -67,12 +68,13 @@ class Training:
                 use_rslora=config.use_rslora,
             )
 
-    def evaluate_base(self) -> list[RowScore]:
-        """Scores the evaluation rows before anything is learnt: fresh adapters change nothing."""
+    def evaluate_base(self) -> Measured:
+        """Scores evaluation rows and guard set before anything is learnt: fresh adapters change nothing."""
         self._report("evaluating")
         data, pack_tokens, check = self._data, self._hardware.pack_tokens, self._reporter.check
         self._objective.observe_base(self._model, [*data.training, *data.evaluation], pack_tokens, check)
-        return self._objective.evaluate(self._model, data.evaluation, pack_tokens, check)
+        rows = self._objective.evaluate(self._model, data.evaluation, pack_tokens, check)
+        return Measured(0, rows, evaluate(self._model, examples_of(self._guard), pack_tokens, check))
 
     def run_loop(self) -> Trained:
         """Trains to the last step, from where a former attempt was saved if the spec says so."""
@@ -94,29 +96,31 @@ class Training:
             self._hardware.pack_tokens,
             host=self,
             objective=self._objective,
+            guard=examples_of(self._guard),
         ).run(progress)
 
-    def complete(self, before: Sequence[RowScore], trained: Trained) -> None:
-        """Reports the evaluation and makes the last checkpoint the job's result."""
-        step, method = trained.progress.step, self._data.config.method
-        self._report("uploading", step)
+    def complete(self, before: Measured, trained: Trained) -> None:
+        """Reports the evaluation and makes the chosen checkpoint the job's result."""
+        progress, chosen = trained.progress, trained.chosen
+        self._report("uploading", progress.step)
+        if self._data.config.early_stopping_patience is not None:
+            self._reporter.add_event(
+                f"Trained {progress.step} of {self._data.config.total_steps} steps. "
+                f"The checkpoint of step {chosen.step} has the best validation loss and becomes the model."
+            )
         results = self._work / "results"
-        results.mkdir()
-        _write_results(results / "results.csv", trained.progress)
-        _write_evaluation(results / "evaluation.jsonl", before, trained.tuned)
-        to_right, to_wrong = flips(before, trained.tuned)
+        write_results(results, progress.history, before, chosen)
         self._reporter.complete_training(
             pb.CompleteTrainingRequest(
-                step=step,
-                artifact=self._artifact,
-                trained_tokens=trained.progress.trained_tokens,
-                evaluation=pb.Evaluation(
-                    rows=len(before),
+                step=chosen.step,
+                artifact=self._committed.get(chosen.step),
+                trained_tokens=progress.trained_tokens,
+                evaluation=wire_evaluation(
+                    before,
+                    chosen,
+                    self._guard,
+                    self._data.config.method,
                     held_out_from_training=self._data.held_out_from_training,
-                    base=wire_score(before, method),
-                    tuned=wire_score(trained.tuned, method),
-                    flipped_to_right=to_right,
-                    flipped_to_wrong=to_wrong,
                 ),
                 result_files=deliver(results, "", self._reporter),
             )
@@ -147,13 +151,14 @@ class Training:
         files = deliver(folder, f"{prefix}/", self._reporter)
         whole = self._data.config.full_weights or self._data.merged
         state_files = {*checkpoint.STATE_FILES, *self._artifacts.state_files}
-        self._artifact = pb.Artifact(
+        artifact = pb.Artifact(
             kind=pb.ARTIFACT_KIND_FULL if whole else pb.ARTIFACT_KIND_ADAPTER,
             prefix=prefix,
             files=[file for file in files if file.path not in state_files],
             training_state=[file for file in files if file.path in state_files],
         )
-        self._reporter.commit_checkpoint(progress.step, self._artifact, pb.StepMetrics(**asdict(metrics)))
+        self._reporter.commit_checkpoint(progress.step, artifact, pb.StepMetrics(**asdict(metrics)))
+        self._committed[progress.step] = artifact
         shutil.rmtree(folder)
         if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
             raise Yielded("paused after saving")
@@ -162,26 +167,3 @@ class Training:
     def _report(self, phase: str, step: int = 0, remaining_seconds: float | None = None) -> None:
         total = self._data.config.total_steps
         self._reporter.report(phase=phase, step=step, total_steps=total, remaining_seconds=remaining_seconds)
-
-
-def _write_results(path: Path, progress: Progress) -> None:
-    """The result file that users of hosted fine-tuning know: one line per step, empty where not measured."""
-    columns = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"))
-        writer.writerows([entry[column] for column in columns] for entry in progress.history)
-
-
-def _write_evaluation(path: Path, before: Sequence[RowScore], after: Sequence[RowScore]) -> None:
-    """One line per evaluated row: numbers only, the texts stay in the user's file."""
-    with path.open("w") as file:
-        for base, tuned in zip(before, after, strict=True):
-            line = {
-                "row": base.row,
-                "base_exact": base.exact,
-                "tuned_exact": tuned.exact,
-                "base_loss": base.loss,
-                "tuned_loss": tuned.loss,
-            }
-            file.write(json.dumps(line) + "\n")

@@ -69,6 +69,9 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         lora_rank=numbers.lora_rank if numbers.HasField("lora_rank") else None,
         lora_alpha=numbers.lora_alpha if numbers.HasField("lora_alpha") else None,
         context_length=numbers.context_length if numbers.HasField("context_length") else None,
+        early_stopping_patience=(
+            numbers.early_stopping_patience if numbers.HasField("early_stopping_patience") else None
+        ),
         max_rank=spec.max_lora_rank,
         max_context_length=spec.max_context_length if spec.HasField("max_context_length") else None,
         long_rows=_LONG_ROWS.get(spec.long_rows, "fail"),

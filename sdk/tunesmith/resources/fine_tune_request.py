@@ -41,6 +41,8 @@ class FineTuneRequest(TypedDict, total=False):
     """Strength of the adapter."""
     long_rows: Literal["fail", "cut", "drop"] | None
     """What becomes of rows that are longer than the model's context."""
+    early_stopping_patience: int | Auto | None
+    """Passes that may end without a better validation loss before the run stops; else it trains all of them."""
     metadata: Mapping[str, str] | None
     """Up to 16 pairs to find the job by."""
     auto_start: bool | None
@@ -70,6 +72,7 @@ def fine_tune_body(
     lora_rank: int | Auto | None = None,
     lora_alpha: float | Auto | None = None,
     long_rows: Literal["fail", "cut", "drop"] | None = None,
+    early_stopping_patience: int | Auto | None = None,
     metadata: Mapping[str, str] | None = None,
     auto_start: bool | None = None,
     priority: int | None = None,
@@ -83,7 +86,13 @@ def fine_tune_body(
         TypeError: an argument is unknown or missing.
     """
     numbers = _given(n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=learning_rate_multiplier)
-    training = _given(weights=weights, lora_rank=lora_rank, lora_alpha=lora_alpha, long_rows=long_rows)
+    training = _given(
+        weights=weights,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        long_rows=long_rows,
+        early_stopping_patience=early_stopping_patience,
+    )
     scheduling = _given(
         priority=priority, devices=devices, max_run_seconds=max_run_seconds, max_device_seconds=max_device_seconds
     )

@@ -85,6 +85,8 @@ def job(shown: FineTuneObject) -> pb.FineTune:
     )
     if shown.preflight is not None:
         message.preflight.CopyFrom(_preflight(shown.preflight))
+    if shown.evaluation is not None:
+        message.evaluation.update(shown.evaluation.model_dump())
     return message
 
 

@@ -56,6 +56,8 @@ class Training(BaseModel):
     lora_rank: Annotated[int | Auto, integer_or_auto(1, 512)] = "auto"
     lora_alpha: Annotated[float | Auto, number_or_auto(4096)] = "auto"
     long_rows: LongRows = "fail"
+    early_stopping_patience: Annotated[int | Auto, integer_or_auto(1, 50)] = "auto"
+    """Passes that may end without a better validation loss before the run stops; auto: never."""
 
 
 class Wandb(BaseModel):
@@ -157,6 +159,7 @@ class TrainingObject(BaseModel):
     lora_rank: int | Auto | None
     lora_alpha: float | Auto | None
     long_rows: LongRows
+    early_stopping_patience: int | Auto
 
 
 class SchedulingObject(BaseModel):
@@ -188,6 +191,9 @@ class Progress(BaseModel):
     remaining_seconds: float | None
 
 
+Verdict = Literal["right", "wrong"]
+
+
 class Score(BaseModel):
     """loss in mean nats per labelled token, for dpo per pair; accuracies from 0 to 1. What a method lacks is null."""
 
@@ -195,11 +201,37 @@ class Score(BaseModel):
     token_accuracy: float | None
     exact_match: float | None
     perplexity: float | None = None
-    """Of continued pretraining."""
+    """exp of the loss; not of dpo."""
     preference_accuracy: float | None = None
     """Of dpo: the share of rows whose preferred answer the model holds likelier than the other."""
     preference_margin: float | None = None
     """Of dpo: by how many nats it does, on average."""
+
+
+class FlippedRow(BaseModel):
+    """A line of the evaluated file that only one of the two models answers exactly."""
+
+    row: int
+    before: Verdict
+    after: Verdict
+
+
+class FlippedItem(BaseModel):
+    """A question of general knowledge that only one of the two models answers exactly."""
+
+    topic: str
+    prompt: str
+    before: Verdict
+    after: Verdict
+
+
+class Forgetting(BaseModel):
+    """Base and tuned model on the trainer's own questions of general knowledge."""
+
+    items: int
+    base: Score
+    tuned: Score
+    flips: list[FlippedItem]
 
 
 class Evaluation(BaseModel):
@@ -211,6 +243,9 @@ class Evaluation(BaseModel):
     tuned: Score
     flipped_to_right: int
     flipped_to_wrong: int
+    flips: list[FlippedRow] = []
+    """The first hundred; the counts are of all. Evaluations of earlier releases list none."""
+    forgetting: Forgetting | None = None
 
 
 class FineTuneObject(BaseModel):

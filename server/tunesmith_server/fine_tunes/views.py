@@ -87,6 +87,7 @@ def training_of(job: FineTuneRow) -> TrainingObject:
         lora_rank=numbers.get("lora_rank", "auto") if lora else None,
         lora_alpha=numbers.get("lora_alpha", "auto") if lora else None,
         long_rows=requested.get("long_rows", "fail"),  # jobs of earlier releases have none
+        early_stopping_patience=requested.get("early_stopping_patience", "auto"),
     )
 
 

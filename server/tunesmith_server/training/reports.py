@@ -26,6 +26,7 @@ OPENAI_METRICS = (
 
 _SCORES = ("token_accuracy", "exact_match", "perplexity", "preference_accuracy", "preference_margin")
 """Each of them has a meaning for some methods only."""
+_MAX_FLIPS = 100
 
 _CAUSES = {
     pb.FAILURE_CAUSE_USER: Cause.USER,
@@ -113,6 +114,11 @@ def evaluation(message: pb.Evaluation) -> dict[str, Any]:
         "tuned": _score(message.tuned),
         "flipped_to_right": message.flipped_to_right,
         "flipped_to_wrong": message.flipped_to_wrong,
+        "flips": [
+            {"row": flip.row, "before": _verdict(not flip.right), "after": _verdict(flip.right)}
+            for flip in message.flips[:_MAX_FLIPS]
+        ],
+        "forgetting": _forgetting(message.forgetting) if message.HasField("forgetting") else None,
     }
 
 
@@ -132,6 +138,27 @@ def _ending(cause: Cause, failure: pb.Failure) -> Ending:
         _clean(failure.param, 100) if failure.HasField("param") else None,
         failure.row if failure.HasField("row") else None,
     )
+
+
+def _forgetting(message: pb.Forgetting) -> dict[str, Any]:
+    return {
+        "items": message.items,
+        "base": _score(message.base),
+        "tuned": _score(message.tuned),
+        "flips": [
+            {
+                "topic": _clean(flip.topic, 100),
+                "prompt": _clean(flip.prompt, 400),
+                "before": _verdict(not flip.right),
+                "after": _verdict(flip.right),
+            }
+            for flip in message.flips[:_MAX_FLIPS]
+        ],
+    }
+
+
+def _verdict(right: bool) -> str:
+    return "right" if right else "wrong"
 
 
 def _score(message: pb.Score) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
+from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow, RevisionRow
 from tunesmith_server.errors import FencedError, InvalidRequestError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
@@ -76,11 +76,8 @@ async def complete_training(
         revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
     if checkpoint is None or revision is None:
         raise InvalidRequestError("checkpoint_not_committed", f"Commit the checkpoint of step {request.step} first.")
-    deliveries.checked_artifact(request.artifact, job.requested["weights"])
-    declared = deliveries.checked_files(request.artifact.files)
-    if {file.path: file.sha256 for file in declared} != {file["path"]: file["sha256"] for file in revision.files}:
-        message = f"The artifact is not the committed checkpoint of step {request.step}."
-        raise InvalidRequestError("artifact_not_committed", message)
+    if request.HasField("artifact"):
+        _require_same(request, job, revision)
     results = deliveries.checked_files(request.result_files)
     await deliveries.require_identical(core.store, attempt_prefix(identity), results)
     reach("success.verified")
@@ -107,6 +104,14 @@ def result_file(job: FineTuneRow, prefix: str, file: ManifestFile, now: int) -> 
         storage_key=f"{prefix}/{file.path}",
         created_at=now,
     )
+
+
+def _require_same(request: pb.CompleteTrainingRequest, job: FineTuneRow, revision: RevisionRow) -> None:
+    deliveries.checked_artifact(request.artifact, job.requested["weights"])
+    declared = deliveries.checked_files(request.artifact.files)
+    if {file.path: file.sha256 for file in declared} != {file["path"]: file["sha256"] for file in revision.files}:
+        message = f"The artifact is not the committed checkpoint of step {request.step}."
+        raise InvalidRequestError("artifact_not_committed", message)
 
 
 async def _verified_checkpoint(

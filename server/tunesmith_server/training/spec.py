@@ -21,7 +21,16 @@ from tunesmith_server.storage.base import ObjectStore
 WEIGHTS = {"lora": pb.WEIGHTS_LORA, "full": pb.WEIGHTS_FULL}
 LONG_ROWS = {"fail": pb.LONG_ROWS_FAIL, "cut": pb.LONG_ROWS_CUT, "drop": pb.LONG_ROWS_DROP}
 
-_NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "lora_rank", "lora_alpha", "context_length", "beta")
+_NUMBERS = (
+    "n_epochs",
+    "batch_size",
+    "learning_rate_multiplier",
+    "lora_rank",
+    "lora_alpha",
+    "context_length",
+    "beta",
+    "early_stopping_patience",
+)
 
 
 @dataclass(frozen=True, slots=True)

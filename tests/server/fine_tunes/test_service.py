@@ -41,7 +41,13 @@ async def test_a_new_job_echoes_what_was_asked_and_leaves_the_rest_to_auto(platf
     }
     assert isinstance(job.method, SupervisedObject)
     assert job.method.supervised.hyperparameters == job.hyperparameters
-    assert job.training.model_dump() == {"weights": "lora", "lora_rank": 4, "lora_alpha": "auto", "long_rows": "fail"}
+    assert job.training.model_dump() == {
+        "weights": "lora",
+        "lora_rank": 4,
+        "lora_alpha": "auto",
+        "long_rows": "fail",
+        "early_stopping_patience": "auto",
+    }
     assert (job.seed, job.user_provided_suffix, job.metadata) == (7, "My-support.bot_1", {"team": "blue"})
     assert (job.error, job.finished_at, job.fine_tuned_model, job.result_files) == (None, None, None, [])
     assert await platform.fine_tunes.get(PRINCIPAL, job.id) == job
@@ -65,7 +71,13 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
 
     assert job.status == "queued"
     assert job.hyperparameters.model_dump() == {"n_epochs": 3, "batch_size": 5, "learning_rate_multiplier": 1.0}
-    assert job.training.model_dump() == {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0, "long_rows": "fail"}
+    assert job.training.model_dump() == {
+        "weights": "lora",
+        "lora_rank": 8,
+        "lora_alpha": 16.0,
+        "long_rows": "fail",
+        "early_stopping_patience": "auto",
+    }
 
 
 async def test_dpo_is_offered_and_its_beta_is_resolved(platform: Platform) -> None:

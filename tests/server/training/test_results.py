@@ -164,6 +164,7 @@ async def test_full_weights_become_a_full_revision(platform: Platform) -> None:
         "lora_rank": None,
         "lora_alpha": None,
         "long_rows": "fail",
+        "early_stopping_patience": "auto",
     }
 
 

@@ -78,12 +78,15 @@ class Training(_message.Message):
     LORA_RANK_FIELD_NUMBER: _builtins.int
     LORA_ALPHA_FIELD_NUMBER: _builtins.int
     LONG_ROWS_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
     weights: _builtins.str
     """lora (default) | full"""
     lora_rank: _builtins.int
     lora_alpha: _builtins.float
     long_rows: _builtins.str
     """of rows over the context length: fail (default) | cut | drop"""
+    early_stopping_patience: _builtins.int
+    """passes that may end without a better validation loss; unset: never stop"""
     def __init__(
         self,
         *,
@@ -91,15 +94,20 @@ class Training(_message.Message):
         lora_rank: _builtins.int | None = ...,
         lora_alpha: _builtins.float | None = ...,
         long_rows: _builtins.str = ...,
+        early_stopping_patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "early_stopping_patience", b"early_stopping_patience", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "long_rows", b"long_rows", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "early_stopping_patience", b"early_stopping_patience", "long_rows", b"long_rows", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
     _WhichOneofReturnType__lora_alpha: _TypeAlias = _typing.Literal["lora_alpha"]  # noqa: Y015
     _WhichOneofArgType__lora_alpha: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha"]  # noqa: Y015
     _WhichOneofReturnType__lora_rank: _TypeAlias = _typing.Literal["lora_rank"]  # noqa: Y015
     _WhichOneofArgType__lora_rank: _TypeAlias = _typing.Literal["_lora_rank", b"_lora_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_alpha) -> _WhichOneofReturnType__lora_alpha | None: ...
     @_typing.overload
@@ -321,6 +329,7 @@ class FineTune(_message.Message):
     AUTO_START_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """ftjob-…"""
     created_at: _builtins.int
@@ -365,6 +374,10 @@ class FineTune(_message.Message):
     def preflight(self) -> Global___Preflight:
         """set once the files were validated"""
 
+    @_builtins.property
+    def evaluation(self) -> _struct_pb2.Struct:
+        """base and tuned model, in the shape that REST has; set once succeeded"""
+
     def __init__(
         self,
         *,
@@ -390,10 +403,11 @@ class FineTune(_message.Message):
         auto_start: _builtins.bool = ...,
         queue_position: _builtins.int | None = ...,
         preflight: Global___Preflight | None = ...,
+        evaluation: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "error", b"error", "estimated_finish", b"estimated_finish", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "preflight", b"preflight", "queue_position", b"queue_position", "scheduling", b"scheduling", "trained_tokens", b"trained_tokens", "training", b"training", "validation_file", b"validation_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "error", b"error", "estimated_finish", b"estimated_finish", "evaluation", b"evaluation", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "preflight", b"preflight", "queue_position", b"queue_position", "scheduling", b"scheduling", "trained_tokens", b"trained_tokens", "training", b"training", "validation_file", b"validation_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "auto_start", b"auto_start", "created_at", b"created_at", "error", b"error", "estimated_finish", b"estimated_finish", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "method", b"method", "model", b"model", "preflight", b"preflight", "queue_position", b"queue_position", "result_files", b"result_files", "scheduling", b"scheduling", "seed", b"seed", "status", b"status", "suffix", b"suffix", "trained_tokens", b"trained_tokens", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "auto_start", b"auto_start", "created_at", b"created_at", "error", b"error", "estimated_finish", b"estimated_finish", "evaluation", b"evaluation", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "method", b"method", "model", b"model", "preflight", b"preflight", "queue_position", b"queue_position", "result_files", b"result_files", "scheduling", b"scheduling", "seed", b"seed", "status", b"status", "suffix", b"suffix", "trained_tokens", b"trained_tokens", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_finish: _TypeAlias = _typing.Literal["estimated_finish"]  # noqa: Y015
     _WhichOneofArgType__estimated_finish: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish"]  # noqa: Y015

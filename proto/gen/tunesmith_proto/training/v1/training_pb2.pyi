@@ -253,6 +253,7 @@ class Hyperparameters(_message.Message):
     LORA_ALPHA_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     BETA_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
     n_epochs: _builtins.int
     batch_size: _builtins.int
     """rows per optimizer step"""
@@ -264,6 +265,8 @@ class Hyperparameters(_message.Message):
     """tokens"""
     beta: _builtins.float
     """dpo only: weight of staying near the base model"""
+    early_stopping_patience: _builtins.int
+    """ends of passes without a better validation loss; unset: never stop"""
     def __init__(
         self,
         *,
@@ -274,10 +277,11 @@ class Hyperparameters(_message.Message):
         lora_alpha: _builtins.float | None = ...,
         context_length: _builtins.int | None = ...,
         beta: _builtins.float | None = ...,
+        early_stopping_patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_early_stopping_patience", b"_early_stopping_patience", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "early_stopping_patience", b"early_stopping_patience", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_early_stopping_patience", b"_early_stopping_patience", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "early_stopping_patience", b"early_stopping_patience", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -285,6 +289,8 @@ class Hyperparameters(_message.Message):
     _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
     _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
     _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
+    _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate_multiplier: _TypeAlias = _typing.Literal["learning_rate_multiplier"]  # noqa: Y015
     _WhichOneofArgType__learning_rate_multiplier: _TypeAlias = _typing.Literal["_learning_rate_multiplier", b"_learning_rate_multiplier"]  # noqa: Y015
     _WhichOneofReturnType__lora_alpha: _TypeAlias = _typing.Literal["lora_alpha"]  # noqa: Y015
@@ -299,6 +305,8 @@ class Hyperparameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate_multiplier) -> _WhichOneofReturnType__learning_rate_multiplier | None: ...
     @_typing.overload
@@ -1168,6 +1176,8 @@ class Evaluation(_message.Message):
     TUNED_FIELD_NUMBER: _builtins.int
     FLIPPED_TO_RIGHT_FIELD_NUMBER: _builtins.int
     FLIPPED_TO_WRONG_FIELD_NUMBER: _builtins.int
+    FLIPS_FIELD_NUMBER: _builtins.int
+    FORGETTING_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     held_out_from_training: _builtins.bool
     flipped_to_right: _builtins.int
@@ -1176,6 +1186,12 @@ class Evaluation(_message.Message):
     def base(self) -> Global___Score: ...
     @_builtins.property
     def tuned(self) -> Global___Score: ...
+    @_builtins.property
+    def flips(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlippedRow]:
+        """the first of them, by line"""
+
+    @_builtins.property
+    def forgetting(self) -> Global___Forgetting: ...
     def __init__(
         self,
         *,
@@ -1185,10 +1201,12 @@ class Evaluation(_message.Message):
         tuned: Global___Score | None = ...,
         flipped_to_right: _builtins.int = ...,
         flipped_to_wrong: _builtins.int = ...,
+        flips: _abc.Iterable[Global___FlippedRow] | None = ...,
+        forgetting: Global___Forgetting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "tuned", b"tuned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "forgetting", b"forgetting", "tuned", b"tuned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "flipped_to_right", b"flipped_to_right", "flipped_to_wrong", b"flipped_to_wrong", "held_out_from_training", b"held_out_from_training", "rows", b"rows", "tuned", b"tuned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "flipped_to_right", b"flipped_to_right", "flipped_to_wrong", b"flipped_to_wrong", "flips", b"flips", "forgetting", b"forgetting", "held_out_from_training", b"held_out_from_training", "rows", b"rows", "tuned", b"tuned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1211,7 +1229,7 @@ class Score(_message.Message):
     exact_match: _builtins.float
     """share of rows whose greedy answer equals the label; supervised only"""
     perplexity: _builtins.float
-    """continued_pretraining only"""
+    """exp of the loss; not of dpo"""
     preference_accuracy: _builtins.float
     """dpo only: share of rows whose preferred answer is the likelier one"""
     preference_margin: _builtins.float
@@ -1254,6 +1272,93 @@ class Score(_message.Message):
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final
+class FlippedRow(_message.Message):
+    """A row that only one of the two models answers exactly."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """1-based line of the file that was evaluated"""
+    right: _builtins.bool
+    """whether the tuned model does"""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        right: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["right", b"right", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlippedRow: _TypeAlias = FlippedRow  # noqa: Y015
+
+@_typing.final
+class Forgetting(_message.Message):
+    """What the tuned model still knows: both models on the trainer's own questions of general knowledge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    TUNED_FIELD_NUMBER: _builtins.int
+    FLIPS_FIELD_NUMBER: _builtins.int
+    items: _builtins.int
+    @_builtins.property
+    def base(self) -> Global___Score: ...
+    @_builtins.property
+    def tuned(self) -> Global___Score: ...
+    @_builtins.property
+    def flips(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlippedItem]: ...
+    def __init__(
+        self,
+        *,
+        items: _builtins.int = ...,
+        base: Global___Score | None = ...,
+        tuned: Global___Score | None = ...,
+        flips: _abc.Iterable[Global___FlippedItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "tuned", b"tuned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "flips", b"flips", "items", b"items", "tuned", b"tuned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forgetting: _TypeAlias = Forgetting  # noqa: Y015
+
+@_typing.final
+class FlippedItem(_message.Message):
+    """A question that only one of the two models answers exactly."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    prompt: _builtins.str
+    right: _builtins.bool
+    """whether the tuned model does"""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        right: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "right", b"right", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlippedItem: _TypeAlias = FlippedItem  # noqa: Y015
+
+@_typing.final
 class CompleteTrainingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1263,11 +1368,12 @@ class CompleteTrainingRequest(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     RESULT_FILES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """of the committed checkpoint that becomes the model"""
     trained_tokens: _builtins.int
     """tokens trained over all passes"""
     @_builtins.property
     def artifact(self) -> Global___Artifact:
-        """of a committed checkpoint"""
+        """of the checkpoint of `step`; unset where an earlier attempt has committed it"""
 
     @_builtins.property
     def evaluation(self) -> Global___Evaluation: ...
