@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -178,6 +179,17 @@ def print_logs(
     text = client_of(ctx).fine_tunes.logs(fine_tune_id, attempt=attempt, tail_bytes=tail_bytes)
     for line in text.splitlines():
         print_line(line)
+
+
+@fine_tunes_app.command("report")
+def write_report(
+    ctx: typer.Context,
+    fine_tune_id: JobId,
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Where the page is written.")],
+) -> None:
+    """Write a fine-tune's report as one HTML page."""
+    output.write_text(client_of(ctx).fine_tunes.report(fine_tune_id), encoding="utf-8")
+    print_line(f"Wrote {output}.")
 
 
 @fine_tunes_app.command("events")

@@ -44,6 +44,8 @@ from tunesmith_server.fine_tunes.logs import RunLogs
 from tunesmith_server.fine_tunes.model_limits import ModelLimitsService
 from tunesmith_server.fine_tunes.permission_servicer import CheckpointPermissionsServicer
 from tunesmith_server.fine_tunes.permissions import PermissionsService
+from tunesmith_server.fine_tunes.report_endpoints import create_report_router
+from tunesmith_server.fine_tunes.reports import ReportsService
 from tunesmith_server.fine_tunes.service import FineTunesService
 from tunesmith_server.fine_tunes.servicer import FineTunesServicer
 from tunesmith_server.graders.wiring import GradersPart
@@ -115,6 +117,7 @@ class Application:
         self._history = HistoryService(core)
         self._legacy = LegacyService(core, self._fine_tunes, self._history)
         self._logs = RunLogs(core, executor)
+        self._reports = ReportsService(core)
         self._model_limits = ModelLimitsService(core)
         self._training = TrainingService(core, self._registry, self._scheduling.wake)
         self._webhooks = WebhooksPart(core)
@@ -169,6 +172,7 @@ class Application:
             upload_endpoints.create_router(self._uploads),
             fine_tunes_endpoints.create_router(self._fine_tunes),
             fine_tunes_endpoints.create_history_router(self._history, self._logs),
+            create_report_router(self._reports),
             fine_tunes_endpoints.create_limits_router(self._model_limits),
             legacy_endpoints.create_router(self._legacy),
             estimate_endpoints.create_router(self._estimates),

@@ -233,6 +233,11 @@ class TestFineTunesOther:
     def test_logs(self, run: Run, api: FakeApi) -> None:
         assert run("fine-tunes", "logs", "ftjob-1", "--attempt", "2").stdout == "attempt 2\n"
 
+    def test_a_report(self, run: Run, api: FakeApi, tmp_path: Path) -> None:
+        page = tmp_path / "job.html"
+        assert "job.html" in run("fine-tunes", "report", "ftjob-1", "-o", page).stdout
+        assert page.read_text(encoding="utf-8") == "<!doctype html><title>ftjob-1 – report</title>"
+
     def test_an_estimate(self, run: Run, api: FakeApi, rows: Path) -> None:
         shown = run("fine-tunes", "estimate", rows, "--model", MODEL, "--n-epochs", "3").stdout
         lines = [line.split() for line in shown.splitlines()]

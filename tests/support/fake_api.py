@@ -245,6 +245,9 @@ class FakeApi:
     def _get_log(self, request: Received, job_id: str) -> Answer:
         return Answer(body=f"attempt {request.query.get('attempt', 'newest')}\n".encode())
 
+    def _get_report(self, request: Received, job_id: str) -> Answer:
+        return Answer(body=f"<!doctype html><title>{job_id} – report</title>".encode())
+
     def _estimate(self, request: Received) -> Answer:
         number = next(self._numbers)
         estimate = {
@@ -340,6 +343,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("POST", "/v1/fine_tuning/jobs/([^/]+)/pause", FakeApi._pause_job),
     ("POST", "/v1/fine_tuning/jobs/([^/]+)/resume", FakeApi._resume_job),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/logs", FakeApi._get_log),
+    ("GET", "/v1/fine_tuning/jobs/([^/]+)/report", FakeApi._get_report),
     ("POST", "/v1/fine_tuning/estimates", FakeApi._estimate),
     ("GET", "/v1/fine_tuning/estimates/([^/]+)", FakeApi._get_estimate),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/events", FakeApi._list_events),

@@ -123,6 +123,11 @@ class AsyncFineTunes(AsyncResource):
         content = await self._http.fetch_bytes(Call("GET", _jobs_path(fine_tune_id, "logs"), query=query))
         return content.decode("utf-8", errors="replace")
 
+    async def report(self, fine_tune_id: str) -> str:
+        """Return the job as one HTML page that loads nothing: losses, scores, flipped rows, settings with reasons."""
+        content = await self._http.fetch_bytes(Call("GET", _jobs_path(fine_tune_id, "report")))
+        return content.decode("utf-8")
+
     def checkpoints(
         self, fine_tune_id: str, *, after: str | None = None, limit: int | None = None
     ) -> PageRequest[FineTuneCheckpoint]:
@@ -271,6 +276,7 @@ class FineTunes(BlockingResource[AsyncFineTunes]):
     estimate = blocking(AsyncFineTunes.estimate)
     retrieve_estimate = blocking(AsyncFineTunes.retrieve_estimate)
     logs = blocking(AsyncFineTunes.logs)
+    report = blocking(AsyncFineTunes.report)
     checkpoints = paging(AsyncFineTunes.checkpoints)
     events = iterating(AsyncFineTunes.events)
     follow = iterating(AsyncFineTunes.follow)

@@ -122,6 +122,7 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("fine_tunes.read", None, (f"GET {_JOB}/events", f"{_FINE_TUNES}/ListEvents")),
     ("fine_tunes.read", None, (f"{_FINE_TUNES}/WatchEvents",)),
     ("fine_tunes.read", None, (f"GET {_JOB}/metrics", f"{_FINE_TUNES}/ListMetrics")),
+    ("fine_tunes.read", None, (f"GET {_JOB}/report",)),
     ("fine_tunes.read", None, (f"GET {_JOB}/logs", f"{_FINE_TUNES}/ReadLog")),
     ("fine_tunes.read", None, ("GET /v1/fine_tuning/model_limits", f"{_FINE_TUNES}/ListModelLimits")),
     ("fine_tunes.read", None, (f"GET {_JOB}/checkpoints", f"{_FINE_TUNES}/ListCheckpoints")),

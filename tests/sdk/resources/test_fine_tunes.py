@@ -130,6 +130,9 @@ class TestOtherVerbs:
         assert client.fine_tunes.pause(job_id).status == "paused"
         assert client.fine_tunes.resume(job_id).status == "queued"
 
+    def test_a_report(self, api: FakeApi, client: Tunesmith) -> None:
+        assert client.fine_tunes.report("ftjob-1") == "<!doctype html><title>ftjob-1 – report</title>"
+
     def test_logs(self, api: FakeApi, client: Tunesmith) -> None:
         assert client.fine_tunes.logs("ftjob-1") == "attempt newest\n"
         assert client.fine_tunes.logs("ftjob-1", attempt=2, tail_bytes=10) == "attempt 2\n"

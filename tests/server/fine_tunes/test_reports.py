@@ -1,0 +1,83 @@
+"""Reports: what a job tells about its result, with texts only for who may read the file while it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from tests.server.training.test_results import checkpoint_request, said
+from tests.support.artifacts import upload
+from tests.support.factories import PRINCIPAL, Platform, preflight_report
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.files import repository as files
+from tunesmith_server.fine_tunes.reports import ReportsService
+
+SECRET = "<script>alert('row three')</script>"
+
+
+async def finished(platform: Platform) -> str:
+    """A job whose third validation row flipped; that row holds markup."""
+    rows = [json.dumps({"prompt": f"p{index}", "completion": SECRET if index == 3 else "c"}) for index in range(1, 6)]
+    async with platform.core.database.read() as session:
+        file = await files.get(session, "default", platform.validation_file)
+    assert file is not None
+    await platform.core.store.put_bytes(file.storage_key, "\n".join(rows).encode())
+    identity = await platform.start_preflight(validation_file=platform.validation_file)
+    found = preflight_report()
+    found.report.resolved.add(name="batch_size", value="4", reason="50 < 100 steps")
+    found.report.findings.add(code="long", message="Rows are cut.", severity=pb.SEVERITY_WARNING, rows=[8])
+    await platform.training.complete_preflight(identity, found)
+    await platform.end_run(identity)
+    identity = await platform.claim(identity.job_id)
+    request = await checkpoint_request(platform, identity, 2)
+    await platform.training.commit_checkpoint(identity, request)
+    metrics = [pb.StepMetrics(step=step, train_loss=2 / step, full_valid_loss=1.0) for step in (1, 2)]
+    await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=1, metrics=metrics))
+    item = pb.FlippedItem(topic="code", prompt="Which & why?", right=False)
+    evaluation = pb.Evaluation(
+        rows=5,
+        base=pb.Score(loss=2.0, exact_match=0.25),
+        tuned=pb.Score(loss=0.5, exact_match=0.75),
+        flipped_to_right=1,
+        flips=[pb.FlippedRow(row=3, right=True), pb.FlippedRow(row=99, right=True)],
+        forgetting=pb.Forgetting(items=40, base=pb.Score(loss=3.0), tuned=pb.Score(loss=4.0), flips=[item]),
+    )
+    results = await upload(platform.core, f"runs/{identity.job_id}/e2", {"results.csv": b"step\n"})
+    done = pb.CompleteTrainingRequest(step=2, trained_tokens=9, evaluation=evaluation, result_files=said(results))
+    await platform.training.complete_training(identity, done)
+    return identity.job_id
+
+
+async def test_a_report_tells_all_of_a_job_and_escapes_it(each_platform: Platform) -> None:
+    job_id = await finished(each_platform)
+
+    page = await ReportsService(each_platform.core).html(PRINCIPAL, job_id)
+
+    assert "<polyline" in page
+    for told in ("25% →", "75%", "2 →", "Which &amp; why?", "<td>99</td><td>wrong</td><td>right</td>", "Rows are cut."):
+        assert told in page
+    assert "<td>batch_size</td><td>4</td><td>50 &lt; 100 steps</td>" in page
+    assert "alert(&#x27;row three&#x27;)" in page
+    assert "<script" not in page
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+
+
+async def test_texts_need_the_scope_and_the_file(platform: Platform) -> None:
+    job_id = await finished(platform)
+    reports = ReportsService(platform.core)
+    narrow = dataclasses.replace(PRINCIPAL, scopes=frozenset({"fine_tunes.read"}))
+
+    assert "row three" not in await reports.html(narrow, job_id)
+    assert "row three" in await reports.html(PRINCIPAL, job_id)
+    async with platform.core.database.write() as session:
+        await files.mark_deleted(session, platform.validation_file, 1)
+    page = await reports.html(PRINCIPAL, job_id)
+    assert "row three" not in page
+    assert "<td>3</td><td>wrong</td><td>right</td>" in page
+
+
+async def test_a_job_that_has_not_begun_has_a_report(platform: Platform) -> None:
+    page = await ReportsService(platform.core).html(PRINCIPAL, await platform.create())
+
+    assert "No steps so far." in page
+    assert "it has not succeeded" in page
