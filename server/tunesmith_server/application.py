@@ -65,6 +65,7 @@ from tunesmith_server.scheduling.outlook import Outlook
 from tunesmith_server.storage import endpoints as storage_endpoints
 from tunesmith_server.storage.filesystem import FilesystemStore
 from tunesmith_server.storage.open import open_store
+from tunesmith_server.training.retention import CheckpointRetention
 from tunesmith_server.training.service import TrainingService
 from tunesmith_server.training.servicer import TrainingServicer
 from tunesmith_server.training.sweep import RunsSweep
@@ -104,7 +105,7 @@ class Application:
         self._uploads = UploadsService(core)
         self._files_sweep = FilesSweep(core)
         self._registry = RegistryService(core)
-        self._sweeps = (RunsSweep(core), RevisionsSweep(core))
+        self._sweeps = (CheckpointRetention(core), RunsSweep(core), RevisionsSweep(core))
         self._proxy = proxy
         self._importer = BaseModelImporter(core, self._registry.changes, progress)
         executor = _executor(core.settings)

@@ -295,6 +295,8 @@ class CheckpointRow(Base):
     model_name: Mapped[str] = mapped_column(Text)
     metrics: Mapped[JsonObject]
     created_at: Mapped[int]
+    removed_at: Mapped[int | None]
+    """Since when it is not kept any more: it has no name, and its bytes may be gone."""
 
 
 class CheckpointPermissionRow(Base):
@@ -311,7 +313,7 @@ class CheckpointPermissionRow(Base):
 
 
 class RevisionRow(Base):
-    """A verified artifact; its id is the SHA-256 of its manifest. Never changed."""
+    """A verified artifact; its id is the SHA-256 of its manifest. Its bytes never change."""
 
     __tablename__ = "revisions"
 
@@ -323,6 +325,8 @@ class RevisionRow(Base):
     files: Mapped[list[Any]]
     """[{path, size, sha256}]; stored under revisions/<id>/<path>."""
     created_at: Mapped[int]
+    removed_at: Mapped[int | None]
+    """Since when nothing refers to it: its bytes may be gone, until the same ones are promoted again."""
 
 
 class ModelRow(Base):

@@ -37,6 +37,7 @@ class PermissionsService:
         now = int(self._core.clock())
         wanted = list(dict.fromkeys(request.project_ids))
         async with self._core.database.write() as session:
+            await registry.hold_changes(session)  # so that the checkpoint is not retired meanwhile
             found = await _require_checkpoint(session, checkpoint)
             unknown = await repository.unknown_projects(session, wanted)
             if unknown:

@@ -1,6 +1,7 @@
 """Owns who may touch the bytes of a revision that no row names yet: those who promote it, or the sweep, never both.
 
-It must not know bytes. A revision that has its row needs no claim: nobody deletes it.
+It must not know bytes. A revision that has its row, not retired, needs no
+claim: nobody deletes it.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ async def end_promotion(session: AsyncSession, revision_id: str) -> None:
 
 
 async def begin_sweep(session: AsyncSession, revision_id: str, now: float) -> bool:
-    """False when the revision has a row or somebody promotes it."""
+    """False when the revision has a row that somebody needs, or somebody promotes it."""
     name = _PREFIX + revision_id
     if not await leases.take(session, name, _SWEEP, now=now, expires_at=now + SWEEP_SECONDS):
         return False
     # Looked at after the claim: a promotion that committed while the claim waited for it is seen now.
-    if await session.get(RevisionRow, revision_id) is None:
+    row = await session.get(RevisionRow, revision_id)
+    if row is None or row.removed_at is not None:
         return True
     await leases.drop(session, name, _SWEEP)
     return False

@@ -19,6 +19,7 @@ from tunesmith_server.db.tables import (
     CheckpointPermissionRow,
     CheckpointRow,
     CounterRow,
+    FineTuneRow,
     ModelRow,
     RevisionRow,
 )
@@ -114,6 +115,7 @@ async def record_revision(session: AsyncSession, revision: Revision, now: int) -
 
     Raises UnavailableError when its bytes were swept after they were promoted.
     """
+    await hold_changes(session)  # so that nobody retires what is about to be named
     await claims.end_promotion(session, revision.id)
     values = {
         "id": revision.id,
@@ -124,12 +126,32 @@ async def record_revision(session: AsyncSession, revision: Revision, now: int) -
         "created_at": now,
     }
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    await session.execute(insert(RevisionRow).values(values).on_conflict_do_nothing(index_elements=["id"]))
+    statement = insert(RevisionRow).values(values)
+    await session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"removed_at": None}))
 
 
 async def get_revision(session: AsyncSession, revision_id: str) -> RevisionRow | None:
     """The tuned revision, or None."""
     return await session.get(RevisionRow, revision_id)
+
+
+async def retire_revisions(session: AsyncSession, ids: Collection[str], now: int) -> None:
+    """Leaves those of the revisions to the sweep that no job, kept checkpoint or model refers to."""
+    needed: set[str | None] = set()
+    for query in (
+        select(CheckpointRow.revision).where(CheckpointRow.removed_at.is_(None), CheckpointRow.revision.in_(ids)),
+        select(ModelRow.revision).where(ModelRow.deleted_at.is_(None), ModelRow.revision.in_(ids)),
+        select(FineTuneRow.revision).where(FineTuneRow.revision.in_(ids)),
+    ):
+        needed |= set(await session.scalars(query))
+    unneeded = update(RevisionRow).where(RevisionRow.id.in_(set(ids) - needed))
+    await session.execute(unneeded.values(removed_at=now))
+
+
+async def retired_revisions(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Those of the ids whose revision nothing refers to any more."""
+    query = select(RevisionRow.id).where(RevisionRow.id.in_(ids), RevisionRow.removed_at.is_not(None))
+    return set(await session.scalars(query))
 
 
 async def unknown_revisions(session: AsyncSession, ids: Collection[str]) -> set[str]:
@@ -187,6 +209,13 @@ async def delete_model(session: AsyncSession, project_id: str, name: str, now: i
     return result.first() is not None
 
 
+async def retire_model(session: AsyncSession, name: str, now: int) -> None:
+    """Leaves a tombstone under the name of a checkpoint that is not kept any more."""
+    version = await next_version(session)
+    statement = update(ModelRow).where(ModelRow.name == name, ModelRow.deleted_at.is_(None))
+    await session.execute(statement.values(deleted_at=now, version=version))
+
+
 async def current_version(session: AsyncSession) -> int:
     """The number of the newest committed change; 0 before the first."""
     return await session.scalar(select(CounterRow.value).where(CounterRow.name == _COUNTER)) or 0
@@ -236,6 +265,12 @@ async def next_version(session: AsyncSession) -> int:
     except IntegrityError:  # another process made the first change at this moment
         return await next_version(session)
     return 1
+
+
+async def hold_changes(session: AsyncSession) -> None:
+    """Has everybody else who names, shares or retires something wait until the transaction ends."""
+    held = update(CounterRow).where(CounterRow.name == _COUNTER)
+    await session.execute(held.values(value=CounterRow.value))
 
 
 def _may_prompt(project_id: str) -> ColumnElement[bool]:

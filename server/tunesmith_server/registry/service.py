@@ -122,7 +122,7 @@ class RegistryService:
         """The files of a tuned or base revision; raises NotFoundError."""
         async with self._core.database.read() as session:
             row = await repository.get_revision(session, revision)
-        if row is not None:
+        if row is not None and row.removed_at is None:
             return await self._signed(f"revisions/{revision}", [ManifestFile(**file) for file in row.files])
         unknown = NotFoundError("revision_not_found", "There is no such revision.", param="revision")
         if not manifest.is_revision_id(revision):

@@ -1,4 +1,4 @@
-"""Owns the removal of revisions that no row names: copies of promotions that never committed.
+"""Owns the removal of revisions that no row names (copies of promotions that never committed) or that are retired.
 
 It must not know jobs. Every pass may be cut off anywhere and is made good by the next one; replicas may all sweep.
 """
@@ -40,7 +40,8 @@ class RevisionsSweep:
         young = {stored.key.split("/")[1] for stored in page if stored.changed_at > oldest}
         async with self._core.database.read() as session:
             unknown = await repository.unknown_revisions(session, ids - young)
-        return sorted(filter(manifest.is_revision_id, unknown))
+            retired = await repository.retired_revisions(session, ids | young)
+        return sorted(filter(manifest.is_revision_id, unknown | retired))
 
     async def _remove(self, revision_id: str) -> None:
         began = self._core.clock()
@@ -58,4 +59,4 @@ class RevisionsSweep:
             await self._core.store.delete(key)
         async with self._core.database.write() as session:
             await claims.end_sweep(session, revision_id)
-        _log.info("removed a revision that nobody names", extra={"fields": {"revision": revision_id}})
+        _log.info("removed a revision that nobody needs", extra={"fields": {"revision": revision_id}})

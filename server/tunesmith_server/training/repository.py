@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import AttemptRow, CheckpointRow, FineTuneRow, JsonObject, StepMetricRow
+from tunesmith_server.db.tables import (
+    AttemptRow,
+    CheckpointPermissionRow,
+    CheckpointRow,
+    FineTuneRow,
+    JsonObject,
+    ModelRow,
+    StepMetricRow,
+)
 from tunesmith_server.fine_tunes.state import TERMINAL
 
 
@@ -63,11 +71,39 @@ async def get_checkpoint(session: AsyncSession, job_id: str, checkpoint_id: str)
 async def list_checkpoints(
     session: AsyncSession, job_id: str, *, after: CheckpointRow | None = None, limit: int
 ) -> list[CheckpointRow]:
-    """The job's checkpoints, newest first."""
-    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
+    """The checkpoints that the job keeps, newest first."""
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.removed_at.is_(None))
     if after is not None:
         query = query.where(CheckpointRow.step < after.step)
     return list(await session.scalars(query.order_by(CheckpointRow.step.desc()).limit(limit)))
+
+
+async def all_checkpoints(session: AsyncSession, job_id: str) -> list[CheckpointRow]:
+    """Every checkpoint that the job keeps."""
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.removed_at.is_(None))
+    return list(await session.scalars(query))
+
+
+async def jobs_with_more_checkpoints(session: AsyncSession, than: int, limit: int) -> list[str]:
+    """Ids of jobs that keep more checkpoints than this."""
+    kept = select(CheckpointRow.job_id).where(CheckpointRow.removed_at.is_(None)).group_by(CheckpointRow.job_id)
+    return list(await session.scalars(kept.having(func.count() > than).order_by(CheckpointRow.job_id).limit(limit)))
+
+
+async def referred_checkpoints(session: AsyncSession, job_id: str) -> set[str]:
+    """Ids of the job's checkpoints that are shared with a project or that a model other than their own stands for."""
+    shared = select(CheckpointPermissionRow.checkpoint_id)
+    named = select(ModelRow.revision).where(ModelRow.checkpoint.is_(False), ModelRow.deleted_at.is_(None))
+    query = select(CheckpointRow.id).where(
+        CheckpointRow.job_id == job_id, or_(CheckpointRow.id.in_(shared), CheckpointRow.revision.in_(named))
+    )
+    return set(await session.scalars(query))
+
+
+async def removed_prefixes(session: AsyncSession, job_ids: Collection[str]) -> set[str]:
+    """Prefixes of the checkpoints that these jobs do not keep any more."""
+    query = select(CheckpointRow.prefix).where(CheckpointRow.removed_at.is_not(None))
+    return set(await session.scalars(query.where(CheckpointRow.job_id.in_(job_ids))))
 
 
 async def live_epochs(session: AsyncSession, job_ids: Collection[str]) -> set[tuple[str, int]]:
@@ -78,8 +114,9 @@ async def live_epochs(session: AsyncSession, job_ids: Collection[str]) -> set[tu
 
 
 async def resumable_prefixes(session: AsyncSession, job_ids: Collection[str]) -> set[str]:
-    """Prefixes of the checkpoints of those of the jobs that have not ended."""
+    """Prefixes of the checkpoints that those of the jobs keep that have not ended."""
     query = select(CheckpointRow.prefix).join(FineTuneRow, FineTuneRow.id == CheckpointRow.job_id)
+    query = query.where(CheckpointRow.removed_at.is_(None))
     return set(
         await session.scalars(query.where(CheckpointRow.job_id.in_(job_ids), FineTuneRow.state.not_in(TERMINAL)))
     )

@@ -74,7 +74,7 @@ async def complete_training(
         job = await owned(session, identity)
         checkpoint = await repository.find_checkpoint(session, job.id, request.step)
         revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
-    if checkpoint is None or revision is None:
+    if checkpoint is None or checkpoint.removed_at is not None or revision is None:
         raise InvalidRequestError("checkpoint_not_committed", f"Commit the checkpoint of step {request.step} first.")
     if request.HasField("artifact"):
         _require_same(request, job, revision)

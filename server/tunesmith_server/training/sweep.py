@@ -48,7 +48,7 @@ class RunsSweep:
         async for page in self._core.store.scan(FOLDER):
             oldest = self._core.clock() - self._grace_seconds
             old = [stored.key for stored in page if stored.changed_at <= oldest]
-            for key in await self._orphans(old):
+            for key in {*await self._orphans(old), *await self._retired([stored.key for stored in page])}:
                 await self._core.store.delete(key)
                 _log.info("removed what an ended run left", extra={"fields": {"key": key}})
         keep_seconds = self._core.settings.log_retention_days * _DAY_SECONDS
@@ -63,6 +63,13 @@ class RunsSweep:
             prefixes = await repository.resumable_prefixes(session, jobs)
             # Results of a job stay where its run has put them, as files of the user's.
             return sorted(await files.unowned_keys(session, orphans(keys, Needs(live, prefixes))))
+
+    async def _retired(self, keys: Sequence[str]) -> list[str]:
+        """What is left of checkpoints that their jobs do not keep: of live runs, too, and of any age."""
+        jobs = {place[1] for key in keys if (place := _KEY.fullmatch(key))}
+        async with self._core.database.read() as session:
+            prefixes = await repository.removed_prefixes(session, jobs)
+        return [key for key in keys if not prefixes.isdisjoint(str(folder) for folder in Path(key).parents)]
 
 
 def orphans(keys: Iterable[str], needs: Needs) -> list[str]:

@@ -1,0 +1,153 @@
+"""The newest three checkpoints and the best one stay, with what somebody refers to; the others go, names and bytes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.server.training.test_results import checkpoint_request, complete
+from tests.support.clock import MovableClock
+from tests.support.factories import PRINCIPAL, Platform
+from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.errors import InvalidRequestError, NotFoundError
+from tunesmith_server.fine_tunes.permission_schemas import CreatePermissions
+from tunesmith_server.fine_tunes.permissions import PermissionsService
+from tunesmith_server.registry import repository as registry
+from tunesmith_server.registry.service import RegistryService
+from tunesmith_server.registry.sweep import RevisionsSweep
+from tunesmith_server.training.retention import CheckpointRetention
+from tunesmith_server.training.sweep import RunsSweep
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    """Starts now: a store tells the age of its objects by the machine's clock."""
+    return MovableClock(time.time())
+
+
+async def train(platform: Platform, losses: list[float], *, same_bytes: bool = False) -> AttemptIdentity:
+    """A live run with a checkpoint for each validation loss, at steps 1, 2, …"""
+    identity = await platform.start_training()
+    for step, loss in enumerate(losses, start=1):
+        await commit(platform, identity, step, loss, fill=0 if same_bytes else step)
+    return identity
+
+
+async def commit(platform: Platform, identity: AttemptIdentity, step: int, loss: float, fill: int) -> pb.Artifact:
+    request = await checkpoint_request(platform, identity, step, fill=fill)
+    request.metrics.full_valid_loss = loss
+    await platform.training.commit_checkpoint(identity, request)
+    return request.artifact
+
+
+async def swept(platform: Platform) -> None:
+    for sweep in (CheckpointRetention, RunsSweep, RevisionsSweep):
+        await sweep(platform.core).run_once()
+
+
+async def steps(platform: Platform, job_id: str) -> list[int]:
+    page = await platform.history.list_checkpoints(PRINCIPAL, job_id)
+    return sorted(each.step_number for each in page.data)
+
+
+async def folders(platform: Platform, root: str) -> set[str]:
+    depth = root.count("/") + 1
+    return {key.split("/")[depth] for key in await platform.core.store.list(f"{root}/")}
+
+
+async def test_the_last_three_and_the_best_stay_while_the_job_runs(each_platform: Platform) -> None:
+    platform = each_platform
+    identity = await train(platform, [3.0, 1.0, 1.0, 2.0, 2.5, 2.7])
+
+    await swept(platform)
+
+    assert await steps(platform, identity.job_id) == [2, 4, 5, 6]
+    kept = {"step-2", "step-4", "step-5", "step-6"}
+    assert await folders(platform, f"runs/{identity.job_id}/e{identity.epoch}") == kept
+    assert len(await folders(platform, "revisions")) == 4
+    names = [model.id for model in await RegistryService(platform.core).list_models(PRINCIPAL)]
+    assert sorted(name.rpartition("-")[2] for name in names if ":ckpt-step-" in name) == ["2", "4", "5", "6"]
+    artifact = await commit(platform, identity, 7, 2.9, fill=7)
+    await complete(platform, identity, 7, artifact)
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [2, 5, 6, 7]
+
+
+async def test_four_checkpoints_all_stay(platform: Platform) -> None:
+    identity = await train(platform, [1.0, 2.0, 3.0, 0.5])
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [1, 2, 3, 4]
+
+
+async def test_a_shared_checkpoint_stays_and_a_removed_one_cannot_be_shared(each_platform: Platform) -> None:
+    platform = each_platform
+    identity = await train(platform, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)
+    names = {each.step_number: each.fine_tuned_model_checkpoint for each in page.data}
+    permissions = PermissionsService(platform.core, lambda: None)
+    await permissions.create(names[2], CreatePermissions(project_ids=["other"]))
+
+    await swept(platform)
+
+    assert await steps(platform, identity.job_id) == [2, 4, 5, 6]
+    with pytest.raises(NotFoundError):
+        await permissions.create(names[1], CreatePermissions(project_ids=["other"]))
+
+
+async def test_the_checkpoint_that_is_the_model_stays(platform: Platform) -> None:
+    identity = await train(platform, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    await complete(platform, identity, 2, (await checkpoint_request(platform, identity, 2, fill=2)).artifact)
+
+    await swept(platform)
+
+    assert await steps(platform, identity.job_id) == [2, 4, 5, 6]
+
+
+async def test_a_removed_checkpoint_cannot_become_the_model(platform: Platform) -> None:
+    identity = await train(platform, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    await swept(platform)
+    with pytest.raises(InvalidRequestError) as caught:
+        await complete(platform, identity, 1, (await checkpoint_request(platform, identity, 1, fill=1)).artifact)
+    assert caught.value.code == "checkpoint_not_committed"
+
+
+async def test_bytes_that_a_kept_checkpoint_shares_stay(platform: Platform) -> None:
+    await train(platform, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5], same_bytes=True)
+    before = await platform.core.store.list("revisions/")
+    await swept(platform)
+    assert await platform.core.store.list("revisions/") == before
+
+
+async def test_bytes_that_went_can_be_promoted_again(each_platform: Platform) -> None:
+    platform = each_platform
+    identity = await train(platform, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    await swept(platform)
+
+    await commit(platform, identity, 7, 0.4, fill=1)
+
+    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id, limit=1)
+    async with platform.core.database.read() as session:
+        model = await registry.get_model(session, "default", page.data[0].fine_tuned_model_checkpoint)
+    assert model is not None
+    assert len(await RegistryService(platform.core).revision_files(model.revision)) > 0
+    await RevisionsSweep(platform.core).run_once()
+    assert model.revision in await folders(platform, "revisions")
+
+
+async def test_the_next_attempt_resumes_from_the_newest(platform: Platform, clock: MovableClock) -> None:
+    identity = await train(platform, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+    await swept(platform)
+    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_INFRASTRUCTURE))
+    await platform.end_run(identity)
+    clock.advance(5)
+    again = await platform.claim(identity.job_id)
+    await swept(platform)
+
+    resume = (await platform.training.get_spec(again)).resume
+
+    assert resume.step == 6
+    for file in resume.files:
+        path = f"runs/{identity.job_id}/e{identity.epoch}/step-6/{file.path}"
+        assert await platform.core.store.size(path) == file.size
