@@ -331,19 +331,21 @@ class TestProcess:
         command = str(Path(sys.executable).with_name("tunesmith"))
         environment = os.environ | {"TUNESMITH_API_KEY": API_KEY, "TUNESMITH_BASE_URL": f"{api.url}/v1"}
         arguments = [command, "fine-tunes", "create", str(rows), "--model", MODEL, "--follow"]
-        process = subprocess.Popen(
+        # A shell starts what it puts into the background deaf to Ctrl-C, and so would be what the tests start.
+        hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with subprocess.Popen(
             arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            job_id = process.stdout.readline().split()[-1]
-            api.add_event(job_id, "it lives")
-            assert process.stdout.readline().endswith("it lives\n")
-            process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=20)
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            signal.signal(signal.SIGINT, hearing)
+            try:
+                assert process.stdout is not None
+                job_id = process.stdout.readline().split()[-1]
+                api.add_event(job_id, "it lives")
+                assert process.stdout.readline().endswith("it lives\n")
+                process.send_signal(signal.SIGINT)
+                _, stderr = process.communicate(timeout=20)
+            finally:
+                process.kill()
         assert process.returncode == 130
         assert f"Follow it again: tunesmith fine-tunes events {job_id} --follow" in stderr
         assert client.fine_tunes.retrieve(job_id).status == "queued"

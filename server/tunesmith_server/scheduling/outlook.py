@@ -19,8 +19,8 @@ from tunesmith_server.scheduling.forecast import expected_starts
 
 _PER_PROJECT = 1000
 """Jobs of each project that are counted; who stands behind so many is told no more than that."""
-_CHEAP_SECONDS = 0.02
-"""An answer that took no longer is read anew each time."""
+_SHORT_QUEUE = 50
+"""An answer about no more jobs is read anew each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Outlook:
             known = await self._read({job.id: _waiting(job) for job in jobs})
             took = time.perf_counter() - started
             # Of a long queue everybody who polls shares an answer, so that at most a tenth of the time goes into it.
-            self._kept, self._kept_until = known, time.perf_counter() + (10 * took if took > _CHEAP_SECONDS else 0.0)
+            self._kept, self._kept_until = known, started + (11 * took if len(known) > _SHORT_QUEUE else 0.0)
         return {job.id: known[job.id] for job in jobs}
 
     async def _read(self, asked: dict[str, Waiting]) -> dict[str, Place]:
