@@ -38,7 +38,8 @@ ValidationFile = Annotated[str | None, typer.Option(help="A local path or a file
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")]
 BatchSize = Annotated[int | None, typer.Option(help="Rows per step, 1 to 256.")]
 LearningRate = Annotated[float | None, typer.Option(help="Factor on the learning rate.")]
-MethodName = Annotated[str, typer.Option(help="How to train.")]
+Beta = Annotated[float | None, typer.Option(help="Of dpo: weight of staying near the base model.")]
+MethodName = Annotated[str, typer.Option(help="supervised, dpo or continued_pretraining.")]
 Weights = Annotated[Literal["lora", "full"] | None, typer.Option(help="Train an adapter or every weight.")]
 LoraRank = Annotated[int | None, typer.Option(help="Size of the adapter.")]
 LongRows = Annotated[
@@ -62,6 +63,7 @@ def create_fine_tune(
     n_epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: LearningRate = None,
+    beta: Beta = None,
     method: MethodName = "supervised",
     weights: Weights = None,
     lora_rank: LoraRank = None,
@@ -84,6 +86,7 @@ def create_fine_tune(
         n_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=learning_rate_multiplier,
+        beta=beta,
         method=method,
         weights=weights,
         lora_rank=lora_rank,
@@ -144,6 +147,7 @@ def estimate_fine_tune(
     n_epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: LearningRate = None,
+    beta: Beta = None,
     method: MethodName = "supervised",
     weights: Weights = None,
     lora_rank: LoraRank = None,
@@ -158,6 +162,7 @@ def estimate_fine_tune(
         n_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=learning_rate_multiplier,
+        beta=beta,
         method=method,
         weights=weights,
         lora_rank=lora_rank,

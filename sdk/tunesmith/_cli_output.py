@@ -244,6 +244,9 @@ def _evaluation_text(evaluation: Evaluation) -> str:
         for label, base, tuned in (
             ("exact match", evaluation.base.exact_match, evaluation.tuned.exact_match),
             ("token accuracy", evaluation.base.token_accuracy, evaluation.tuned.token_accuracy),
+            ("preference accuracy", evaluation.base.preference_accuracy, evaluation.tuned.preference_accuracy),
+            ("preference margin", evaluation.base.preference_margin, evaluation.tuned.preference_margin),
+            ("perplexity", evaluation.base.perplexity, evaluation.tuned.perplexity),
             ("loss", evaluation.base.loss, evaluation.tuned.loss),
         )
         if base is not None and tuned is not None

@@ -77,6 +77,8 @@ class Hyperparameters(WireModel):
     n_epochs: int | str | None = None
     batch_size: int | str | None = None
     learning_rate_multiplier: float | str | None = None
+    beta: float | str | None = None
+    """Of dpo."""
 
 
 class Training(WireModel):
@@ -102,13 +104,17 @@ class Score(WireModel):
     """How well a model did on the evaluated rows."""
 
     loss: float | None = None
-    """Mean nats per labelled token."""
+    """Mean nats per labelled token; of dpo per pair."""
     token_accuracy: float | None = None
     """0 to 1."""
     exact_match: float | None = None
-    """Share of the rows whose greedy answer equals the label."""
+    """Share of the rows whose greedy answer equals the label; of supervised tuning."""
     perplexity: float | None = None
-    """exp of the loss."""
+    """exp of the loss; not of dpo."""
+    preference_accuracy: float | None = None
+    """Of dpo: share of the rows whose preferred answer the model holds likelier than the other."""
+    preference_margin: float | None = None
+    """Of dpo: by how many nats it does, on average."""
 
 
 class FlippedRow(WireModel):

@@ -31,8 +31,10 @@ class FineTuneRequest(TypedDict, total=False):
     """Rows per optimizer step, 1 to 256."""
     learning_rate_multiplier: float | Auto | None
     """Factor on the server's own learning rate."""
+    beta: float | Auto | None
+    """Of dpo: weight of staying near the base model, above 0 and up to 2."""
     method: str | Mapping[str, object]
-    """Its name, or OpenAI's whole `method` object, which then holds the hyperparameters."""
+    """`supervised`, `dpo`, `continued_pretraining`, or OpenAI's whole `method` object with the hyperparameters."""
     weights: Literal["lora", "full"] | None
     """`lora` trains an adapter, `full` every weight."""
     lora_rank: int | Auto | None
@@ -67,6 +69,7 @@ def fine_tune_body(
     n_epochs: int | Auto | None = None,
     batch_size: int | Auto | None = None,
     learning_rate_multiplier: float | Auto | None = None,
+    beta: float | Auto | None = None,
     method: str | Mapping[str, object] = "supervised",
     weights: Literal["lora", "full"] | None = None,
     lora_rank: int | Auto | None = None,
@@ -85,7 +88,9 @@ def fine_tune_body(
     Raises:
         TypeError: an argument is unknown or missing.
     """
-    numbers = _given(n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=learning_rate_multiplier)
+    numbers = _given(
+        n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=learning_rate_multiplier, beta=beta
+    )
     training = _given(
         weights=weights,
         lora_rank=lora_rank,

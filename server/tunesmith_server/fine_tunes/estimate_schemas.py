@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tunesmith_server.fine_tunes.method_shapes import Hyperparameters
+from tunesmith_server.fine_tunes.method_shapes import DpoHyperparameters, Hyperparameters
 from tunesmith_server.fine_tunes.schemas import JobError, TrainingObject
 
 
@@ -58,7 +58,7 @@ class EstimateObject(BaseModel):
     trained_tokens: int | None
     """Of all passes, prompts included."""
     steps: int | None
-    hyperparameters: Hyperparameters
+    hyperparameters: DpoHyperparameters | Hyperparameters
     training: TrainingObject
     resolved: list[ResolvedSetting]
     memory: EstimatedMemory | None

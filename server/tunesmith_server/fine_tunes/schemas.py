@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from tunesmith_server.fine_tunes.method_shapes import (
     Auto,
     ContinuedPretrainingMethod,
+    DpoHyperparameters,
     DpoMethod,
     Hyperparameters,
     Method,
@@ -260,7 +261,7 @@ class FineTuneObject(BaseModel):
     organization_id: str
     status: str
     error: JobError | None
-    hyperparameters: Hyperparameters
+    hyperparameters: DpoHyperparameters | Hyperparameters
     method: MethodObject
     training: TrainingObject
     scheduling: SchedulingObject

@@ -65,6 +65,7 @@ class TestCreate:
             n_epochs=2,
             batch_size="auto",
             learning_rate_multiplier=0.5,
+            beta=0.2,
             method="dpo",
             weights="lora",
             lora_rank=16,
@@ -79,7 +80,14 @@ class TestCreate:
             "seed": 7,
             "method": {
                 "type": "dpo",
-                "dpo": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 0.5}},
+                "dpo": {
+                    "hyperparameters": {
+                        "n_epochs": 2,
+                        "batch_size": "auto",
+                        "learning_rate_multiplier": 0.5,
+                        "beta": 0.2,
+                    }
+                },
             },
             "training": {"weights": "lora", "lora_rank": 16, "lora_alpha": 32.0},
             "metadata": {"team": "support"},
