@@ -13,7 +13,7 @@ from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
-from tunesmith_server.fine_tunes import estimate_views, events, policy, repository
+from tunesmith_server.fine_tunes import estimate_views, events, policy, references, repository
 from tunesmith_server.fine_tunes.estimate_schemas import EstimateObject
 from tunesmith_server.fine_tunes.lookup import is_id
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
@@ -49,8 +49,9 @@ class EstimatesService:
         policy.check_options(request, self._core.settings)
         now = int(self._core.clock())
         async with self._core.database.write() as session:
-            base = await policy.check_references(session, principal.project_id, request, self._core.settings, now)
-            row = new_row(new_id("ftest-"), principal, request, base, now)
+            found = await references.find(session, principal.project_id, request, now)
+            base_model_id = policy.check_references(found, request, self._core.settings)
+            row = new_row(new_id("ftest-"), principal, request, base_model_id, now)
             row.kind, row.auto_start = repository.ESTIMATE, False
             await repository.insert(session, row, events.created(row.id))
         self._wake()

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from tunesmith_server.config import Settings
-from tunesmith_server.db.tables import BaseModelRow, FileRow
+from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.executors.base import MAX_DEVICES_PER_RUN
-from tunesmith_server.files import repository as files
-from tunesmith_server.fine_tunes.lookup import is_id
+from tunesmith_server.fine_tunes.references import References
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
-from tunesmith_server.registry import repository as registry
 
 METHODS = ("supervised", "dpo", "continued_pretraining")
 """What trainers here can do; other methods have their shape checked and are refused."""
@@ -42,12 +38,9 @@ def check_options(request: CreateFineTune, settings: Settings) -> None:
         raise InvalidRequestError("too_many_devices", message, param="scheduling.devices")
 
 
-async def check_references(
-    session: AsyncSession, project_id: str, request: CreateFineTune, settings: Settings, now: int
-) -> BaseModelRow:
-    """The base model; raises InvalidRequestError when it or a file does not exist (any more) or cannot be used."""
-    base = await registry.find_base_model(session, request.model) if request.model.isprintable() else None
-    if base is None:
+def check_references(found: References, request: CreateFineTune, settings: Settings) -> str:
+    """The base model's id; raises InvalidRequestError when it or a file does not exist (any more) or cannot be used."""
+    if found.base_model_id is None:
         message = f"The model {request.model!r} cannot be fine-tuned here. GET /v1/models lists the base models."
         raise InvalidRequestError("model_not_found", message, param="model")
     for param, file_id, min_rows in (
@@ -55,9 +48,8 @@ async def check_references(
         ("validation_file", request.validation_file, 1),
     ):
         if file_id is not None:
-            file = await files.get_live(session, project_id, file_id, now) if is_id(file_id) else None
-            _check_file(file, file_id, param, min_rows)
-    return base
+            _check_file(found.files.get(file_id), file_id, param, min_rows)
+    return found.base_model_id
 
 
 def _least_rows(request: CreateFineTune, settings: Settings) -> int:

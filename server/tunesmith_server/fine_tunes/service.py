@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import BaseModelRow, FineTuneRow, IdempotencyRow
+from tunesmith_server.db.tables import FineTuneRow, IdempotencyRow
 from tunesmith_server.errors import ConflictError
 from tunesmith_server.failpoints import reach
-from tunesmith_server.fine_tunes import events, policy, repository, steering, views
+from tunesmith_server.fine_tunes import events, policy, references, repository, steering, views
 from tunesmith_server.fine_tunes.lookup import check_limit, is_id, require_job, unknown_cursor
 from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage
 from tunesmith_server.fine_tunes.state import State
@@ -148,9 +148,11 @@ class FineTunesService:
                 made = await repository.find_repeated(session, project_id, hashed, now - _REPEAT_WINDOW_SECONDS)
                 if made is not None:
                     return made
-            base = await policy.check_references(session, project_id, request, self._core.settings, now)
-            await quotas.require_job(session, self._core.settings, project_id)
-            job = new_row(new_id("ftjob-"), principal, request, base, now)
+            found = await references.find(session, project_id, request, now)
+            base_model_id = policy.check_references(found, request, self._core.settings)
+            max_jobs = quotas.read_quotas(found.quotas, self._core.settings).max_jobs
+            await quotas.require_job(session, max_jobs, project_id)
+            job = new_row(new_id("ftjob-"), principal, request, base_model_id, now)
             if key:
                 row = IdempotencyRow(
                     project_id=project_id, key=key, body_hash=hashed, resource_id=job.id, created_at=now
@@ -162,7 +164,7 @@ class FineTunesService:
         return job
 
 
-def new_row(row_id: str, principal: Principal, request: CreateFineTune, base: BaseModelRow, now: int) -> FineTuneRow:
+def new_row(row_id: str, principal: Principal, request: CreateFineTune, base_model_id: str, now: int) -> FineTuneRow:
     """The row of a new job, not stored yet."""
     asked = request.effective_hyperparameters.model_dump() | request.training.model_dump()
     wishes = request.scheduling
@@ -180,7 +182,7 @@ def new_row(row_id: str, principal: Principal, request: CreateFineTune, base: Ba
         max_device_seconds=wishes.max_device_seconds,
         not_before=float(now),
         retries={},
-        base_model_id=base.id,
+        base_model_id=base_model_id,
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         method="supervised" if request.method is None else request.method.type,

@@ -78,12 +78,11 @@ async def get_quotas(session: AsyncSession, settings: Settings, project_id: str)
     return read_quotas(stored or {}, settings)
 
 
-async def require_job(session: AsyncSession, settings: Settings, project_id: str) -> None:
-    """Passes when the project may have one more job that waits or runs; raises QuotaExceededError (`quota_exceeded`).
+async def require_job(session: AsyncSession, limit: int | None, project_id: str) -> None:
+    """Passes when the project may have one more job that waits or runs, `limit` being its `max_jobs`.
 
-    To be called in the transaction that makes the job.
+    Raises QuotaExceededError (`quota_exceeded`). To be called in the transaction that makes the job.
     """
-    limit = (await get_quotas(session, settings, project_id)).max_jobs
     if limit is None:
         return
     await repository.in_turn(session, project_id)
