@@ -55,17 +55,19 @@ def test_nothing_is_lost_or_done_twice(
     shared: ToyPlatform, request: pytest.FixtureRequest, name: str, scenario: Scenario
 ) -> None:
     key = request.node.callspec.id
-    shared.start(failpoint=f"{name}:{scenario.times}")
-    with unanswered():
+    try:
+        shared.start(failpoint=f"{name}:{scenario.times}")
+        with unanswered():
+            scenario.act(shared, key)
+        shared.wait_until_dead()
+        shared.start()
         scenario.act(shared, key)
-    shared.wait_until_dead()
-    shared.start()
-    scenario.act(shared, key)
-    shared.settle()
-    job = shared.server.job(shared.jobs[key])
-    assert job["status"] == scenario.status, job["error"]
-    if shared.receiver is not None:
-        heard = shared.receiver.heard[job["id"], f"fine_tuning.job.{scenario.status}"]
-        assert len(heard) == 1, "news arrive, and as one message however often it is sent"
-    shared.check()
-    shared.server.kill()
+        shared.settle()
+        job = shared.server.job(shared.jobs[key])
+        assert job["status"] == scenario.status, job["error"]
+        if shared.receiver is not None:
+            heard = shared.receiver.heard[job["id"], f"fine_tuning.job.{scenario.status}"]
+            assert len(heard) == 1, "news arrive, and as one message however often it is sent"
+        shared.check()
+    finally:
+        shared.server.kill()
