@@ -18,8 +18,8 @@ from tests.support.live_server import wait_until
 ROWS = b'{"prompt": "Say a.", "completion": "a"}\n' * 10
 PROJECT = "fuzzed"
 VICTIM = "victim"
-# The document describes shapes; what a rule beyond the shape refuses is no fault. Every call carries the key, also those
-# that are meant to lack it; calls without one are made in tests/server/test_projects.py.
+# The document describes shapes; what a rule beyond the shape refuses is no fault. Every call carries the key, even one
+# that is meant to lack it: tests/server/test_projects.py makes calls without.
 EXCLUDED_CHECKS = ("positive_data_acceptance", "missing_required_header")
 
 
