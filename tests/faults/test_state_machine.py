@@ -52,6 +52,14 @@ MAX_JOBS = 4
 T = TypeVar("T")
 
 
+class Draws(random.Random):
+    """Repeatable draws where ids are drawn."""
+
+    def randbelow(self, limit: int) -> int:
+        """A whole number from 0 up to but without `limit`."""
+        return self.randrange(limit)
+
+
 class Jobs(RuleBasedStateMachine):
     """Rules are what users, runs, machines and time do."""
 
@@ -60,7 +68,7 @@ class Jobs(RuleBasedStateMachine):
         """An empty platform."""
         # Some orders follow from ids; the same steps must lead to the same draws.
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(ids, "secrets", random.Random(0))
+        self.patches.setattr(ids, "secrets", Draws(0))
         self.loop = asyncio.new_event_loop()
         self.stack = AsyncExitStack()
         folder = "/dev/shm" if Path("/dev/shm").is_dir() else None  # nothing here has to survive a power cut

@@ -80,7 +80,7 @@ def _create_engine(url: str) -> AsyncEngine:
 
 
 class _Doubt:
-    """Asks connections that have rested, as `pool_pre_ping` asks all of them: under load that is a tenth of a call.
+    """Asks connections that have rested, as `pool_pre_ping` asks all: under load that is a tenth of a call.
 
     One that was used a moment ago fails at most the call that takes it, as one fails that is under way in a crash.
     """

@@ -6,6 +6,7 @@ It must not know why a state changes. Every write is a compare-and-set, so the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, String, column, func, select, tuple_, update
@@ -26,6 +27,16 @@ ESTIMATE = "estimate"
 _JOBS = Base.metadata.tables[FineTuneRow.__tablename__]
 _INSERT_JOB = insert_into(_JOBS)
 _INSERT_EVENT = insert_into(Base.metadata.tables[EventRow.__tablename__])
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a job's run must know, as the write that returned it has left the job."""
+
+    epoch: int
+    state: State
+    cancel_requested: bool
+    preempt_requested: bool
 
 
 async def insert(session: AsyncSession, row: FineTuneRow, event: NewEvent) -> None:
@@ -85,7 +96,8 @@ async def claim(
         "last_sequence": 0,
         "progress": None,
     }
-    return await _compare_and_set(session, job_id, conditions, values, events, now)
+    standing = await _compare_and_set(session, job_id, conditions, values, events, now)
+    return None if standing is None else standing.epoch
 
 
 async def amend(
@@ -98,11 +110,11 @@ async def amend(
     changes: Mapping[str, Any] | None = None,
     newer_than_sequence: int | None = None,
     expected: Set[State] | None = None,
-) -> bool:
+) -> Standing | None:
     """Writes columns other than the state of a job that has not ended, under the same lease rule as `transition`.
 
-    `newer_than_sequence` refuses a heartbeat that was delivered before. Asking for cancellation is written once.
-    `expected`: only while the job is in one of these states.
+    None: nothing changed. `newer_than_sequence` refuses a heartbeat that was delivered before. Asking for
+    cancellation is written once. `expected`: only while the job is in one of these states.
     """
     conditions = [FineTuneRow.state.not_in(TERMINAL), _leased_by(lease)]
     if changes is not None and changes.get("cancel_requested"):
@@ -111,7 +123,7 @@ async def amend(
         conditions.append(FineTuneRow.state.in_([state.value for state in expected]))
     if newer_than_sequence is not None:
         conditions.append(FineTuneRow.last_sequence < newer_than_sequence)
-    return await _compare_and_set(session, job_id, conditions, changes or {}, events, now) is not None
+    return await _compare_and_set(session, job_id, conditions, changes or {}, events, now)
 
 
 async def get(session: AsyncSession, job_id: str, project_id: str | None = None) -> FineTuneRow | None:
@@ -205,11 +217,8 @@ async def _compare_and_set(
     values: Mapping[str, Any],
     events: Sequence[NewEvent],
     now: int,
-) -> int | None:
-    """Writes values, events and what the outside must hear of if all conditions hold; returns the job's epoch.
-
-    None when a condition does not hold.
-    """
+) -> Standing | None:
+    """Writes values, events and what the outside must hear of if all conditions hold; None when one does not."""
     statement = (
         update(FineTuneRow)
         .where(FineTuneRow.id == job_id, *conditions)
@@ -220,7 +229,9 @@ async def _compare_and_set(
             FineTuneRow.epoch,
             FineTuneRow.project_id,
             FineTuneRow.kind,
+            FineTuneRow.state,
             FineTuneRow.cancel_requested,
+            FineTuneRow.preempt_requested,
         )
         .execution_options(synchronize_session=False)
     )
@@ -236,7 +247,7 @@ async def _compare_and_set(
         session.add(_outbox_row(job_id, written.project_id, news, now))
         await session.flush()
     tell_after_commit(session, job_id)
-    return int(written.epoch)
+    return Standing(written.epoch, State(written.state), written.cancel_requested, written.preempt_requested)
 
 
 def _has_metadata(session: AsyncSession, key: str, value: str) -> ColumnElement[bool]:

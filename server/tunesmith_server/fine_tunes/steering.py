@@ -27,7 +27,7 @@ async def cancel(session: AsyncSession, job: FineTuneRow, now: int) -> bool:
         changes = {"finished_at": now}
         return await _move(session, job, State.CANCELLED, events.cancelled(), now, changes)
     # A run owns the job: it is told by its next heartbeat, and the reconciler sees to its end.
-    return await repository.amend(
+    standing = await repository.amend(
         session,
         job.id,
         lease=job.lease_token,
@@ -35,6 +35,7 @@ async def cancel(session: AsyncSession, job: FineTuneRow, now: int) -> bool:
         events=[events.cancelled()],
         changes={"cancel_requested": True, "finished_at": now},
     )
+    return standing is not None
 
 
 async def pause(session: AsyncSession, job: FineTuneRow, now: int) -> bool:
@@ -99,7 +100,7 @@ async def _set_auto_start(
     session: AsyncSession, job: FineTuneRow, auto_start: bool, event: events.NewEvent, now: int
 ) -> bool:
     # Guarded by the state too: a preflight that ends meanwhile has decided by the old value.
-    return await repository.amend(
+    standing = await repository.amend(
         session,
         job.id,
         lease=job.lease_token,
@@ -108,3 +109,4 @@ async def _set_auto_start(
         changes={"auto_start": auto_start},
         expected={State.VALIDATING_FILES},
     )
+    return standing is not None

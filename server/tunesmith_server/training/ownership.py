@@ -15,6 +15,7 @@ from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import FencedError
 from tunesmith_server.fine_tunes import repository
 from tunesmith_server.fine_tunes.events import NewEvent
+from tunesmith_server.fine_tunes.repository import Standing
 from tunesmith_server.fine_tunes.state import TERMINAL
 
 
@@ -33,9 +34,11 @@ async def amend(
     *,
     events: Sequence[NewEvent] = (),
     changes: Mapping[str, Any] | None = None,
-) -> None:
+) -> Standing:
     """Writes columns and events while the attempt owns the job; raises FencedError, then nothing is written."""
-    if not await repository.amend(
+    standing = await repository.amend(
         session, identity.job_id, lease=identity.attempt_id, now=now, events=events, changes=changes
-    ):
+    )
+    if standing is None:
         raise FencedError
+    return standing

@@ -6,13 +6,15 @@ It must not know who may write; the service checks the lease in the same transac
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.db.tables import (
     AttemptRow,
+    Base,
     CheckpointPermissionRow,
     CheckpointRow,
     FineTuneRow,
@@ -28,8 +30,7 @@ async def known_steps(session: AsyncSession, job_id: str, metrics: Sequence[Json
     if not metrics:
         return set()
     steps = {data["step"] for data in metrics}
-    query = select(StepMetricRow.step).where(StepMetricRow.job_id == job_id, StepMetricRow.step.in_(steps))
-    return set(await session.scalars(query))
+    return set(await session.scalars(_KNOWN_STEPS, {"job_id": job_id, "steps": steps}))
 
 
 async def upsert_metrics(session: AsyncSession, job_id: str, metrics: Sequence[JsonObject]) -> None:
@@ -37,10 +38,8 @@ async def upsert_metrics(session: AsyncSession, job_id: str, metrics: Sequence[J
     if not metrics:
         return
     newest = {data["step"]: data for data in metrics}
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(StepMetricRow)
     await session.execute(
-        statement.on_conflict_do_update(index_elements=["job_id", "step"], set_={"data": statement.excluded.data}),
+        _UPSERT_METRICS[session.get_bind().dialect.name],
         [{"job_id": job_id, "step": step, "data": data} for step, data in newest.items()],
     )
 
@@ -120,3 +119,15 @@ async def resumable_prefixes(session: AsyncSession, job_ids: Collection[str]) ->
     return set(
         await session.scalars(query.where(CheckpointRow.job_id.in_(job_ids), FineTuneRow.state.not_in(TERMINAL)))
     )
+
+
+def _upsert_metrics(insert: Any) -> Any:
+    statement = insert(Base.metadata.tables[StepMetricRow.__tablename__])
+    return statement.on_conflict_do_update(index_elements=["job_id", "step"], set_={"data": statement.excluded.data})
+
+
+# Built once: every heartbeat runs them, and to build one takes as long as to run it.
+_KNOWN_STEPS = select(StepMetricRow.step).where(
+    StepMetricRow.job_id == bindparam("job_id"), StepMetricRow.step.in_(bindparam("steps", expanding=True))
+)
+_UPSERT_METRICS = {"postgresql": _upsert_metrics(postgresql.insert), "sqlite": _upsert_metrics(sqlite.insert)}

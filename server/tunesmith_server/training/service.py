@@ -63,11 +63,12 @@ class TrainingService:
     async def heartbeat(self, identity: AttemptIdentity, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
         """Extends the lease and says what the run shall do. A sequence number seen before delivers nothing again."""
         async with self._core.database.write() as session:
-            job = await owned(session, identity)
-            await self._record(session, identity, request)
+            standing = await self._record(session, identity, request)
+            if standing.epoch != identity.epoch:
+                raise FencedError  # and nothing was written
             reach("heartbeat.writing")
         reach("heartbeat.written")
-        return pb.HeartbeatResponse(command=_command(job), lease_ttl_seconds=self._core.settings.lease_ttl_seconds)
+        return pb.HeartbeatResponse(command=_command(standing), lease_ttl_seconds=self._core.settings.lease_ttl_seconds)
 
     async def create_uploads(
         self, identity: AttemptIdentity, request: pb.CreateUploadsRequest
@@ -154,7 +155,9 @@ class TrainingService:
         )
         return await spec.build(identity, inputs, self._core.store, self._core.settings)
 
-    async def _record(self, session: AsyncSession, identity: AttemptIdentity, request: pb.HeartbeatRequest) -> None:
+    async def _record(
+        self, session: AsyncSession, identity: AttemptIdentity, request: pb.HeartbeatRequest
+    ) -> jobs.Standing:
         now = self._core.clock()
         renewed = {"lease_expires_at": now + self._core.settings.lease_ttl_seconds}
         told = renewed | {"last_sequence": request.sequence, "progress": reports.progress(request, now)}
@@ -167,9 +170,9 @@ class TrainingService:
             if message.step not in known
         ]
         lines += [reports.run_event(message) for message in request.events]
-        # One write tells it all, so that of two equal heartbeats at the same moment one waits and then is the
-        # repeated one.
-        if await jobs.amend(
+        # One write tells it all and asks who owns the job, so that of two equal heartbeats at the same moment one
+        # waits and then is the repeated one.
+        standing = await jobs.amend(
             session,
             identity.job_id,
             lease=identity.attempt_id,
@@ -177,10 +180,11 @@ class TrainingService:
             events=lines,
             changes=told,
             newer_than_sequence=request.sequence,
-        ):
-            await repository.upsert_metrics(session, identity.job_id, metrics)
-        else:
-            await amend(session, identity, int(now), changes=renewed)
+        )
+        if standing is None:
+            return await amend(session, identity, int(now), changes=renewed)
+        await repository.upsert_metrics(session, identity.job_id, metrics)
+        return standing
 
     async def _move_on(
         self,
@@ -224,11 +228,11 @@ class TrainingService:
         return int(self._core.clock())
 
 
-def _command(job: FineTuneRow) -> pb.Command.ValueType:
+def _command(standing: jobs.Standing) -> pb.Command.ValueType:
     """What the run of the job shall do now."""
-    if job.cancel_requested:
+    if standing.cancel_requested:
         return pb.COMMAND_STOP
-    if job.state == State.PAUSING or job.preempt_requested:
+    if standing.state == State.PAUSING or standing.preempt_requested:
         return pb.COMMAND_PAUSE
     return pb.COMMAND_UNSPECIFIED
 

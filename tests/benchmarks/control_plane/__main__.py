@@ -19,7 +19,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from tests.benchmarks.control_plane import seed
 from tests.benchmarks.control_plane.claims import claims_per_second
-from tests.benchmarks.control_plane.load import Trainers, closed_loop, create_jobs, get
+from tests.benchmarks.control_plane.load import JobMaker, Trainers, closed_loop, cpu_seconds, get
 from tests.support.live_server import LiveServer, wait_until
 from tunesmith_server.auth import Signer, load_secret
 from tunesmith_server.db.session import sync_url
@@ -120,24 +120,30 @@ async def measure_rest(server: LiveServer, file_id: str, ids: list[str], seconds
         for name, path in lists.items():
             times = await get(client, path, 100)
             print(f"  {name:22}  p50 {times.percentile(0.5):6.1f} ms   p95 {times.percentile(0.95):6.1f} ms")
-        rates = [(await create_jobs(client, file_id, MODEL, seconds)) for _ in range(3)]
-        middle_run = sorted(rates, key=lambda each: each.per_second)[1]
-        print(
-            f"  creates over REST       {middle_run.per_second:8.0f} /s   {middle_run.per_second / bare:5.2f} of bare "
-            f"inserts ({bare:.0f} /s)   p95 {middle_run.percentile(0.95):.0f} ms"
-        )
+    maker = JobMaker(server.port, server.api_key, file_id, MODEL)
+    before = cpu_seconds(server.pid), time.process_time()
+    rates = [await maker.run(16, seconds) for _ in range(3)]
+    count = sum(len(each.seconds) for each in rates)
+    of_server, of_client = cpu_seconds(server.pid) - before[0], time.process_time() - before[1]
+    middle_run = sorted(rates, key=lambda each: each.per_second)[1]
+    print(
+        f"  creates over REST       {middle_run.per_second:8.0f} /s   {middle_run.per_second / bare:5.2f} of bare "
+        f"inserts ({bare:.0f} /s)   p95 {middle_run.percentile(0.95):.0f} ms   "
+        f"CPU of each: server {1000 * of_server / count:.1f} ms, client {1000 * of_client / count:.1f} ms"
+    )
 
 
 async def measure_heartbeats(server: LiveServer, tokens: list[str], seconds: float) -> None:
     """1,000 runs every ten seconds, and then as many as the server takes."""
     trainers = Trainers(server.grpc_address, tokens)
     try:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), cpu_seconds(server.pid)
         paced = await trainers.paced(len(tokens) / 10, seconds)
         late = time.perf_counter() - started - seconds
         print(
             f"  heartbeats, 100 /s      {paced.per_second:8.0f} /s   p50 {paced.percentile(0.5):.1f} ms   "
-            f"p99 {paced.percentile(0.99):.1f} ms   backlog {max(late, 0):.1f} s"
+            f"p99 {paced.percentile(0.99):.1f} ms   backlog {max(late, 0):.1f} s   "
+            f"CPU of each: server {1000 * (cpu_seconds(server.pid) - before) / len(paced.seconds):.1f} ms"
         )
         most = await closed_loop(trainers.beat, 32, seconds)
         print(f"  heartbeats, most        {most.per_second:8.0f} /s   p99 {most.percentile(0.99):.0f} ms")

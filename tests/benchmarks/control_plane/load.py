@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc.aio
 import httpx
@@ -44,15 +47,45 @@ async def closed_loop(call: Callable[[], Awaitable[object]], clients: int, secon
     return Latencies(taken, len(taken) / (time.perf_counter() - started))
 
 
-async def create_jobs(client: httpx.AsyncClient, file_id: str, model: str, seconds: float) -> Latencies:
-    """POST /v1/fine_tuning/jobs from 16 clients; any answer but 200 ends the benchmark."""
-    numbers = itertools.count()
+class JobMaker:
+    """Clients that create jobs over bare connections: a library's would take as much of the machine as the server.
 
-    async def create() -> None:
-        body = {"model": model, "training_file": file_id, "metadata": {"number": str(next(numbers))}}
-        (await client.post("/v1/fine_tuning/jobs", json=body)).raise_for_status()
+    Any answer but 200 ends the benchmark.
+    """
 
-    return await closed_loop(create, 16, seconds)
+    def __init__(self, port: int, api_key: str, file_id: str, model: str) -> None:
+        self._port = port
+        self._head = f"POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {api_key}\r\n"
+        self._body = {"model": model, "training_file": file_id}
+        self._numbers = itertools.count()
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def run(self, clients: int, seconds: float) -> Latencies:
+        """So many clients for so long."""
+        self._idle = [await asyncio.open_connection("127.0.0.1", self._port) for _ in range(clients)]
+        try:
+            return await closed_loop(self._create, clients, seconds)
+        finally:
+            for _, writer in self._idle:
+                writer.close()
+
+    async def _create(self) -> None:
+        reader, writer = self._idle.pop()
+        body = json.dumps(self._body | {"metadata": {"number": str(next(self._numbers))}})
+        writer.write(
+            f"{self._head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        answer = await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+        if not head.startswith(b"http/1.1 200"):
+            raise AssertionError(answer.decode())
+        self._idle.append((reader, writer))
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has taken so far, in user and kernel: unlike a rate the same on a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def get(client: httpx.AsyncClient, path: str, times: int) -> Latencies:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
+from tests.support.postgres import PostgresServer
 from tunesmith_server.core import Core
+from tunesmith_server.db import session as session_module
 from tunesmith_server.db.session import Database, sync_url
 from tunesmith_server.db.tables import CounterRow
+
+_BACKEND = text("SELECT pg_backend_pid()")
 
 
 async def test_a_write_block_commits_whole_or_not_at_all(each_core: Core) -> None:
@@ -47,3 +51,25 @@ def test_a_url_of_another_database_is_refused_with_the_name_of_the_setting() -> 
     assert sync_url("postgres://u:p@h/d") == "postgresql+psycopg://u:p@h/d"
     with pytest.raises(ValueError, match="TUNESMITH_DATABASE_URL"):
         Database("mysql://h/d")
+
+
+async def test_a_connection_that_rested_while_its_server_restarted_is_replaced(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_TRUSTED_SECONDS", 0.0)
+    database = Database(postgres.create_database())
+    async with database.read() as session, database.read() as other:
+        before = {await session.scalar(_BACKEND), await other.scalar(_BACKEND)}
+    async with database.write() as session:
+        killer = await session.scalar(_BACKEND)
+        await session.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+                "current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+    async with database.read() as session, database.read() as other:
+        after = {await session.scalar(_BACKEND), await other.scalar(_BACKEND)}
+    await database.close()
+    assert killer in before
+    assert not after & (before - {killer})
