@@ -20,7 +20,7 @@ class Objective(Protocol):
     def observe_base(
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
     ) -> None:
-        """Called with all examples while the model is still the base; `after_pack` as in `evaluate`."""
+        """Called with the examples of each kind while the model is still the base; `after_pack` as in `evaluate`."""
 
     def count(self, batch: Pack) -> int:
         """How many losses the pack adds to the mean of its step."""

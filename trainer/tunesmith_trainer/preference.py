@@ -16,7 +16,7 @@ from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
 _HEAD_ROWS = 2048  # as in objectives.py
-_PAIRS_AT_ONCE = 256  # packed together while the base is observed: packing all pairs at once would take too long
+_PAIRS_AT_ONCE = 256  # packed together without gradients: packing all pairs of a large file would take too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class PreferenceObjective:
 
     With the log-probabilities of whole answers, the gain is how much further the preferred answer is ahead of the
     other under the model than under the base. The base is asked once, before anything is learnt; a resumed run asks
-    it again before it restores its weights, which gives the same numbers.
+    it again before it restores its weights, which gives the same numbers. In bfloat16 a document's numbers depend on
+    what it is packed with, so that `evaluate` packs the same examples as `observe_base` did in the same way.
     """
 
     def __init__(self, beta: float) -> None:
@@ -50,10 +51,8 @@ class PreferenceObjective:
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
     ) -> None:
         """Keeps by how much the base holds each preferred answer likelier. Examples are pairs, here as below."""
-        for start in range(0, len(examples), _PAIRS_AT_ONCE):
-            some = examples[start : start + _PAIRS_AT_ONCE]
-            for pair, margin in _margins(model, some, pack_tokens, after_pack):
-                self._base_margins[_content(some[pair])] = margin
+        for pair, margin in _margins(model, examples, pack_tokens, after_pack):
+            self._base_margins[_content(examples[pair])] = margin
 
     def count(self, batch: Pack) -> int:
         """Pairs."""
@@ -83,11 +82,12 @@ def _margins(
     model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
 ) -> Iterator[tuple[int, float]]:
     """The index of each pair with its margin under the model, pack by pack."""
-    for batch in pack(examples, pack_tokens):
-        with torch.inference_mode():
-            margins = _margins_of_pack(model, batch).tolist()
-        yield from zip(batch.members[::2], margins, strict=True)
-        after_pack()
+    for start in range(0, len(examples), _PAIRS_AT_ONCE):
+        for batch in pack(examples[start : start + _PAIRS_AT_ONCE], pack_tokens):
+            with torch.inference_mode():
+                margins = _margins_of_pack(model, batch).tolist()
+            yield from zip((start + member for member in batch.members[::2]), margins, strict=True)
+            after_pack()
 
 
 def _margins_of_pack(model: nn.Module, batch: Pack) -> Tensor:

@@ -72,7 +72,8 @@ class Training:
         """Scores evaluation rows and guard set before anything is learnt: fresh adapters change nothing."""
         self._report("evaluating")
         data, pack_tokens, check = self._data, self._hardware.pack_tokens, self._reporter.check
-        self._objective.observe_base(self._model, [*data.training, *data.evaluation], pack_tokens, check)
+        for examples in (data.training, data.evaluation):
+            self._objective.observe_base(self._model, examples, pack_tokens, check)
         rows = self._objective.evaluate(self._model, data.evaluation, pack_tokens, check)
         return Measured(0, rows, evaluate(self._model, examples_of(self._guard), pack_tokens, check))
 
