@@ -18,7 +18,7 @@ quickstart: install ## Fine-tune the bundled model, serve it, show before and af
 test: install ## Run everything that needs no GPU
 	@$(VENV_PYTHON) -m pytest
 
-soak: install ## Run what takes long: faults at every step, fuzzing, every client version
+soak: install ## Run what takes long: faults at every step, fuzzing, whole weights end to end
 	@$(VENV_PYTHON) -m pytest -m soak
 
 lint: ## Lint, format check and strict types, without installing
