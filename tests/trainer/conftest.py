@@ -77,8 +77,10 @@ def server(tmp_path: Path, base: Path) -> Iterator[TrainingServer]:
 
 
 @pytest.fixture
-def run_attempt(cache: Path, tmp_path: Path) -> Callable[[TrainingServer], int]:
+def run_attempt(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainingServer], int]:
     """Runs the server's attempt in this process. Returns the exit code."""
+    # The dtype is chosen by a stopwatch; runs that are compared must not differ because the machine was busy in one.
+    monkeypatch.setattr("tunesmith_trainer.model.choose_cpu_dtype", lambda: ("float32", 1e11, "tests compare runs"))
 
     def run(server: TrainingServer) -> int:
         work = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
