@@ -43,7 +43,7 @@ class RotateSecret(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    keep_old_secret_active_for_24_hours: bool = False
+    keep_old_secret_active_for_24_hours: Annotated[bool, Field(strict=True)] = False
 
 
 class SendTest(BaseModel):

@@ -88,6 +88,13 @@ async def test_nothing_readable_of_a_secret_is_stored(webhooks: Webhooks) -> Non
     assert made.signing_secret.removeprefix("whsec_") not in stored
 
 
+async def test_a_word_is_not_taken_for_yes_or_no(http: httpx.AsyncClient, webhooks: Webhooks) -> None:
+    made = await webhooks.endpoint()
+    body = {"keep_old_secret_active_for_24_hours": "true"}
+    error = (await http.post(f"{ROUTE}/{made.id}/rotate_secret", json=body)).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_type", "keep_old_secret_active_for_24_hours")
+
+
 async def test_another_projects_endpoints_do_not_exist(http: httpx.AsyncClient, webhooks: Webhooks) -> None:
     made = await webhooks.endpoint()
     await webhooks.news()
