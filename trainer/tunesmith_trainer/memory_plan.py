@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.head import HEAD_ROWS
 from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FULL = 4  # bytes of a float32
-_HEAD_ROWS = 2048  # as in objectives.py
 # Interpreter and libraries on a processor; context and workspaces on a GPU. Measured with an idle trainer.
 _PROCESS = {False: 600 << 20, True: 800 << 20}
 
@@ -85,7 +85,7 @@ def _bytes_per_token(shapes: BaseShapes, config: TrainingConfig, size: int, *, g
 
 def _logits(shapes: BaseShapes, config: TrainingConfig, worst: Pack, size: int) -> int:
     """Logits in float32 with what is made of them, and the head's gradient where it learns."""
-    rows = min(len(worst.targets), _HEAD_ROWS)
+    rows = min(len(worst.targets), HEAD_ROWS)
     per_logit = 2 * _FULL + (2 * size if size != _FULL else 0)
     gradient = shapes.vocabulary * shapes.hidden * (_FULL + size) if config.full_weights else 0
     return rows * shapes.vocabulary * per_logit + gradient

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.packing import Pack
-
-_HEAD_ROWS = 2048  # labelled positions scored at once: bounds the logits' memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +64,22 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         losses = hidden.new_empty(targets.shape, dtype=torch.float32)
         hits = torch.empty_like(targets, dtype=torch.bool)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
-        for start in range(0, len(targets), _HEAD_ROWS):
-            part = slice(start, start + _HEAD_ROWS)
-            logits = (hidden[part] @ head.t()).float()
-            slope = None
-            if softcap is not None:
-                bounded = logits.div_(softcap).tanh_()
-                slope = 1 - bounded.square()
-                logits = bounded.mul_(softcap)
+        gradients = HeadGradients(hidden, head, ctx.needs_input_grad[:2])
+        for part in parts(len(targets)):
+            logits = logits_of(hidden[part], head, softcap)
             wanted = targets[part, None]
             normalizer = logits.logsumexp(1, keepdim=True)
             losses[part] = (normalizer - logits.gather(1, wanted))[:, 0]
             hits[part] = logits.argmax(1) == targets[part]
-            if grad_hidden is None and grad_head is None:
+            if not gradients.are_needed:
                 continue
+            slope = slope_of(logits, softcap)
             grad_logits = logits.sub_(normalizer).exp_()
             grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-            if slope is not None:
-                grad_logits *= slope
-            cast_grad = grad_logits.to(head.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = cast_grad @ head
-            if grad_head is not None:
-                grad_head += cast_grad.t() @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_head)
+            gradients.add(part, grad_logits, slope)
+        ctx.save_for_backward(gradients.hidden, gradients.head)
         ctx.mark_non_differentiable(losses, hits)
         return losses.sum(), losses, hits
 

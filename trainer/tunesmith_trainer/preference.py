@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tunesmith_trainer.evaluation import RowScore
+from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.objectives import Scored, logit_cap, states_at_labels
 from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
-_HEAD_ROWS = 2048  # as in objectives.py
 _PAIRS_AT_ONCE = 256  # packed together without gradients: packing all pairs of a large file would take too long
 
 
@@ -112,8 +112,8 @@ class _LabelLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         logprobs = hidden.new_empty(targets.shape, dtype=torch.float32)
         normalizers = torch.empty_like(logprobs)
-        for part in _parts(len(targets)):
-            logits = _logits(hidden[part], head, cap)
+        for part in parts(len(targets)):
+            logits = logits_of(hidden[part], head, cap)
             normalizers[part] = logits.logsumexp(1)
             logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalizers[part]
         ctx.cap = cap
@@ -123,28 +123,11 @@ class _LabelLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, head, targets, normalizers = ctx.saved_tensors
-        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
-        for part in _parts(len(targets)):
-            logits = _logits(hidden[part], head, ctx.cap)
-            slope = None if ctx.cap is None else 1 - (logits / ctx.cap).square()
+        gradients = HeadGradients(hidden, head, ctx.needs_input_grad[:2])
+        for part in parts(len(targets)):
+            logits = logits_of(hidden[part], head, ctx.cap)
+            slope = slope_of(logits, ctx.cap)
             grad_logits = logits.sub_(normalizers[part, None]).exp_().mul_(-grad[part, None])
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
-            if slope is not None:
-                grad_logits *= slope
-            cast_grad = grad_logits.to(head.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = cast_grad @ head
-            if grad_head is not None:
-                grad_head += cast_grad.t() @ hidden[part]
-        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
-
-
-def _logits(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
-    logits = (hidden @ head.t()).float()
-    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-
-def _parts(rows: int) -> Iterator[slice]:
-    return (slice(start, start + _HEAD_ROWS) for start in range(0, rows, _HEAD_ROWS))
+            gradients.add(part, grad_logits, slope)
+        return gradients.hidden, None if gradients.head is None else gradients.head.to(head.dtype), None, None

@@ -1,0 +1,56 @@
+"""Owns the arithmetic of the output head over labelled positions: logits in parts, and the gradients through them.
+Must not know what is minimised."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+HEAD_ROWS = 2048
+"""Labelled positions scored at once: bounds the logits' memory."""
+
+
+def parts(rows: int) -> Iterator[slice]:
+    """Slices of at most HEAD_ROWS that cover `rows` positions."""
+    return (slice(start, start + HEAD_ROWS) for start in range(0, rows, HEAD_ROWS))
+
+
+def logits_of(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
+    """Logits (rows, vocabulary) float32 of states (rows, hidden) by the head (vocabulary, hidden).
+
+    With a cap c they are c · tanh(z / c) of the plain product z.
+    """
+    logits = (hidden @ head.t()).float()
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def slope_of(logits: Tensor, cap: float | None) -> Tensor | None:
+    """What `logits_of` multiplies gradients with because of the cap; None where there is none."""
+    return None if cap is None else 1 - (logits / cap).square()
+
+
+class HeadGradients:
+    """Gradients of states and head, gathered part by part; None where nobody needs them.
+
+    `hidden` is (rows, hidden) in the states' dtype, `head` (vocabulary, hidden) float32.
+    """
+
+    def __init__(self, hidden: Tensor, head: Tensor, needed: tuple[bool, bool]) -> None:
+        self._states, self._weight = hidden, head
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        self.head = torch.zeros_like(head, dtype=torch.float32) if needed[1] else None
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether anybody needs one of them."""
+        return self.hidden is not None or self.head is not None
+
+    def add(self, part: slice, grad_logits: Tensor, slope: Tensor | None) -> None:
+        """Takes a part's gradient (rows, vocabulary) float32 by its logits, which is changed in place."""
+        if slope is not None:
+            grad_logits *= slope
+        cast_grad = grad_logits.to(self._weight.dtype)
+        if self.hidden is not None:
+            self.hidden[part] = cast_grad @ self._weight
+        if self.head is not None:
+            self.head += cast_grad.t() @ self._states[part]
