@@ -21,9 +21,8 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import AuditRow
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import check_limit
 from tunesmith_server.projects.scopes import access_to
-
-MAX_PAGE = 100
 
 _MAX_WAITING = 10_000
 _BATCH = 500
@@ -95,8 +94,7 @@ class AuditLog:
 
         Raises InvalidRequestError for a bad cursor or limit.
         """
-        if not 1 <= query.limit <= MAX_PAGE:
-            raise InvalidRequestError("invalid_value", f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
+        check_limit(query.limit)
         async with self._core.database.read() as session:
             cursor = None
             if after is not None:

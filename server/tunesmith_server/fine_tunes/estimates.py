@@ -15,11 +15,11 @@ from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.fine_tunes import estimate_views, events, policy, references, repository
 from tunesmith_server.fine_tunes.estimate_schemas import EstimateObject
-from tunesmith_server.fine_tunes.lookup import is_id
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 from tunesmith_server.fine_tunes.service import new_row
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import is_id
 from tunesmith_server.scheduling.outlook import Outlook
 
 DEFAULT_WAIT_SECONDS = 25.0

@@ -21,7 +21,8 @@ from tunesmith_server.fine_tunes.history_schemas import (
     MetricsObject,
     MetricsPage,
 )
-from tunesmith_server.fine_tunes.lookup import check_limit, is_id, require_job, unknown_cursor
+from tunesmith_server.fine_tunes.lookup import require_job
+from tunesmith_server.paging import check_limit, is_id, unknown_cursor
 from tunesmith_server.training import repository as training
 
 MAX_METRICS_PAGE = 1000

@@ -14,12 +14,10 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import CheckpointPermissionRow, CheckpointRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.fine_tunes import permission_repository as repository
-from tunesmith_server.fine_tunes.lookup import check_limit, is_id, unknown_cursor
 from tunesmith_server.fine_tunes.permission_schemas import CreatePermissions, PermissionObject, PermissionPage
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import check_limit, is_id, unknown_cursor
 from tunesmith_server.registry import repository as registry
-
-MAX_PAGE = 100
 
 
 class PermissionsService:
@@ -69,7 +67,7 @@ class PermissionsService:
         order: str = "descending",
     ) -> PermissionPage:
         """Who may prompt the checkpoint; raises NotFoundError, or InvalidRequestError for a bad cursor or order."""
-        check_limit(limit, MAX_PAGE)
+        check_limit(limit)
         if order not in ("ascending", "descending"):
             raise InvalidRequestError("invalid_value", "`order` must be ascending or descending.", param="order")
         async with self._core.database.read() as session:

@@ -13,8 +13,8 @@ from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.db.tables import BaseModelRow, FileRow, ProjectRow
-from tunesmith_server.fine_tunes.lookup import is_id
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
+from tunesmith_server.paging import is_id
 from tunesmith_server.registry import repository as registry
 
 

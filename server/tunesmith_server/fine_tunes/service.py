@@ -19,10 +19,11 @@ from tunesmith_server.db.tables import FineTuneRow, IdempotencyRow
 from tunesmith_server.errors import ConflictError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import events, policy, references, repository, steering, views
-from tunesmith_server.fine_tunes.lookup import check_limit, is_id, require_job, unknown_cursor
+from tunesmith_server.fine_tunes.lookup import require_job
 from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import check_limit, is_id, unknown_cursor
 from tunesmith_server.projects import quotas
 from tunesmith_server.scheduling.outlook import Outlook
 

@@ -15,10 +15,11 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ProjectRow
 from tunesmith_server.errors import ConflictError, InvalidRequestError
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import check_limit, unknown_cursor
 from tunesmith_server.projects import repository
 from tunesmith_server.projects.key_lookup import KeyLookup
 from tunesmith_server.projects.quotas import NAMES, Quotas, check_quota, read_quotas
-from tunesmith_server.projects.service import DEFAULT_PROJECT, check_limit, project_not_found, unknown_cursor
+from tunesmith_server.projects.service import DEFAULT_PROJECT, project_not_found
 
 QuotaChanges = Mapping[str, int | float | None]
 """Quotas by name; None takes the project's own value away, so that the installation's default holds."""

@@ -20,6 +20,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import ApiKeyRow, ProjectRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import check_limit, unknown_cursor
 from tunesmith_server.projects import repository, scopes
 from tunesmith_server.projects.key_lookup import KeyLookup
 
@@ -28,7 +29,6 @@ DEFAULT_OVERLAP_SECONDS = 24 * 3600
 """How long a rotated key still works unless told otherwise."""
 MAX_OVERLAP_SECONDS = 30 * 24 * 3600
 MAX_LIFETIME_SECONDS = 10 * 365 * 24 * 3600
-MAX_PAGE = 100
 
 _log = logging.getLogger(__name__)
 
@@ -244,21 +244,9 @@ class ProjectsService:
         )
 
 
-def check_limit(limit: int) -> None:
-    """Passes for the size of a page; raises InvalidRequestError."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise InvalidRequestError("invalid_value", f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
-
-
 def project_not_found(project_id: str) -> NotFoundError:
     """What a caller is told of a project that is not there or is archived."""
     return NotFoundError("project_not_found", f"There is no project {project_id[:80]!r}.", param="project_id")
-
-
-def unknown_cursor(after: str) -> InvalidRequestError:
-    """What a caller is told of a page that begins after nothing."""
-    message = f"There is nothing with the id {after[:80]!r} to continue after. Pass the last id of the page before."
-    return InvalidRequestError("invalid_cursor", message, param="after")
 
 
 def _key_not_found(project_id: str, key_id: str) -> NotFoundError:

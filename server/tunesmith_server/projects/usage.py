@@ -11,6 +11,7 @@ from typing import Literal
 
 from tunesmith_server.core import Core
 from tunesmith_server.errors import InvalidRequestError
+from tunesmith_server.paging import check_limit
 from tunesmith_server.projects import repository, usage_repository
 from tunesmith_server.projects.usage_repository import ANY, HOUR, Group, UsageFilter, UsageLine, UsageSum
 
@@ -88,8 +89,7 @@ class UsageService:
     def _checked_count(self, query: UsageQuery) -> int:
         most = _MAX_BUCKETS[query.bucket_width]
         count = _DEFAULT_BUCKETS[query.bucket_width] if query.limit is None else query.limit
-        if not 1 <= count <= most:
-            raise InvalidRequestError("invalid_value", f"`limit` must be from 1 to {most}.", param="limit")
+        check_limit(count, most)
         return count
 
 

@@ -5,7 +5,6 @@ It must not know transports, nor when messages are sent: delivery.py does that.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,6 +14,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import OutboxRow, WebhookDeliveryRow, WebhookEndpointRow
 from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError
 from tunesmith_server.ids import new_id
+from tunesmith_server.paging import check_limit, is_id, unknown_cursor
 from tunesmith_server.webhooks import repository
 from tunesmith_server.webhooks.messages import event_body
 from tunesmith_server.webhooks.schemas import (
@@ -33,13 +33,11 @@ from tunesmith_server.webhooks.schemas import (
 from tunesmith_server.webhooks.sender import WebhookSender
 from tunesmith_server.webhooks.signing import endpoint_secret, hint, signed_headers
 
-MAX_PAGE = 100
 MAX_ENDPOINTS = 20
 """Per project: each event is sent to all that asked for it."""
 
 _OLD_SECRET_SECONDS = 24 * 3600
 _TEST_SUBJECT = "ftjob-test"
-_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 class WebhooksService:
@@ -79,13 +77,13 @@ class WebhooksService:
 
     async def list(self, principal: Principal, *, after: str | None = None, limit: int = 20) -> EndpointPage:
         """Endpoints, newest first; raises InvalidRequestError for a bad cursor."""
-        _check_limit(limit)
+        check_limit(limit)
         async with self._core.database.read() as session:
             cursor = None
             if after is not None:
                 cursor = await _find(session, principal, after)
                 if cursor is None:
-                    raise _unknown_cursor(after)
+                    raise unknown_cursor(after)
             rows = await repository.list_endpoints(session, principal.project_id, after=cursor, limit=limit + 1)
         data = [self._shown(row) for row in rows[:limit]]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
@@ -147,14 +145,14 @@ class WebhooksService:
         self, principal: Principal, endpoint_id: str, *, after: str | None = None, limit: int = 20
     ) -> DeliveryPage:
         """What was and will be sent to the endpoint, newest first; raises NotFoundError or InvalidRequestError."""
-        _check_limit(limit)
+        check_limit(limit)
         async with self._core.database.read() as session:
             endpoint = await _require(session, principal, endpoint_id)
             cursor = None
             if after is not None:
-                cursor = await repository.get_delivery(session, endpoint.id, after) if _is_id(after) else None
+                cursor = await repository.get_delivery(session, endpoint.id, after) if is_id(after) else None
                 if cursor is None:
-                    raise _unknown_cursor(after)
+                    raise unknown_cursor(after)
             rows = await repository.list_deliveries(
                 session, endpoint.id, after=cursor[0] if cursor else None, limit=limit + 1
             )
@@ -208,7 +206,7 @@ def secrets_in_force(signer: Signer, endpoint: WebhookEndpointRow, now: int) -> 
 
 
 async def _find(session: AsyncSession, principal: Principal, endpoint_id: str) -> WebhookEndpointRow | None:
-    return await repository.get_endpoint(session, principal.project_id, endpoint_id) if _is_id(endpoint_id) else None
+    return await repository.get_endpoint(session, principal.project_id, endpoint_id) if is_id(endpoint_id) else None
 
 
 async def _require(session: AsyncSession, principal: Principal, endpoint_id: str) -> WebhookEndpointRow:
@@ -222,7 +220,7 @@ async def _require(session: AsyncSession, principal: Principal, endpoint_id: str
 async def _require_delivery(
     session: AsyncSession, endpoint_id: str, delivery_id: str
 ) -> tuple[WebhookDeliveryRow, OutboxRow]:
-    found = await repository.get_delivery(session, endpoint_id, delivery_id) if _is_id(delivery_id) else None
+    found = await repository.get_delivery(session, endpoint_id, delivery_id) if is_id(delivery_id) else None
     if found is None:
         message = f"The endpoint {endpoint_id} has no delivery {delivery_id[:80]!r}."
         raise NotFoundError("webhook_delivery_not_found", message, param="delivery_id")
@@ -261,19 +259,5 @@ def _check_text(name: str | None, url: str | None) -> None:
             raise InvalidRequestError("invalid_value", message, param=param)
 
 
-def _check_limit(limit: int) -> None:
-    if not 1 <= limit <= MAX_PAGE:
-        raise InvalidRequestError("invalid_value", f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
-
-
 def _distinct(names: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
-
-
-def _is_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
-
-
-def _unknown_cursor(after: str) -> InvalidRequestError:
-    message = f"There is nothing with the id {after[:80]!r} to continue after. Pass the last id of the page before."
-    return InvalidRequestError("invalid_cursor", message, param="after")
