@@ -23,6 +23,7 @@ from tunesmith_server.errors import UnavailableError
 from tunesmith_server.executors import local_devices, local_supervisor
 from tunesmith_server.executors.base import Inventory, Launch, Observation, RunState
 from tunesmith_server.failpoints import reach
+from tunesmith_server.tail import read_tail
 
 _TOKEN_FILE = "token"  # noqa: S105 (a file name)
 _LAUNCH_LIMIT_SECONDS = 30.0
@@ -95,7 +96,7 @@ class LocalExecutor:
 
     async def read_log(self, attempt_id: str, max_bytes: int = 65536) -> str:
         """The end of the run's output, or an empty string."""
-        return await asyncio.to_thread(_tail, self._run_folder(attempt_id) / local_supervisor.LOG_FILE, max_bytes)
+        return await asyncio.to_thread(read_tail, self._run_folder(attempt_id) / local_supervisor.LOG_FILE, max_bytes)
 
     def _run_folder(self, attempt_id: str) -> Path:
         if not attempt_id.replace("-", "").replace("_", "").isalnum():
@@ -261,13 +262,3 @@ def _read_exit_code(folder: Path) -> int | None:
         return int((folder / local_supervisor.EXIT_CODE_FILE).read_text())
     except FileNotFoundError:
         return None
-
-
-def _tail(path: Path, max_bytes: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - max_bytes))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

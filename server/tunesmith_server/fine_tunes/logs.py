@@ -7,9 +7,7 @@ home's `logs`. Only the end of the output is kept, on the control plane that saw
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy import select
@@ -19,6 +17,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import AttemptRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.fine_tunes.lookup import require_job
+from tunesmith_server.tail import read_tail
 
 MAX_TAIL_BYTES = 1024 * 1024
 DEFAULT_TAIL_BYTES = 65536
@@ -57,7 +56,7 @@ class RunLogs:
         text = await self._source.read_log(attempt_id, tail_bytes)
         if not text:
             kept = self._core.settings.home / "logs" / f"{attempt_id}.log"
-            text = await asyncio.to_thread(_tail, kept, tail_bytes)
+            text = await asyncio.to_thread(read_tail, kept, tail_bytes)
         return _SIGNED_QUERY.sub("…", text)
 
     async def _attempt_id(self, principal: Principal, job_id: str, attempt: int | None) -> str:
@@ -70,13 +69,3 @@ class RunLogs:
             message = f"The job has had {job.epoch} attempts so far; there is no log of another one. Ask again later."
             raise NotFoundError("attempt_not_found", message, param="attempt")
         return found
-
-
-def _tail(path: Path, max_bytes: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - max_bytes))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
