@@ -18,6 +18,16 @@ _KERNEL_GROUPS_QUERIES = "enable_gqa" in inspect.signature(varlen_attn).paramete
 _WITHOUT_EFFECT = frozenset({"position_ids", "use_cache"})
 
 
+class Documents:
+    """Where the documents of a pack lie: `lengths` are their token counts in order, `boundaries` the cumulative sums
+    of these from 0, int32, on the model's device.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        self.lengths = lengths
+        self.boundaries = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
 def register() -> None:
     """Makes the attention available to transformers as `attn_implementation=NAME`. May be repeated."""
     AttentionInterface.register(NAME, document_attention)
@@ -32,8 +42,7 @@ def document_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    lengths: tuple[int, ...],
-    boundaries: Tensor,
+    documents: Documents,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **others: Any,
@@ -43,22 +52,23 @@ def document_attention(
     A token sees at most `sliding_window` tokens, itself included; scores s become softcap · tanh(s / softcap).
     Raises TypeError for any other wish of a layer, which would be trained wrongly if it were passed over.
 
-    query (1, heads, T, d), key and value (1, key heads, T, d). `lengths` are the documents' token counts in order and
-    sum to T; `boundaries` are their cumulative sums from 0, int32, on the same device. Returns (1, T, heads, d).
+    query (1, heads, T, d), key and value (1, key heads, T, d). The documents' lengths sum to T.
+    Returns (1, T, heads, d).
     """
     strange = sorted(name for name in others.keys() - _WITHOUT_EFFECT if others[name] is not None)
     if strange:
         raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
     in_half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and in_half and _KERNEL_GROUPS_QUERIES and softcap is None:
-        return _in_one_kernel(query, key, value, boundaries, max(lengths), scaling, sliding_window), None
-    documents = zip(*(torch.split(part, list(lengths), dim=2) for part in (query, key, value)), strict=True)
+        return _in_one_kernel(query, key, value, documents, scaling, sliding_window), None
+    lengths = list(documents.lengths)
+    parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
     if softcap is None:
-        outputs = [_in_document(q, k, v, scaling, sliding_window) for q, k, v in documents]
+        outputs = [_in_document(q, k, v, scaling, sliding_window) for q, k, v in parts]
     else:
         # Its scores are kept for no layer but the one that goes back: they grow with the square of the length.
         outputs = [
-            checkpoint(_capped, q, k, v, scaling, sliding_window, softcap, use_reentrant=False) for q, k, v in documents
+            checkpoint(_capped, q, k, v, scaling, sliding_window, softcap, use_reentrant=False) for q, k, v in parts
         ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
@@ -102,18 +112,18 @@ def _in_one_kernel(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    boundaries: Tensor,
-    longest: int,
+    documents: Documents,
     scaling: float,
     window: int | None,
 ) -> Tensor:
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    longest = max(documents.lengths)
     out = varlen_attn(
         q,
         k,
         v,
-        boundaries,
-        boundaries,
+        documents.boundaries,
+        documents.boundaries,
         longest,
         longest,
         scale=scaling,

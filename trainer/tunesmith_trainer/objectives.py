@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith_trainer.attention import Documents
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.packing import Pack
 
@@ -38,13 +39,11 @@ def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Ten
     labels (L,) int64, all on the device. Whoever makes logits of them has to bound these by `logit_cap`.
     """
     device = next(model.parameters()).device
-    boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     hidden = model.base_model(  # type: ignore[operator]  # transformers models have it: the decoder without the head
         input_ids=torch.from_numpy(batch.token_ids).to(device)[None],
         position_ids=torch.from_numpy(batch.positions).to(device)[None],
         use_cache=False,
-        lengths=batch.lengths,
-        boundaries=boundaries.to(device),
+        documents=Documents(batch.lengths, device),
     ).last_hidden_state[0]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]  # as above
     at_labels = hidden.index_select(0, torch.from_numpy(batch.label_positions).to(device))
@@ -70,13 +69,16 @@ class _HeadLoss(torch.autograd.Function):
         for part in parts(len(targets)):
             logits = logits_of(hidden[part], head, softcap)
             wanted = targets[part, None]
-            normalizer = logits.logsumexp(1, keepdim=True)
-            losses[part] = (normalizer - logits.gather(1, wanted))[:, 0]
             hits[part] = logits.argmax(1) == targets[part]
+            slope = slope_of(logits, softcap) if gradients.are_needed else None
+            # Softmax in place: the logits are by far the largest tensor of a step.
+            logits -= logits.amax(1, keepdim=True)
+            of_wanted = logits.gather(1, wanted)
+            sums = logits.exp_().sum(1, keepdim=True)
+            losses[part] = (sums.log() - of_wanted)[:, 0]
             if not gradients.are_needed:
                 continue
-            slope = slope_of(logits, softcap)
-            grad_logits = logits.sub_(normalizer).exp_()
+            grad_logits = logits.div_(sums)
             grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
             gradients.add(part, grad_logits, slope)
         ctx.save_for_backward(gradients.hidden, gradients.head)

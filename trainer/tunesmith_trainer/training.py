@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import checkpoint, lora
+from tunesmith_trainer import allocator, checkpoint, lora
 from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
@@ -57,6 +57,7 @@ class Training:
         self._report("loading")
         hardware, config = self._hardware, self._data.config
         self._reporter.add_event(f"Training on {hardware.device.type} in {hardware.dtype}: {hardware.reason}.")
+        allocator.keep_freed_memory()
         self._model: nn.Module = load(self._base, hardware)
         if not config.full_weights:
             lora.attach(
