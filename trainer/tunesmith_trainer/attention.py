@@ -11,6 +11,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from tunesmith_trainer.processor_attention import attend
+
 NAME = "tunesmith_documents"
 # Older releases lack grouped-query support in the kernel; the loop over documents serves every device.
 _KERNEL_GROUPS_QUERIES = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -61,6 +63,8 @@ def document_attention(
     in_half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and in_half and _KERNEL_GROUPS_QUERIES and softcap is None:
         return _in_one_kernel(query, key, value, documents, scaling, sliding_window), None
+    if query.device.type == "cpu" and softcap is None:
+        return attend(query, key, value, documents.boundaries, scaling, sliding_window), None
     lengths = list(documents.lengths)
     parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
     if softcap is None:

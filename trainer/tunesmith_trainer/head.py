@@ -6,13 +6,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-HEAD_ROWS = 2048
-"""Labelled positions scored at once: bounds the logits' memory."""
+
+def rows_at_once(*, gpu: bool) -> int:
+    """Labelled positions scored at once: bounds the logits' memory. A processor is busy with few."""
+    return 2048 if gpu else 256
 
 
-def parts(rows: int) -> Iterator[slice]:
-    """Slices of at most HEAD_ROWS that cover `rows` positions."""
-    return (slice(start, start + HEAD_ROWS) for start in range(0, rows, HEAD_ROWS))
+def parts(hidden: Tensor) -> Iterator[slice]:
+    """Slices of at most `rows_at_once` that cover the rows of `hidden`."""
+    step = rows_at_once(gpu=hidden.is_cuda)
+    return (slice(start, start + step) for start in range(0, len(hidden), step))
 
 
 def logits_of(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:

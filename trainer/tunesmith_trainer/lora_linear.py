@@ -31,25 +31,61 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) to (…, out), in x's dtype."""
-        a, b = self.lora_A.to(x.dtype), (self.lora_B * self.scale).to(x.dtype)
-        delta_input = x.reshape(-1, x.shape[-1])
-        out: Tensor = _LoraProduct.apply(delta_input, self.base.weight, self.base.bias, a, b)  # type: ignore[no-untyped-call]  # torch
+        rows = x.reshape(-1, x.shape[-1])
+        out: Tensor = _adapted(rows, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale)[0]
         return out.view(*x.shape[:-1], -1)
 
 
-class _LoraProduct(torch.autograd.Function):
-    """The adapted product with its sums fused into the multiplications, forward and backward."""
+# Operators of their own, so that compiled layers keep the sums inside the products as well: the compiler would take
+# `addmm_` apart into a copy and a product.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-        reduced = x @ a.t()
-        out = nn.functional.linear(x, weight, bias)
-        ctx.save_for_backward(x, weight, a, b, reduced)
-        return out.addmm_(reduced, b.t())
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
-        x, weight, a, b, reduced = ctx.saved_tensors
-        grad_reduced = grad @ b
-        grad_x = (grad @ weight).addmm_(grad_reduced, a) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad_reduced.t() @ x, grad.t() @ reduced
+@torch.library.custom_op("tunesmith::adapted", mutates_args=())
+def _adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The adapted product of x (T, in), and x·Aᵀ (T, rank), which its gradient needs."""
+    reduced = x @ a.to(x.dtype).t()
+    out = nn.functional.linear(x, weight, bias)
+    return out.addmm_(reduced, b.to(x.dtype).t(), alpha=scale), reduced
+
+
+@torch.library.custom_op("tunesmith::adapted_backward", mutates_args=())
+def _adapted_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, reduced: Tensor, scale: float, wants_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless wanted), A and B."""
+    grad_reduced = grad @ b.to(grad.dtype)
+    grad_a = (grad_reduced.t() @ x).to(a.dtype).mul_(scale)
+    # The other way round this thin product takes three times as long on a processor.
+    grad_b = (reduced.t() @ grad).to(b.dtype).mul_(scale).t().contiguous()
+    if not wants_x:
+        return x.new_empty(0), grad_a, grad_b
+    return (grad @ weight).addmm_(grad_reduced, a.to(grad.dtype), alpha=scale), grad_a, grad_b
+
+
+@_adapted.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
+
+
+@_adapted_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, reduced: Tensor, scale: float, wants_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x) if wants_x else x.new_empty(0), torch.empty_like(a), torch.empty_like(b)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, a, b, ctx.scale = inputs
+    ctx.save_for_backward(x, weight, a, b, output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    x, weight, a, b, reduced = ctx.saved_tensors
+    wants_x = ctx.needs_input_grad[0]
+    grad_x, grad_a, grad_b = _adapted_backward(grad, x, weight, a, b, reduced, ctx.scale, wants_x)
+    return grad_x if wants_x else None, None, None, grad_a, grad_b, None
+
+
+_adapted.register_autograd(_gradients, setup_context=_keep)

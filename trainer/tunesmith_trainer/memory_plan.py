@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.head import HEAD_ROWS
+from tunesmith_trainer.head import rows_at_once
 from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
@@ -49,7 +49,7 @@ def plan(
     gradients = trained * (size if config.full_weights else _FULL)
     passing = {
         "activations": len(worst.token_ids) * _bytes_per_token(shapes, config, size, gpu=gpu),
-        "logits": _logits(shapes, config, worst, size),
+        "logits": _logits(shapes, config, worst, size, gpu=gpu),
         # While the first micro-batch goes back, its activations make room for the gradients.
         "gradients": gradients if len(packs) > 1 else 0,
     }
@@ -83,9 +83,9 @@ def _bytes_per_token(shapes: BaseShapes, config: TrainingConfig, size: int, *, g
     return shapes.layers * per_layer + 2 * shapes.hidden * (_FULL + size)
 
 
-def _logits(shapes: BaseShapes, config: TrainingConfig, worst: Pack, size: int) -> int:
+def _logits(shapes: BaseShapes, config: TrainingConfig, worst: Pack, size: int, *, gpu: bool) -> int:
     """Logits in float32 with what is made of them, and the head's gradient where it learns."""
-    rows = min(len(worst.targets), HEAD_ROWS)
+    rows = min(len(worst.targets), rows_at_once(gpu=gpu))
     per_logit = 2 * _FULL + (2 * size if size != _FULL else 0)
     gradient = shapes.vocabulary * shapes.hidden * (_FULL + size) if config.full_weights else 0
     return rows * shapes.vocabulary * per_logit + gradient

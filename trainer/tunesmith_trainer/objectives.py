@@ -66,13 +66,14 @@ class _HeadLoss(torch.autograd.Function):
         losses = hidden.new_empty(targets.shape, dtype=torch.float32)
         hits = torch.empty_like(targets, dtype=torch.bool)
         gradients = HeadGradients(hidden, head, ctx.needs_input_grad[:2])
-        for part in parts(len(targets)):
+        for part in parts(hidden):
             logits = logits_of(hidden[part], head, softcap)
             wanted = targets[part, None]
-            hits[part] = logits.argmax(1) == targets[part]
+            highest, found = logits.max(1, keepdim=True)
+            hits[part] = (found == wanted)[:, 0]
             slope = slope_of(logits, softcap) if gradients.are_needed else None
             # Softmax in place: the logits are by far the largest tensor of a step.
-            logits -= logits.amax(1, keepdim=True)
+            logits -= highest
             of_wanted = logits.gather(1, wanted)
             sums = logits.exp_().sum(1, keepdim=True)
             losses[part] = (sums.log() - of_wanted)[:, 0]

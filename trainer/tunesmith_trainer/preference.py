@@ -112,7 +112,7 @@ class _LabelLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         logprobs = hidden.new_empty(targets.shape, dtype=torch.float32)
         normalizers = torch.empty_like(logprobs)
-        for part in parts(len(targets)):
+        for part in parts(hidden):
             logits = logits_of(hidden[part], head, cap)
             normalizers[part] = logits.logsumexp(1)
             logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalizers[part]
@@ -124,7 +124,7 @@ class _LabelLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, head, targets, normalizers = ctx.saved_tensors
         gradients = HeadGradients(hidden, head, ctx.needs_input_grad[:2])
-        for part in parts(len(targets)):
+        for part in parts(hidden):
             logits = logits_of(hidden[part], head, ctx.cap)
             slope = slope_of(logits, ctx.cap)
             grad_logits = logits.sub_(normalizers[part, None]).exp_().mul_(-grad[part, None])
