@@ -33,15 +33,22 @@ _INTERRUPTED = 130
 
 JobId = Annotated[str, typer.Argument(help="The id of the fine-tune, ftjob-….")]
 TrainingFile = Annotated[str, typer.Argument(help="A local path, or the id of an uploaded file.")]
-BaseModelName = Annotated[str, typer.Option("--model", help="The base model.")]
+BaseModelName = Annotated[str, typer.Option("--model", help="A base model, or a tuned one to go on from.")]
 ValidationFile = Annotated[str | None, typer.Option(help="A local path or a file id.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")]
 BatchSize = Annotated[int | None, typer.Option(help="Rows per step, 1 to 256.")]
 LearningRate = Annotated[float | None, typer.Option(help="Factor on the learning rate.")]
-Beta = Annotated[float | None, typer.Option(help="Of dpo: weight of staying near the base model.")]
+Beta = Annotated[float | None, typer.Option(help="Of dpo: weight of staying near the model.")]
 MethodName = Annotated[str, typer.Option(help="supervised, dpo or continued_pretraining.")]
 Weights = Annotated[Literal["lora", "full"] | None, typer.Option(help="Train an adapter or every weight.")]
 LoraRank = Annotated[int | None, typer.Option(help="Size of the adapter.")]
+LoraAlpha = Annotated[float | None, typer.Option(help="Strength of the adapter.")]
+LoraTargets = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="attention, mlp or a module's name; may be repeated.")
+]
+Rslora = Annotated[
+    bool | None, typer.Option("--rslora", help="Scale the adapter by alpha / √rank.", show_default=False)
+]
 LongRows = Annotated[
     Literal["fail", "cut", "drop"] | None, typer.Option(help="What becomes of rows over the context; fail by default.")
 ]
@@ -67,7 +74,9 @@ def create_fine_tune(
     method: MethodName = "supervised",
     weights: Weights = None,
     lora_rank: LoraRank = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Strength of the adapter.")] = None,
+    lora_alpha: LoraAlpha = None,
+    lora_targets: LoraTargets = None,
+    rslora: Rslora = None,
     long_rows: LongRows = None,
     early_stopping_patience: EarlyStopping = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
@@ -91,6 +100,8 @@ def create_fine_tune(
         weights=weights,
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
+        lora_targets=lora_targets,
+        use_rslora=rslora,
         long_rows=long_rows,
         early_stopping_patience=early_stopping_patience,
         metadata=_pairs(metadata),
@@ -107,7 +118,7 @@ def list_fine_tunes(ctx: typer.Context, limit: Limit = 20, as_json: AsJson = Fal
         print_json(jobs)
         return
     rows = [(j.id, j.status, j.model, j.fine_tuned_model, local_time(j.created_at)) for j in jobs]
-    print_table(("ID", "STATUS", "BASE MODEL", "TUNED MODEL", "CREATED"), rows)
+    print_table(("ID", "STATUS", "MODEL", "TUNED MODEL", "CREATED"), rows)
 
 
 @fine_tunes_app.command("get")

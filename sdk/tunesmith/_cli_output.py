@@ -65,7 +65,7 @@ def print_fine_tune(job: FineTune) -> None:
     rows: list[tuple[str, object]] = [
         ("id", job.id),
         ("status", job.status),
-        ("base model", job.model),
+        ("model", job.model),
         ("tuned model", job.fine_tuned_model),
         ("created", local_time(job.created_at)),
         ("finished", local_time(job.finished_at)),
@@ -91,7 +91,7 @@ def print_estimate(estimate: Estimate) -> None:
     rows: list[tuple[str, object]] = [
         ("id", estimate.id),
         ("status", estimate.status),
-        ("base model", estimate.model),
+        ("model", estimate.model),
         ("rows", estimate.rows),
         ("tokens of one pass", estimate.tokens),
         ("trained tokens", estimate.trained_tokens),

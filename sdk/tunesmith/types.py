@@ -87,6 +87,9 @@ class Training(WireModel):
     weights: str = "lora"
     lora_rank: int | str | None = None
     lora_alpha: float | str | None = None
+    lora_targets: list[str] | None = None
+    """None: every linear layer but the head."""
+    use_rslora: bool | None = None
 
 
 class Progress(WireModel):

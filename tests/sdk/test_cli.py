@@ -156,7 +156,8 @@ class TestFineTunesCreate:
     def test_every_option_arrives(self, run: Run, api: FakeApi, rows: Path) -> None:
         options = (
             "--validation-file file-7 --suffix tickets --seed 3 --n-epochs 2 --batch-size 4 --weights lora "
-            "--learning-rate-multiplier 0.5 --lora-rank 8 --lora-alpha 16 --long-rows cut "
+            "--learning-rate-multiplier 0.5 --lora-rank 8 --lora-alpha 16 --long-rows cut --rslora "
+            "--lora-targets attention --lora-targets up_proj "
             "--metadata team=support --metadata a=b=c"
         )
         result = run("fine-tunes", "create", rows, "--model", MODEL, *options.split())
@@ -173,9 +174,27 @@ class TestFineTunesCreate:
                 "type": "supervised",
                 "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}},
             },
-            "training": {"weights": "lora", "lora_rank": 8, "lora_alpha": 16.0, "long_rows": "cut"},
+            "training": {
+                "weights": "lora",
+                "lora_rank": 8,
+                "lora_alpha": 16.0,
+                "lora_targets": ["attention", "up_proj"],
+                "use_rslora": True,
+                "long_rows": "cut",
+            },
             "metadata": {"team": "support", "a": "b=c"},
         }
+
+    def test_a_tuned_model_may_be_the_start(self, run: Run, api: FakeApi, rows: Path) -> None:
+        assert run("fine-tunes", "create", rows, "--model", TUNED, "--json").exit_code == 1
+        assert "model_not_found" in run("fine-tunes", "create", rows, "--model", TUNED).stderr
+        api.models[TUNED] = api.models[MODEL] | {"id": TUNED}
+
+        result = run("fine-tunes", "create", rows, "--model", TUNED, "--method", "dpo", "--json")
+
+        assert json.loads(result.stdout)["model"] == TUNED
+        assert api.received[-1].json["model"] == TUNED
+        assert "training" not in api.received[-1].json
 
     def test_follow_prints_plain_lines_when_not_a_terminal(self, run: Run, api: FakeApi, rows: Path) -> None:
         scores = {"base": {"exact_match": 0.0, "loss": 2.0}, "tuned": {"exact_match": 0.96, "loss": 0.5}}

@@ -104,10 +104,10 @@ async def upload(core: Core, prefix: str, files: Mapping[str, bytes]) -> list[Ma
     return declared(files)
 
 
-async def publish_base_model(core: Core, *aliases: str, model_id: str = BASE_ID) -> str:
+async def publish_base_model(core: Core, *aliases: str, model_id: str = BASE_ID, context_length: int = 64) -> str:
     """Makes a toy base model ready, in object storage and in the database, and returns its revision."""
     contents = {
-        "config.json": json.dumps({"max_position_embeddings": 64}).encode(),
+        "config.json": json.dumps({"max_position_embeddings": context_length}).encode(),
         "model.safetensors": safetensors_bytes(BASE_SHAPES),
     }
     files = declared(contents)
@@ -119,6 +119,6 @@ async def publish_base_model(core: Core, *aliases: str, model_id: str = BASE_ID)
         await repository.sync_base_model(session, entry, int(core.clock()))
         await session.flush()
         await repository.finish_import(
-            session, model_id, "toy", revision=revision, files=tuple(files), context_length=64
+            session, model_id, "toy", revision=revision, files=tuple(files), context_length=context_length
         )
     return revision

@@ -210,9 +210,12 @@ class FakeApi:
     def _create_job(self, request: Received) -> Answer:
         body = request.json
         if body["model"] not in self.models:
-            return error_answer(400, f"There is no base model {body['model']}.", "model_not_found", "model")
+            status = 404 if body["model"].startswith("ft:") else 400
+            return error_answer(status, f"There is no model {body['model']}.", "model_not_found", "model")
         asked = {name: body[name] for name in ("model", "training_file", "validation_file", "metadata") if name in body}
-        return json_answer(self.jobs[self.add_job(**asked)])
+        job = self.jobs[self.add_job(**asked)]
+        job["training"] |= body.get("training", {})
+        return json_answer(job)
 
     def _list_jobs(self, request: Received) -> Answer:
         return _page(list(self.jobs.values()), request)

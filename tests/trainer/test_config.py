@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, check, learning_rate_at, resolve
+from tunesmith_trainer.config import Facts, Start, TrainingConfig, Wanted, check, learning_rate_at, resolve
 from tunesmith_trainer.errors import BadSpec
 
 AUTO = Wanted(full_weights=False, seed=1)
@@ -63,6 +63,14 @@ def test_every_number_has_a_reason() -> None:
     ]  # fmt: skip
     assert all(one.reason and one.value for one in resolutions)
     assert config.total_steps == config.steps_per_pass * config.n_epochs
+
+
+@pytest.mark.parametrize(("start", "why"), [("base", "requested"), ("adapter", "that of the adapter")])
+def test_a_given_rank_is_the_jobs_or_that_of_the_adapter_it_goes_on_from(start: Start, why: str) -> None:
+    _, resolutions = resolve(replace(AUTO, lora_rank=4, lora_alpha=8, start=start), SMOLLM2)
+    reasons = {one.name: one.reason for one in resolutions}
+    assert reasons["lora_rank"] == reasons["lora_alpha"]
+    assert reasons["lora_rank"].startswith(why)
 
 
 @given(st.integers(1, 20_000), st.integers(1, 50))

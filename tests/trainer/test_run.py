@@ -322,6 +322,7 @@ def test_a_preflight_resolves_every_number(server: TrainingServer, run_attempt: 
     assert {field.name for field, _ in found.hyperparameters.ListFields()} == names - {
         "beta",
         "early_stopping_patience",
+        "lora_targets",  # none are all layers
     }
     assert {one.name for one in found.report.resolved} >= {"n_epochs", "batch_size", "learning_rate", "lora_rank"}
     assert (found.rows, found.hyperparameters.n_epochs) == (18, 5)

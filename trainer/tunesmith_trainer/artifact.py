@@ -67,17 +67,10 @@ class ArtifactWriter:
     def _write_merged(self, folder: Path) -> None:
         """Beside the adapter in `folder`, the whole model that it makes of the base, in the base's dtype."""
         model = load_as_stored(self._base_folder)
-        self._attach(model, folder)
+        lora.attach_saved(model, folder)
         lora.merge(model)
         model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
         self._copy_small_files(folder)
-
-    def _attach(self, model: nn.Module, folder: Path) -> None:
-        config = self._config
-        lora.attach(
-            model, config.lora_rank, config.lora_alpha, config.seed, config.lora_targets, use_rslora=config.use_rslora
-        )
-        lora.load(model, folder)
 
     def _copy_small_files(self, folder: Path) -> None:
         """Tokenizer, template and configuration are the base's own, byte for byte."""
@@ -93,7 +86,7 @@ class ArtifactWriter:
             tuned = load_for_generation(folder, device)
         else:
             tuned = load_for_generation(self._base_folder, device)
-            self._attach(tuned, folder)
+            lora.attach_saved(tuned, folder)
         pairs = zip(self._prompts, self._answers(tuned), self._base_answers, strict=True)
         prompts = [
             {

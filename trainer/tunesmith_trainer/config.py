@@ -10,6 +10,7 @@ from tunesmith_trainer.errors import BadSpec, Problem
 
 LongRows = Literal["fail", "cut", "drop"]
 Method = Literal["supervised", "dpo", "continued_pretraining"]
+Start = Literal["base", "adapter", "tuned_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Wanted:
 
     `max_rank` and `max_context_length` are what serving accepts.
     `long_rows` is what becomes of rows over the context: the job fails, or they are cut at the end or dropped.
+    `start` is what the run goes on from: the base model, a tuned adapter on it, or tuned weights in place of its own.
     """
 
     full_weights: bool
@@ -36,6 +38,7 @@ class Wanted:
     method: Method = "supervised"
     beta: float | None = None
     early_stopping_patience: int | None = None
+    start: Start = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
         beta=beta,
         early_stopping_patience=wanted.early_stopping_patience,
     )
-    why_alpha = "requested" if wanted.lora_alpha is not None else "fixed, so that the learning rate is free of the rank"
+    why_alpha = "fixed, so that the learning rate is free of the rank" if wanted.lora_alpha is None else _given(wanted)
     resolutions = [
         Resolution("n_epochs", str(n_epochs), why_epochs),
         Resolution("batch_size", str(batch_size), why_batch),
@@ -224,10 +227,14 @@ def _learning_rate(wanted: Wanted, facts: Facts, total_steps: int) -> tuple[floa
 
 def _rank(wanted: Wanted) -> tuple[int, str]:
     if wanted.lora_rank is not None:
-        return wanted.lora_rank, "requested"
+        return wanted.lora_rank, _given(wanted)
     if 0 < wanted.max_rank < 16:
         return wanted.max_rank, "the highest rank that serving accepts"
     return 16, "enough for data sets of this kind, and every serving engine accepts it"
+
+
+def _given(wanted: Wanted) -> str:
+    return "requested" if wanted.start != "adapter" else "that of the adapter which the job goes on from"
 
 
 def _out_of_range(name: str, what: str) -> BadSpec:

@@ -75,6 +75,13 @@ def attach(
     return names
 
 
+def attach_saved(model: nn.Module, folder: Path) -> None:
+    """Attaches the adapter that `save` wrote into `folder`. Raises what `load` raises."""
+    saved = json.loads((folder / CONFIG_FILE).read_bytes())
+    attach(model, saved["r"], saved["lora_alpha"], 0, saved["target_modules"], use_rslora=saved["use_rslora"])
+    load(model, folder)
+
+
 def merge(model: nn.Module) -> None:
     """Adds every delta to its layer's weight, in float32, and leaves a plain model, for which no adapter is needed."""
     for name, layer in list(_layers(model)):

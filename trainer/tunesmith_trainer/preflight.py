@@ -24,7 +24,10 @@ _ROW_KINDS: dict[Method, RowKind] = {"supervised": "chat", "dpo": "preference", 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Rows ready to be trained on and evaluated with, and every number of the run."""
+    """Rows ready to be trained on and evaluated with, and every number of the run.
+
+    `merged`: what adapters learn is served as whole weights, since engines could not load them on the base model.
+    """
 
     training: list[Example]
     evaluation: list[Example]
@@ -33,11 +36,7 @@ class Prepared:
     resolutions: list[Resolution]
     notes: list[str]
     model: ModelFacts
-
-    @property
-    def merged(self) -> bool:
-        """Whether what adapters learn is served as whole weights."""
-        return self.model.served_merged and not self.config.full_weights
+    merged: bool
 
     @property
     def tokens(self) -> int:
@@ -157,9 +156,11 @@ def _prepared(
     )
     config, resolutions = resolve(wanted, facts)
     notes = _evaluation_notes(validation, evaluation)
-    if model.served_merged and not wanted.full_weights:
-        notes.append(f"Engines load no adapters for {model.model_type}: what they learn is merged into the weights.")
-    return Prepared(examples, evaluation, validation is None, config, resolutions, notes, model)
+    merged = not wanted.full_weights and (model.served_merged or wanted.start == "tuned_weights")
+    if merged:
+        which = f"for {model.model_type}" if model.served_merged else "on tuned weights"
+        notes.append(f"Engines load no adapters {which}: what they learn is merged into the weights.")
+    return Prepared(examples, evaluation, validation is None, config, resolutions, notes, model, merged)
 
 
 def _split(training: list[Example], validation: list[Example] | None, seed: int) -> tuple[list[Example], list[Example]]:

@@ -54,6 +54,8 @@ def completion(prepared: Prepared, findings: Findings) -> pb.CompletePreflightRe
             lora_alpha=config.lora_alpha,
             context_length=config.context_length,
             beta=config.beta if config.method == "dpo" else None,
+            lora_targets=config.lora_targets,
+            use_rslora=None if config.full_weights else config.use_rslora,
             early_stopping_patience=config.early_stopping_patience,
         ),
         learning_rate=config.learning_rate,

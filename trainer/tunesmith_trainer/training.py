@@ -23,7 +23,7 @@ from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.rendering import Renderer, load_tokenizer
 from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.results import wire_evaluation, write_results
-from tunesmith_trainer.workspace import resume_folder
+from tunesmith_trainer.workspace import adapter_folder, resume_folder
 
 
 class Training:
@@ -53,12 +53,13 @@ class Training:
         self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
     def load_model(self) -> None:
-        """Loads the base model, fresh adapters on it where the run trains adapters."""
+        """Loads the model that the run starts from, with adapters on it where the run trains adapters."""
         self._report("loading")
         hardware, config = self._hardware, self._data.config
         self._reporter.add_event(f"Training on {hardware.device.type} in {hardware.dtype}: {hardware.reason}.")
         allocator.keep_freed_memory()
         self._model: nn.Module = load(self._base, hardware)
+        start = adapter_folder(self._spec, self._work)
         if not config.full_weights:
             lora.attach(
                 self._model,
@@ -68,9 +69,15 @@ class Training:
                 config.lora_targets,
                 use_rslora=config.use_rslora,
             )
+            if start:
+                lora.load(self._model, start)
+        elif start:
+            lora.attach_saved(self._model, start)
+            lora.merge(self._model)
+            self._model.requires_grad_(requires_grad=True)
 
     def evaluate_base(self) -> Measured:
-        """Scores evaluation rows and guard set before anything is learnt: fresh adapters change nothing."""
+        """Scores evaluation rows and guard set with what the run starts from: fresh adapters change nothing."""
         self._report("evaluating")
         data, pack_tokens, check = self._data, self._hardware.pack_tokens, self._reporter.check
         for examples in (data.training, data.evaluation):

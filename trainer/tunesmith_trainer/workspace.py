@@ -1,11 +1,11 @@
-"""Owns what a run has on its disk: base model, data files, the checkpoint to go on from; and the spec in our own words.
+"""Owns what a run has on its disk: the model to start from, data, a checkpoint to resume; and the spec in our words.
 Must not know torch or what is done with the files."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer.config import LongRows, Method, Wanted
+from tunesmith_trainer.config import LongRows, Method, Start, Wanted
 from tunesmith_trainer.errors import BadSpec, Problem
 from tunesmith_trainer.preflight import Examined, Prepared, examine, prepare
 from tunesmith_trainer.row_checks import Watch
@@ -17,6 +17,7 @@ _METHODS: dict[str, Method] = {
     "dpo": "dpo",
     "continued_pretraining": "continued_pretraining",
 }
+_STARTS: dict[int, Start] = {pb.ARTIFACT_KIND_ADAPTER: "adapter", pb.ARTIFACT_KIND_FULL: "tuned_weights"}
 _LONG_ROWS: dict[int, LongRows] = {pb.LONG_ROWS_CUT: "cut", pb.LONG_ROWS_DROP: "drop"}
 
 
@@ -31,7 +32,12 @@ def examine_run(spec: pb.TrainingSpec, base: Path, work: Path, watch: Watch) -> 
 
 
 def base_model(spec: pb.TrainingSpec, cache: Path, work: Path, *, weights: bool) -> Path:
-    """Folder of the base model. Without `weights` the small files suffice, and a cold cache stays cold."""
+    """Folder of the base model, or of the tuned weights that the run goes on from in its place.
+
+    Without `weights` the small files suffice, which both have alike, and a cold cache stays cold.
+    """
+    if weights and spec.warm_start.kind == pb.ARTIFACT_KIND_FULL:
+        return _start_folder(spec, work)
     base = spec.base_model
     files = [_remote(file) for file in base.files]
     if weights or (cache / "base_models" / base.revision).is_dir():
@@ -41,8 +47,13 @@ def base_model(spec: pb.TrainingSpec, cache: Path, work: Path, *, weights: bool)
     return folder
 
 
+def adapter_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
+    """Folder of the tuned adapter that the run goes on from, if the spec names one."""
+    return _start_folder(spec, work) if spec.warm_start.kind == pb.ARTIFACT_KIND_ADAPTER else None
+
+
 def resume_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
-    """Folder of the checkpoint to go on from, if the spec names one."""
+    """Folder of this job's checkpoint to go on from, if the spec names one."""
     if not spec.HasField("resume"):
         return None
     folder = work / "resume"
@@ -68,6 +79,8 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         ),
         lora_rank=numbers.lora_rank if numbers.HasField("lora_rank") else None,
         lora_alpha=numbers.lora_alpha if numbers.HasField("lora_alpha") else None,
+        lora_targets=tuple(numbers.lora_targets),
+        use_rslora=numbers.use_rslora if numbers.HasField("use_rslora") else None,
         context_length=numbers.context_length if numbers.HasField("context_length") else None,
         early_stopping_patience=(
             numbers.early_stopping_patience if numbers.HasField("early_stopping_patience") else None
@@ -77,7 +90,14 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         long_rows=_LONG_ROWS.get(spec.long_rows, "fail"),
         method=_METHODS[spec.method],
         beta=numbers.beta if numbers.HasField("beta") else None,
+        start=_STARTS.get(spec.warm_start.kind, "base"),
     )
+
+
+def _start_folder(spec: pb.TrainingSpec, work: Path) -> Path:
+    folder = work / "start"
+    download([_remote(file) for file in spec.warm_start.files], folder)
+    return folder
 
 
 def _data_files(spec: pb.TrainingSpec, work: Path) -> tuple[Path, Path | None]:

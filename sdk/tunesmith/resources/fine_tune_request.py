@@ -5,7 +5,7 @@ Must not know how it is sent.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypedDict
 
 Auto = Literal["auto"]
@@ -16,7 +16,7 @@ class FineTuneRequest(TypedDict, total=False):
     """The arguments of `create` and `estimate`; what is left out is chosen by the server and shown in its answer."""
 
     model: Required[str]
-    """The base model."""
+    """A base model, or a tuned model or checkpoint of the project to go on from."""
     training_file: Required[FilePath]
     """A file id, or a local path, which is uploaded unless its bytes are stored already."""
     validation_file: FilePath | None
@@ -32,7 +32,7 @@ class FineTuneRequest(TypedDict, total=False):
     learning_rate_multiplier: float | Auto | None
     """Factor on the server's own learning rate."""
     beta: float | Auto | None
-    """Of dpo: weight of staying near the base model, above 0 and up to 2."""
+    """Of dpo: weight of staying near the model that the job starts from, above 0 and up to 2."""
     method: str | Mapping[str, object]
     """`supervised`, `dpo`, `continued_pretraining`, or OpenAI's whole `method` object with the hyperparameters."""
     weights: Literal["lora", "full"] | None
@@ -41,6 +41,10 @@ class FineTuneRequest(TypedDict, total=False):
     """Size of the adapter."""
     lora_alpha: float | Auto | None
     """Strength of the adapter."""
+    lora_targets: Sequence[str] | None
+    """Which layers get adapters: "attention", "mlp" or ends of modules' names; every linear layer but the head else."""
+    use_rslora: bool | None
+    """Scale the adapter by alpha / √rank instead of alpha / rank."""
     long_rows: Literal["fail", "cut", "drop"] | None
     """What becomes of rows that are longer than the model's context."""
     early_stopping_patience: int | Auto | None
@@ -59,65 +63,39 @@ class FineTuneRequest(TypedDict, total=False):
     """The same, counted for each device."""
 
 
-def fine_tune_body(
-    *,
-    model: str,
-    training_file: FilePath,
-    validation_file: FilePath | None = None,
-    suffix: str | None = None,
-    seed: int | None = None,
-    n_epochs: int | Auto | None = None,
-    batch_size: int | Auto | None = None,
-    learning_rate_multiplier: float | Auto | None = None,
-    beta: float | Auto | None = None,
-    method: str | Mapping[str, object] = "supervised",
-    weights: Literal["lora", "full"] | None = None,
-    lora_rank: int | Auto | None = None,
-    lora_alpha: float | Auto | None = None,
-    long_rows: Literal["fail", "cut", "drop"] | None = None,
-    early_stopping_patience: int | Auto | None = None,
-    metadata: Mapping[str, str] | None = None,
-    auto_start: bool | None = None,
-    priority: int | None = None,
-    devices: int | Auto | None = None,
-    max_run_seconds: int | None = None,
-    max_device_seconds: int | None = None,
-) -> dict[str, object]:
+def fine_tune_body(asked: FineTuneRequest) -> dict[str, object]:
     """Return the body of the request; files are still as they were given.
 
     Raises:
         TypeError: an argument is unknown or missing.
     """
-    numbers = _given(
-        n_epochs=n_epochs, batch_size=batch_size, learning_rate_multiplier=learning_rate_multiplier, beta=beta
-    )
-    training = _given(
-        weights=weights,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        long_rows=long_rows,
-        early_stopping_patience=early_stopping_patience,
-    )
-    scheduling = _given(
-        priority=priority, devices=devices, max_run_seconds=max_run_seconds, max_device_seconds=max_device_seconds
-    )
-    return _given(
-        model=model,
-        training_file=training_file,
-        validation_file=validation_file,
-        suffix=suffix,
-        seed=seed,
-        method=_method_object(method, numbers),
-        training=training or None,
-        metadata=metadata,
-        auto_start=auto_start,
-        scheduling=scheduling or None,
-    )
+    _check_names(asked)
+    body: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+    numbers, training, scheduling = (_taken(body, names) for names in (_NUMBERS, _TRAINING, _SCHEDULING))
+    body["method"] = _method_object(asked.get("method", "supervised"), numbers)
+    if training:
+        body["training"] = training
+    if scheduling:
+        body["scheduling"] = scheduling
+    return body
 
 
-def _given(**values: object) -> dict[str, object]:
-    """Return what is not None: the server chooses the rest."""
-    return {name: value for name, value in values.items() if value is not None}
+_NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
+_TRAINING = ("weights", "lora_rank", "lora_alpha", "lora_targets", "use_rslora", "long_rows", "early_stopping_patience")
+_SCHEDULING = ("priority", "devices", "max_run_seconds", "max_device_seconds")
+
+
+def _check_names(asked: FineTuneRequest) -> None:
+    unknown = sorted(asked.keys() - FineTuneRequest.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"There is no argument {', '.join(unknown)}.")
+    missing = [name for name in ("model", "training_file") if name not in asked]
+    if missing:
+        raise TypeError(f"The argument {', '.join(missing)} is missing.")
+
+
+def _taken(body: dict[str, object], names: Sequence[str]) -> dict[str, object]:
+    return {name: body.pop(name) for name in names if name in body}
 
 
 def _method_object(method: str | Mapping[str, object], hyperparameters: Mapping[str, object]) -> Mapping[str, object]:

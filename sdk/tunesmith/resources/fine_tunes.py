@@ -224,7 +224,7 @@ class AsyncFineTunes(AsyncResource):
         return job
 
     async def _body(self, asked: FineTuneRequest) -> Mapping[str, object]:
-        body = fine_tune_body(**asked)
+        body = fine_tune_body(asked)
         body["training_file"] = await self._file_id(asked["training_file"])
         validation_file = asked.get("validation_file")
         if validation_file is not None:

@@ -185,6 +185,10 @@ class FineTuneRow(Base):
     """Retries used so far, by cause."""
 
     base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    start_model: Mapped[str | None] = mapped_column(Text)
+    """The tuned model on that base model that the job goes on from, as it was named; NULL: the base model itself."""
+    start_revision: Mapped[str | None]
+    """What that name stood for when the job was made; it stays while the job has not ended."""
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     method: Mapped[str]
@@ -193,7 +197,7 @@ class FineTuneRow(Base):
     """Last part of the model name."""
     seed: Mapped[int]
     requested: Mapped[JsonObject]
-    """weights and n_epochs, batch_size, learning_rate_multiplier, lora_rank, lora_alpha; a number absent means auto."""
+    """weights, the method's numbers and what `training` holds; what is absent means auto."""
     resolved: Mapped[JsonObject | None]
     """The same, every number set, plus context_length, learning_rate, total_steps, base_revision; after preflight."""
     user_metadata: Mapped[JsonObject | None]

@@ -50,8 +50,8 @@ class EstimatesService:
         now = int(self._core.clock())
         async with self._core.database.write() as session:
             found = await references.find(session, principal.project_id, request, now)
-            base_model_id = policy.check_references(found, request, self._core.settings)
-            row = new_row(new_id("ftest-"), principal, request, base_model_id, now)
+            origin = policy.check_references(found, request, self._core.settings)
+            row = new_row(new_id("ftest-"), principal, request, origin, now)
             row.kind, row.auto_start = repository.ESTIMATE, False
             await repository.insert(session, row, events.created(row.id))
         self._wake()

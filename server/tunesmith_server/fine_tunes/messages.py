@@ -154,7 +154,10 @@ def _tagged(message: pb.Method | pb.Integration) -> dict[str, Any]:
 
 
 def _fields(message: pb.Hyperparameters | pb.Training | pb.SchedulingOptions) -> dict[str, Any]:
-    return {field.name: value for field, value in message.ListFields()}
+    return {
+        field.name: list(value) if field.is_repeated else value  # REST has plain lists
+        for field, value in message.ListFields()
+    }
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

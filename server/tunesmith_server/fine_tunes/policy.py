@@ -1,4 +1,4 @@
-"""Owns what an installation allows of a create call: base model, files, method, rank, integrations, idempotency key.
+"""Owns what an installation allows of a create call: model, files, method, rank, integrations, idempotency key.
 
 It must not know how a job is stored; shape is checked before, in schemas.py.
 """
@@ -9,9 +9,9 @@ import re
 
 from tunesmith_server.config import Settings
 from tunesmith_server.db.tables import FileRow
-from tunesmith_server.errors import InvalidRequestError
+from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.executors.base import MAX_DEVICES_PER_RUN
-from tunesmith_server.fine_tunes.references import References
+from tunesmith_server.fine_tunes.references import ADAPTER_SETTINGS, Origin, References
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 
 METHODS = ("supervised", "dpo", "continued_pretraining")
@@ -38,18 +38,53 @@ def check_options(request: CreateFineTune, settings: Settings) -> None:
         raise InvalidRequestError("too_many_devices", message, param="scheduling.devices")
 
 
-def check_references(found: References, request: CreateFineTune, settings: Settings) -> str:
-    """The base model's id; raises InvalidRequestError when it or a file does not exist (any more) or cannot be used."""
-    if found.base_model_id is None:
-        message = f"The model {request.model!r} cannot be fine-tuned here. GET /v1/models lists the base models."
-        raise InvalidRequestError("model_not_found", message, param="model")
+def check_references(found: References, request: CreateFineTune, settings: Settings) -> Origin:
+    """What the job starts from; raises InvalidRequestError when that or a file does not exist or cannot be used.
+
+    A tuned model that is deleted or not the project's raises NotFoundError, as wherever else its name is said.
+    """
+    origin = _usable(found.origin, request)
     for param, file_id, min_rows in (
         ("training_file", request.training_file, _least_rows(request, settings)),
         ("validation_file", request.validation_file, 1),
     ):
         if file_id is not None:
             _check_file(found.files.get(file_id), file_id, param, min_rows)
-    return found.base_model_id
+    return origin
+
+
+def _usable(origin: Origin | None, request: CreateFineTune) -> Origin:
+    if origin is None:
+        message = (
+            f"The model {request.model!r} cannot be fine-tuned here. GET /v1/models lists the base models, "
+            "and the project's tuned models, which can be tuned further."
+        )
+        kind = NotFoundError if request.model.startswith("ft:") else InvalidRequestError
+        raise kind("model_not_found", message, param="model")
+    if origin.deleted:
+        message = f"The model {request.model} was deleted or is no longer kept. Start from another one."
+        raise NotFoundError("model_deleted", message, param="model")
+    if origin.adapter and request.training.weights == "lora":
+        _check_adapter(origin, request)
+    return origin
+
+
+def _check_adapter(origin: Origin, request: CreateFineTune) -> None:
+    """Raises InvalidRequestError when the adapter that is to be continued would have to be another one."""
+    for name in ADAPTER_SETTINGS:
+        asked, own = getattr(request.training, name), origin.adapter.get(name)
+        if asked not in ("auto", None) and not _is_same(asked, own):
+            message = (
+                f"The adapter of {request.model} has another {name}, which training it further cannot change. "
+                f"Leave {name} out, or start from the base model."
+            )
+            raise InvalidRequestError("warm_start_mismatch", message, param=f"training.{name}")
+
+
+def _is_same(asked: object, own: object) -> bool:
+    if isinstance(asked, list):
+        return isinstance(own, list) and set(asked) == set(own)
+    return (asked or None) == own
 
 
 def _least_rows(request: CreateFineTune, settings: Settings) -> int:
@@ -88,7 +123,7 @@ def _check_training(request: CreateFineTune, max_lora_rank: int) -> None:
     if training.lora_rank != "auto" and training.lora_rank > max_lora_rank:
         message = f"Serving engines here load adapters up to rank {max_lora_rank}. Ask for at most {max_lora_rank}."
         raise InvalidRequestError("lora_rank_too_high", message, param="training.lora_rank")
-    for name in ("lora_rank", "lora_alpha"):
-        if training.weights == "full" and getattr(training, name) != "auto":
+    for name in ADAPTER_SETTINGS:
+        if training.weights == "full" and getattr(training, name) not in ("auto", None):
             message = f"Full weights have no {name}. Leave it out or set training.weights to lora."
             raise InvalidRequestError("invalid_value", message, param=f"training.{name}")

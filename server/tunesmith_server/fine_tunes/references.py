@@ -1,4 +1,4 @@
-"""Owns what a create call refers to: its project's quotas, its base model and its files, read in one statement.
+"""Owns what a create call refers to: its project's quotas, the model to start from and its files.
 
 It must not know what is allowed; policy.py decides.
 """
@@ -6,24 +6,41 @@ It must not know what is allowed; policy.py decides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import BaseModelRow, FileRow, ProjectRow
+from tunesmith_server.db.tables import BaseModelRow, FileRow, FineTuneRow, ModelRow, ProjectRow, RevisionRow
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 from tunesmith_server.paging import is_id
 from tunesmith_server.registry import repository as registry
+from tunesmith_server.registry.manifest import ArtifactKind
+
+ADAPTER_SETTINGS = ("lora_rank", "lora_alpha", "lora_targets", "use_rslora")
+"""What an adapter has for good: names of `training`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a job starts from: a base model, or a tuned model of the project's on it."""
+
+    base_model_id: str
+    model: str | None = None
+    """The tuned model's name."""
+    revision: str | None = None
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    """ADAPTER_SETTINGS of the tuned model, rank and alpha always, the others where set; empty for whole weights."""
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class References:
     """What was found of it."""
 
-    base_model_id: str | None
-    """None: there is no base model of the name that was asked for."""
+    origin: Origin | None
+    """None: there is no such base model, and no such tuned model of this project's."""
     files: Mapping[str, FileRow]
     """By id; files that are deleted, expired or another project's are left out."""
     quotas: Mapping[str, Any]
@@ -31,7 +48,11 @@ class References:
 
 
 async def find(session: AsyncSession, project_id: str, request: CreateFineTune, now: int) -> References:
-    """Reads what the request names; text that cannot be a name or an id of ours is found nowhere."""
+    """Reads what the request names; text that cannot be a name or an id of ours is found nowhere.
+
+    Whoever goes on to store a job that starts from a tuned model does so in the same transaction: it holds the
+    model's weights until then.
+    """
     model = request.model if request.model.isprintable() else ""
     file_ids = [each for each in (request.training_file, request.validation_file) if each is not None and is_id(each)]
     values = {"project_id": project_id, "model": model, "file_ids": file_ids, "now": now}
@@ -40,11 +61,41 @@ async def find(session: AsyncSession, project_id: str, request: CreateFineTune, 
     if base_model_id is None and model:
         base = await registry.find_base_model(session, model)  # by an alias
         base_model_id = None if base is None else base.id
+    if base_model_id is None:
+        origin = await _tuned(session, project_id, model) if model else None
+    else:
+        origin = Origin(base_model_id)
     return References(
-        base_model_id=base_model_id,
+        origin=origin,
         files={row.FileRow.id: row.FileRow for row in rows if row.FileRow is not None},
         quotas=rows[0].quotas if rows else {},
     )
+
+
+async def _tuned(session: AsyncSession, project_id: str, name: str) -> Origin | None:
+    """What may be prompted because another project shares it is not found: its weights are not for others."""
+    await registry.hold_changes(session)  # so that a checkpoint is not retired before the job that needs it is stored
+    query = (
+        select(ModelRow, RevisionRow, FineTuneRow.resolved)
+        .join(RevisionRow, RevisionRow.id == ModelRow.revision)
+        .join(FineTuneRow, FineTuneRow.id == ModelRow.job_id)
+        .where(ModelRow.name == name, ModelRow.project_id == project_id)
+    )
+    found = (await session.execute(query)).first()
+    if found is None:
+        return None
+    model, revision, made_with = found
+    return Origin(
+        revision.base_model_id,
+        model=model.name,
+        revision=revision.id,
+        adapter=_adapter(made_with or {}) if revision.kind == ArtifactKind.ADAPTER else {},
+        deleted=model.deleted_at is not None,
+    )
+
+
+def _adapter(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: made_with[name] for name in ADAPTER_SETTINGS if made_with.get(name)}
 
 
 _BASE_MODEL_ID = select(BaseModelRow.id).where(BaseModelRow.id == bindparam("model")).scalar_subquery()

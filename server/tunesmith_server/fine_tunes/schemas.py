@@ -23,6 +23,7 @@ from tunesmith_server.fine_tunes.method_shapes import (
 )
 
 LongRows = Literal["fail", "cut", "drop"]
+LoraTarget = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_SEED = 2**31 - 1
@@ -49,13 +50,17 @@ def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
 
 
 class Training(BaseModel):
-    """Tunesmith's own options; alpha and rank are of use for LoRA only, `long_rows` is about rows over the context."""
+    """Tunesmith's own options; those of adapters are for LoRA only, `long_rows` is about rows over the context."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: Literal["lora", "full"] = "lora"
     lora_rank: Annotated[int | Auto, integer_or_auto(1, 512)] = "auto"
     lora_alpha: Annotated[float | Auto, number_or_auto(4096)] = "auto"
+    lora_targets: Annotated[list[LoraTarget], Field(min_length=1, max_length=64)] | None = None
+    """attention, mlp, or ends of modules' names; null: every linear layer but the head."""
+    use_rslora: Annotated[bool, Field(strict=True)] | None = None
+    """Scale the adapter by alpha / √rank instead of alpha / rank; null: no."""
     long_rows: LongRows = "fail"
     early_stopping_patience: Annotated[int | Auto, integer_or_auto(1, 50)] = "auto"
     """Passes that may end without a better validation loss before the run stops; auto: never."""
@@ -99,7 +104,7 @@ class CreateFineTune(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Annotated[str, Field(min_length=1, max_length=512)]
     training_file: Annotated[str, Field(min_length=1, max_length=200)]
     validation_file: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     suffix: Annotated[str, AfterValidator(_check_suffix)] | None = None
@@ -154,11 +159,13 @@ MethodObject = Annotated[SupervisedObject | DpoObject | ContinuedPretrainingObje
 
 
 class TrainingObject(BaseModel):
-    """Tunesmith's own options in use; rank and alpha are null for full weights."""
+    """Tunesmith's own options in use; those of LoRA are null for full weights."""
 
     weights: Literal["lora", "full"]
     lora_rank: int | Auto | None
     lora_alpha: float | Auto | None
+    lora_targets: list[str] | None
+    use_rslora: bool | None
     long_rows: LongRows
     early_stopping_patience: int | Auto
 

@@ -20,6 +20,7 @@ from tunesmith_server.errors import ConflictError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import events, policy, references, repository, steering, views
 from tunesmith_server.fine_tunes.lookup import require_job
+from tunesmith_server.fine_tunes.references import Origin
 from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.ids import new_id
@@ -59,8 +60,8 @@ class FineTunesService:
 
         `repeated`: the client says that it sends the call again; without a key, a job that the same body made in
         the last ten minutes is the answer.
-        Raises InvalidRequestError with the parameter at fault, ConflictError (`idempotency_conflict`) or
-        QuotaExceededError.
+        Raises InvalidRequestError or NotFoundError with the parameter at fault, ConflictError (`idempotency_conflict`)
+        or QuotaExceededError.
         """
         policy.check_idempotency_key(idempotency_key)
         policy.check_options(request, self._core.settings)
@@ -150,10 +151,10 @@ class FineTunesService:
                 if made is not None:
                     return made
             found = await references.find(session, project_id, request, now)
-            base_model_id = policy.check_references(found, request, self._core.settings)
+            origin = policy.check_references(found, request, self._core.settings)
             max_jobs = quotas.read_quotas(found.quotas, self._core.settings).max_jobs
             await quotas.require_job(session, max_jobs, project_id)
-            job = new_row(new_id("ftjob-"), principal, request, base_model_id, now)
+            job = new_row(new_id("ftjob-"), principal, request, origin, now)
             if key:
                 row = IdempotencyRow(
                     project_id=project_id, key=key, body_hash=hashed, resource_id=job.id, created_at=now
@@ -165,9 +166,11 @@ class FineTunesService:
         return job
 
 
-def new_row(row_id: str, principal: Principal, request: CreateFineTune, base_model_id: str, now: int) -> FineTuneRow:
+def new_row(row_id: str, principal: Principal, request: CreateFineTune, origin: Origin, now: int) -> FineTuneRow:
     """The row of a new job, not stored yet."""
     asked = request.effective_hyperparameters.model_dump() | request.training.model_dump()
+    if request.training.weights == "lora":
+        asked |= origin.adapter
     wishes = request.scheduling
     return FineTuneRow(
         id=row_id,
@@ -183,14 +186,16 @@ def new_row(row_id: str, principal: Principal, request: CreateFineTune, base_mod
         max_device_seconds=wishes.max_device_seconds,
         not_before=float(now),
         retries={},
-        base_model_id=base_model_id,
+        base_model_id=origin.base_model_id,
+        start_model=origin.model,
+        start_revision=origin.revision,
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         method="supervised" if request.method is None else request.method.type,
         suffix=request.suffix,
         name_id=new_id("", 8),
         seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
-        requested={name: value for name, value in asked.items() if value != "auto"},
+        requested={name: value for name, value in asked.items() if value not in ("auto", None)},
         user_metadata=request.metadata,
         body_hash=body_hash(request),
         key_id=principal.key_id,

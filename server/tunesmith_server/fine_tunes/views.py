@@ -45,7 +45,7 @@ def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneOb
         id=job.id,
         created_at=job.created_at,
         finished_at=job.finished_at,
-        model=job.base_model_id,
+        model=job.start_model or job.base_model_id,
         fine_tuned_model=job.fine_tuned_model,
         organization_id=job.project_id,
         status=status(job),
@@ -86,6 +86,8 @@ def training_of(job: FineTuneRow) -> TrainingObject:
         weights=requested["weights"],
         lora_rank=numbers.get("lora_rank", "auto") if lora else None,
         lora_alpha=numbers.get("lora_alpha", "auto") if lora else None,
+        lora_targets=numbers.get("lora_targets") if lora else None,
+        use_rslora=numbers.get("use_rslora", False) if lora else None,
         long_rows=requested.get("long_rows", "fail"),  # jobs of earlier releases have none
         early_stopping_patience=requested.get("early_stopping_patience", "auto"),
     )

@@ -86,7 +86,9 @@ def run_event(message: pb.RunEvent) -> NewEvent:
 
 def resolved(message: pb.CompletePreflightRequest, requested: dict[str, Any]) -> dict[str, Any]:
     """Every number of the job; raises InvalidRequestError when the run left one out."""
-    numbers = {field.name: value for field, value in message.hyperparameters.ListFields()}
+    numbers: dict[str, Any] = {
+        field.name: list(value) if field.is_repeated else value for field, value in message.hyperparameters.ListFields()
+    }
     needed = {"n_epochs", "batch_size", "learning_rate_multiplier", "context_length"}
     if requested["weights"] == "lora":
         needed |= {"lora_rank", "lora_alpha"}

@@ -22,7 +22,9 @@ from tunesmith_server.db.tables import (
     ModelRow,
     StepMetricRow,
 )
-from tunesmith_server.fine_tunes.state import TERMINAL
+from tunesmith_server.fine_tunes.state import TERMINAL, State
+
+_UNENDED = [state.value for state in State if state not in TERMINAL]
 
 
 async def known_steps(session: AsyncSession, job_id: str, metrics: Sequence[JsonObject]) -> set[int]:
@@ -90,11 +92,22 @@ async def jobs_with_more_checkpoints(session: AsyncSession, than: int, limit: in
 
 
 async def referred_checkpoints(session: AsyncSession, job_id: str) -> set[str]:
-    """Ids of the job's checkpoints that are shared with a project or that a model other than their own stands for."""
+    """Ids of the job's checkpoints that others need.
+
+    They are shared with a project, or a model other than their own stands for them, or a job starts from them.
+    """
     shared = select(CheckpointPermissionRow.checkpoint_id)
     named = select(ModelRow.revision).where(ModelRow.checkpoint.is_(False), ModelRow.deleted_at.is_(None))
+    started = select(FineTuneRow.start_revision).where(
+        FineTuneRow.state.in_(_UNENDED), FineTuneRow.start_revision.is_not(None)
+    )
     query = select(CheckpointRow.id).where(
-        CheckpointRow.job_id == job_id, or_(CheckpointRow.id.in_(shared), CheckpointRow.revision.in_(named))
+        CheckpointRow.job_id == job_id,
+        or_(
+            CheckpointRow.id.in_(shared),
+            CheckpointRow.revision.in_(named),
+            CheckpointRow.revision.in_(started),
+        ),
     )
     return set(await session.scalars(query))
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import FileRow, FineTuneRow
+from tunesmith_server.db.tables import FileRow, FineTuneRow, RevisionRow
 from tunesmith_server.errors import FencedError, UnavailableError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
@@ -21,6 +21,7 @@ from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.registry import repository as registry_repository
+from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.training import deliveries, preflights, reports, repository, results, spec
 from tunesmith_server.training.outcomes import Cause, Ending
@@ -140,6 +141,7 @@ class TrainingService:
         self, identity: AttemptIdentity, job: FineTuneRow, training_file: FileRow, validation_file: FileRow | None
     ) -> pb.TrainingSpec:
         async with self._core.database.read() as session:
+            start = await _start(session, job)
             base_revision = await _base_revision(session, job)
             newest = await repository.list_checkpoints(session, job.id, limit=1)
             checkpoint = newest[0] if newest else None
@@ -150,6 +152,8 @@ class TrainingService:
             validation_file=validation_file,
             base_revision=base_revision,
             base_files=await self._registry.revision_files(base_revision),
+            start_kind=ArtifactKind(start.kind) if start else None,
+            start_files=await self._registry.revision_files(start.id) if start else [],
             checkpoint=checkpoint,
             checkpoint_files=[*revision.files, *checkpoint.training_state] if checkpoint and revision else [],
         )
@@ -246,10 +250,18 @@ def _after_preflight(job: FineTuneRow) -> tuple[State, events.NewEvent]:
     return State.QUEUED, events.validated()
 
 
+async def _start(session: AsyncSession, job: FineTuneRow) -> RevisionRow | None:
+    """The tuned model that the job goes on from."""
+    return await registry_repository.get_revision(session, job.start_revision) if job.start_revision else None
+
+
 async def _base_revision(session: AsyncSession, job: FineTuneRow) -> str:
     """The base model's revision, the same one from preflight to the last attempt, whatever is imported meanwhile."""
     if job.resolved is not None:
         return str(job.resolved["base_revision"])
+    start = await _start(session, job)
+    if start is not None:
+        return start.base_revision
     base = await registry_repository.find_base_model(session, job.base_model_id)
     if base is None or base.revision is None:
         message = f"The base model {job.base_model_id} is not imported yet. Try again in a moment."

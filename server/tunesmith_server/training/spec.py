@@ -15,6 +15,7 @@ from tunesmith_server.config import Settings
 from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
 from tunesmith_server.files.dataset_check import is_plain_text
 from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import SignedFile
 from tunesmith_server.storage.base import ObjectStore
 
@@ -30,7 +31,10 @@ _NUMBERS = (
     "context_length",
     "beta",
     "early_stopping_patience",
+    "lora_targets",
+    "use_rslora",
 )
+_KINDS = {ArtifactKind.ADAPTER: pb.ARTIFACT_KIND_ADAPTER, ArtifactKind.FULL: pb.ARTIFACT_KIND_FULL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class Inputs:
     validation_file: FileRow | None
     base_revision: str
     base_files: list[SignedFile]
+    start_kind: ArtifactKind | None
+    """Of the tuned model that the job goes on from."""
+    start_files: list[SignedFile]
     checkpoint: CheckpointRow | None
     checkpoint_files: list[Mapping[str, Any]]
     """path, size and sha256 below the checkpoint's prefix: weights and training state."""
@@ -76,6 +83,9 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
     )
     if inputs.validation_file is not None:
         spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))
+    if inputs.start_kind is not None:
+        start = pb.WarmStart(kind=_KINDS[inputs.start_kind], files=_remote_files(inputs.start_files))
+        spec.warm_start.CopyFrom(start)
     if inputs.checkpoint is not None and spec.kind == pb.RUN_KIND_TRAINING:
         files = [
             SignedFile(**file, url=(await _get_url(store, f"{inputs.checkpoint.prefix}/{file['path']}", settings)))

@@ -70,6 +70,8 @@ class TestCreate:
             weights="lora",
             lora_rank=16,
             lora_alpha=32.0,
+            lora_targets=("attention",),
+            use_rslora=True,
             metadata={"team": "support"},
         )
         assert api.received[0].json == {
@@ -89,9 +91,28 @@ class TestCreate:
                     }
                 },
             },
-            "training": {"weights": "lora", "lora_rank": 16, "lora_alpha": 32.0},
+            "training": {
+                "weights": "lora",
+                "lora_rank": 16,
+                "lora_alpha": 32.0,
+                "lora_targets": ["attention"],
+                "use_rslora": True,
+            },
             "metadata": {"team": "support"},
         }
+
+    def test_from_a_tuned_model_of_the_project(self, api: FakeApi, client: Tunesmith) -> None:
+        tuned = "ft:smollm2-135m-instruct:default:tickets:abcd1234"
+        with pytest.raises(NotFoundError) as caught:
+            client.fine_tunes.create(model=tuned, training_file="file-abc", method="dpo")
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+        api.models[tuned] = api.models[MODEL] | {"id": tuned}
+
+        job = client.fine_tunes.create(model=tuned, training_file="file-abc", method="dpo", use_rslora=True)
+
+        assert job.model == tuned
+        assert job.training is not None
+        assert job.training.use_rslora is True
 
     def test_a_whole_method_object(self, api: FakeApi, client: Tunesmith) -> None:
         method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}}

@@ -78,6 +78,8 @@ async def test_a_job_has_every_key_on_the_wire(platform: Platform, client: httpx
             "weights": "lora",
             "lora_rank": "auto",
             "lora_alpha": "auto",
+            "lora_targets": None,
+            "use_rslora": False,
             "long_rows": "fail",
             "early_stopping_patience": "auto",
         },

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.fine_tunes.test_policy import tuned
 from tests.support.core import open_core
 from tests.support.factories import PRINCIPAL, Platform, make_platform, preflight_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -107,6 +108,14 @@ async def test_estimates_are_refused_for_what_jobs_are_refused_for(platform: Pla
     for changes in ({"model": "gpt-5"}, {"training_file": "file-x"}, {"training": {"lora_rank": 512}}):
         with pytest.raises(InvalidRequestError):
             await service(platform).create(PRINCIPAL, platform.request(**changes), 0)
+
+
+async def test_a_tuned_model_may_be_the_start(platform: Platform) -> None:
+    model = await tuned(platform)
+    shown = await service(platform).create(PRINCIPAL, platform.request(model=model), wait_seconds=0)
+    assert shown.model == model
+    identity = await platform.claim(shown.id)
+    assert (await platform.training.get_spec(identity)).warm_start.kind == pb.ARTIFACT_KIND_ADAPTER
 
 
 async def test_jobs_and_other_projects_estimates_are_no_estimates(platform: Platform) -> None:

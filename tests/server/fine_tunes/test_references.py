@@ -13,14 +13,14 @@ async def test_base_model_and_files_are_found_together(each_platform: Platform) 
     now = int(core.clock())
     first, second = await store_file(core), await store_file(core, expires_at=now + 1)
     found = await find(each_platform, BASE_ID, first, second, now)
-    assert (found.base_model_id, set(found.files)) == (BASE_ID, {first, second})
+    assert (found.origin, set(found.files)) == (references.Origin(BASE_ID), {first, second})
     assert set((await find(each_platform, BASE_ID, first, second, now + 1)).files) == {first}
 
 
 async def test_what_is_not_there_is_left_out(each_platform: Platform) -> None:
     deleted = await store_file(each_platform.core, deleted_at=1)
     found = await find(each_platform, "nothing", deleted, "no id \0", 1)
-    assert (found.base_model_id, found.files) == (None, {})
+    assert (found.origin, found.files) == (None, {})
 
 
 async def find(platform: Platform, model: str, training: str, validation: str, now: int) -> references.References:

@@ -45,6 +45,8 @@ async def test_a_new_job_echoes_what_was_asked_and_leaves_the_rest_to_auto(platf
         "weights": "lora",
         "lora_rank": 4,
         "lora_alpha": "auto",
+        "lora_targets": None,
+        "use_rslora": False,
         "long_rows": "fail",
         "early_stopping_patience": "auto",
     }
@@ -75,6 +77,8 @@ async def test_auto_is_replaced_once_the_data_was_read(platform: Platform) -> No
         "weights": "lora",
         "lora_rank": 8,
         "lora_alpha": 16.0,
+        "lora_targets": None,
+        "use_rslora": False,
         "long_rows": "fail",
         "early_stopping_patience": "auto",
     }
@@ -130,6 +134,7 @@ async def test_continued_pretraining_takes_a_single_text(platform: Platform) -> 
         ({"scheduling": {"devices": 99}}, "too_many_devices", "scheduling.devices"),
         ({"training": {"lora_rank": 65}}, "lora_rank_too_high", "training.lora_rank"),
         ({"training": {"weights": "full", "lora_rank": 8}}, "invalid_value", "training.lora_rank"),
+        ({"training": {"weights": "full", "use_rslora": True}}, "invalid_value", "training.use_rslora"),
     ],
 )
 async def test_a_request_that_policy_forbids_is_refused_and_leaves_nothing(

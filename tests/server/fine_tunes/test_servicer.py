@@ -74,7 +74,7 @@ async def test_what_is_made_here_is_the_same_job_there(platform: Platform, clien
         "learning_rate_multiplier": 0.5,
     }
     assert job.hyperparameters == request.hyperparameters
-    assert job.training == pb.Training(weights="lora", lora_rank=4, long_rows="fail")
+    assert job.training == pb.Training(weights="lora", lora_rank=4, use_rslora=False, long_rows="fail")
     assert (job.status, job.method, job.HasField("finished_at")) == ("validating_files", "supervised", False)
     assert await client.create(request) == job
     got = await client.stub.GetFineTune(pb.GetFineTuneRequest(id=job.id), metadata=client.metadata)
@@ -151,6 +151,18 @@ async def test_dpo_travels_like_on_rest(platform: Platform, client: Client) -> N
     job = await client.create(request)
 
     assert (job.method, job.hyperparameters.beta) == ("dpo", 0.5)
+
+
+async def test_adapter_settings_travel_like_on_rest(platform: Platform, client: Client) -> None:
+    request = pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file)
+    request.training.CopyFrom(pb.Training(lora_targets=["attention", "mlp"], use_rslora=True))
+    job = await client.create(request)
+
+    assert (list(job.training.lora_targets), job.training.use_rslora) == (["attention", "mlp"], True)
+    request.model = "ft:toy-base:other::nobodys"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.create(request)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_jobs_are_paused_resumed_and_followed(platform: Platform, client: Client) -> None:

@@ -163,6 +163,8 @@ async def test_full_weights_become_a_full_revision(platform: Platform) -> None:
         "weights": "full",
         "lora_rank": None,
         "lora_alpha": None,
+        "lora_targets": None,
+        "use_rslora": None,
         "long_rows": "fail",
         "early_stopping_patience": "auto",
     }

@@ -8,7 +8,7 @@ import pytest
 
 from tests.server.training.test_results import checkpoint_request, complete
 from tests.support.clock import MovableClock
-from tests.support.factories import PRINCIPAL, Platform
+from tests.support.factories import PRINCIPAL, Platform, preflight_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
@@ -103,6 +103,39 @@ async def test_the_checkpoint_that_is_the_model_stays(platform: Platform) -> Non
     await swept(platform)
 
     assert await steps(platform, identity.job_id) == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "succeeded"])
+async def test_a_checkpoint_that_a_job_starts_from_stays_until_that_has_ended(
+    each_platform: Platform, ending: str
+) -> None:
+    platform = each_platform
+    identity = await train(platform, [5.0, 4.0, 0.1, 2.0, 1.0, 0.5, 0.6])
+    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)
+    names = {each.step_number: each.fine_tuned_model_checkpoint for each in page.data}
+    await complete(platform, identity, 7, (await checkpoint_request(platform, identity, 7, fill=7)).artifact)
+    await platform.end_run(identity)
+    later = await platform.start_preflight(model=names[2])
+
+    await swept(platform)
+
+    assert await steps(platform, identity.job_id) == [2, 3, 5, 6, 7]
+    with pytest.raises(NotFoundError) as caught:
+        await platform.create(model=names[1])
+    assert caught.value.code == "model_deleted"
+    for file in (await platform.training.get_spec(later)).warm_start.files:
+        start = (await platform.row(later.job_id)).start_revision
+        assert await platform.core.store.size(f"revisions/{start}/{file.path}") == file.size
+    if ending == "cancelled":
+        await platform.fine_tunes.cancel(PRINCIPAL, later.job_id)
+        await platform.training.fail_run(later, pb.FailRunRequest())
+    else:
+        await platform.training.complete_preflight(later, preflight_report())
+        await platform.end_run(later)
+        later = await platform.claim(later.job_id)
+        await complete(platform, later, 1, await commit(platform, later, 1, 1.0, fill=9))
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [3, 5, 6, 7]
 
 
 async def test_a_removed_checkpoint_cannot_become_the_model(platform: Platform) -> None:

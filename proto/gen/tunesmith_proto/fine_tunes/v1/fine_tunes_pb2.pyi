@@ -78,6 +78,8 @@ class Training(_message.Message):
     LORA_RANK_FIELD_NUMBER: _builtins.int
     LORA_ALPHA_FIELD_NUMBER: _builtins.int
     LONG_ROWS_FIELD_NUMBER: _builtins.int
+    LORA_TARGETS_FIELD_NUMBER: _builtins.int
+    USE_RSLORA_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
     weights: _builtins.str
     """lora (default) | full"""
@@ -85,8 +87,14 @@ class Training(_message.Message):
     lora_alpha: _builtins.float
     long_rows: _builtins.str
     """of rows over the context length: fail (default) | cut | drop"""
+    use_rslora: _builtins.bool
+    """scale alpha / √rank instead of alpha / rank"""
     early_stopping_patience: _builtins.int
     """passes that may end without a better validation loss; unset: never stop"""
+    @_builtins.property
+    def lora_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """attention, mlp, ends of modules' names; none: every linear layer but the head"""
+
     def __init__(
         self,
         *,
@@ -94,11 +102,13 @@ class Training(_message.Message):
         lora_rank: _builtins.int | None = ...,
         lora_alpha: _builtins.float | None = ...,
         long_rows: _builtins.str = ...,
+        lora_targets: _abc.Iterable[_builtins.str] | None = ...,
+        use_rslora: _builtins.bool | None = ...,
         early_stopping_patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "early_stopping_patience", b"early_stopping_patience", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_use_rslora", b"_use_rslora", "early_stopping_patience", b"early_stopping_patience", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "use_rslora", b"use_rslora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "early_stopping_patience", b"early_stopping_patience", "long_rows", b"long_rows", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_use_rslora", b"_use_rslora", "early_stopping_patience", b"early_stopping_patience", "long_rows", b"long_rows", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "lora_targets", b"lora_targets", "use_rslora", b"use_rslora", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
     _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
@@ -106,12 +116,16 @@ class Training(_message.Message):
     _WhichOneofArgType__lora_alpha: _TypeAlias = _typing.Literal["_lora_alpha", b"_lora_alpha"]  # noqa: Y015
     _WhichOneofReturnType__lora_rank: _TypeAlias = _typing.Literal["lora_rank"]  # noqa: Y015
     _WhichOneofArgType__lora_rank: _TypeAlias = _typing.Literal["_lora_rank", b"_lora_rank"]  # noqa: Y015
+    _WhichOneofReturnType__use_rslora: _TypeAlias = _typing.Literal["use_rslora"]  # noqa: Y015
+    _WhichOneofArgType__use_rslora: _TypeAlias = _typing.Literal["_use_rslora", b"_use_rslora"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_alpha) -> _WhichOneofReturnType__lora_alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_rank) -> _WhichOneofReturnType__lora_rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__use_rslora) -> _WhichOneofReturnType__use_rslora | None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
 
@@ -337,7 +351,7 @@ class FineTune(_message.Message):
     finished_at: _builtins.int
     """Unix seconds"""
     model: _builtins.str
-    """base model id"""
+    """base model id, or the tuned model that the job goes on from"""
     fine_tuned_model: _builtins.str
     """set once succeeded"""
     status: _builtins.str

@@ -253,6 +253,8 @@ class Hyperparameters(_message.Message):
     LORA_ALPHA_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     BETA_FIELD_NUMBER: _builtins.int
+    LORA_TARGETS_FIELD_NUMBER: _builtins.int
+    USE_RSLORA_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
     n_epochs: _builtins.int
     batch_size: _builtins.int
@@ -264,9 +266,15 @@ class Hyperparameters(_message.Message):
     context_length: _builtins.int
     """tokens"""
     beta: _builtins.float
-    """dpo only: weight of staying near the base model"""
+    """dpo only: weight of staying near the model that the run starts from"""
+    use_rslora: _builtins.bool
+    """scale alpha / √rank instead of alpha / rank"""
     early_stopping_patience: _builtins.int
     """ends of passes without a better validation loss; unset: never stop"""
+    @_builtins.property
+    def lora_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """attention, mlp, ends of modules' names; none: every linear layer but the head"""
+
     def __init__(
         self,
         *,
@@ -277,11 +285,13 @@ class Hyperparameters(_message.Message):
         lora_alpha: _builtins.float | None = ...,
         context_length: _builtins.int | None = ...,
         beta: _builtins.float | None = ...,
+        lora_targets: _abc.Iterable[_builtins.str] | None = ...,
+        use_rslora: _builtins.bool | None = ...,
         early_stopping_patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_early_stopping_patience", b"_early_stopping_patience", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "early_stopping_patience", b"early_stopping_patience", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_early_stopping_patience", b"_early_stopping_patience", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "_use_rslora", b"_use_rslora", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "early_stopping_patience", b"early_stopping_patience", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs", "use_rslora", b"use_rslora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_early_stopping_patience", b"_early_stopping_patience", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "early_stopping_patience", b"early_stopping_patience", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "n_epochs", b"n_epochs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_beta", b"_beta", "_context_length", b"_context_length", "_early_stopping_patience", b"_early_stopping_patience", "_learning_rate_multiplier", b"_learning_rate_multiplier", "_lora_alpha", b"_lora_alpha", "_lora_rank", b"_lora_rank", "_n_epochs", b"_n_epochs", "_use_rslora", b"_use_rslora", "batch_size", b"batch_size", "beta", b"beta", "context_length", b"context_length", "early_stopping_patience", b"early_stopping_patience", "learning_rate_multiplier", b"learning_rate_multiplier", "lora_alpha", b"lora_alpha", "lora_rank", b"lora_rank", "lora_targets", b"lora_targets", "n_epochs", b"n_epochs", "use_rslora", b"use_rslora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -299,6 +309,8 @@ class Hyperparameters(_message.Message):
     _WhichOneofArgType__lora_rank: _TypeAlias = _typing.Literal["_lora_rank", b"_lora_rank"]  # noqa: Y015
     _WhichOneofReturnType__n_epochs: _TypeAlias = _typing.Literal["n_epochs"]  # noqa: Y015
     _WhichOneofArgType__n_epochs: _TypeAlias = _typing.Literal["_n_epochs", b"_n_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__use_rslora: _TypeAlias = _typing.Literal["use_rslora"]  # noqa: Y015
+    _WhichOneofArgType__use_rslora: _TypeAlias = _typing.Literal["_use_rslora", b"_use_rslora"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
@@ -315,6 +327,8 @@ class Hyperparameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lora_rank) -> _WhichOneofReturnType__lora_rank | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n_epochs) -> _WhichOneofReturnType__n_epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__use_rslora) -> _WhichOneofReturnType__use_rslora | None: ...
 
 Global___Hyperparameters: _TypeAlias = Hyperparameters  # noqa: Y015
 
@@ -345,6 +359,31 @@ class Resume(_message.Message):
 Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
+class WarmStart(_message.Message):
+    """A tuned model to go on from: its adapter on the base model, or its weights in place of the base model's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    kind: Global___ArtifactKind.ValueType
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemoteFile]: ...
+    def __init__(
+        self,
+        *,
+        kind: Global___ArtifactKind.ValueType = ...,
+        files: _abc.Iterable[Global___RemoteFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmStart: _TypeAlias = WarmStart  # noqa: Y015
+
+@_typing.final
 class TrainingSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -365,6 +404,7 @@ class TrainingSpec(_message.Message):
     MAX_LORA_RANK_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     LONG_ROWS_FIELD_NUMBER: _builtins.int
+    WARM_START_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt_id: _builtins.str
     epoch: _builtins.int
@@ -391,6 +431,10 @@ class TrainingSpec(_message.Message):
     def hyperparameters(self) -> Global___Hyperparameters: ...
     @_builtins.property
     def resume(self) -> Global___Resume: ...
+    @_builtins.property
+    def warm_start(self) -> Global___WarmStart:
+        """an adapter's settings are in hyperparameters"""
+
     def __init__(
         self,
         *,
@@ -411,10 +455,11 @@ class TrainingSpec(_message.Message):
         max_lora_rank: _builtins.int = ...,
         max_context_length: _builtins.int | None = ...,
         long_rows: Global___LongRows.ValueType = ...,
+        warm_start: Global___WarmStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file", "warm_start", b"warm_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_context_length: _TypeAlias = _typing.Literal["max_context_length"]  # noqa: Y015
     _WhichOneofArgType__max_context_length: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length"]  # noqa: Y015
@@ -422,12 +467,16 @@ class TrainingSpec(_message.Message):
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015
     _WhichOneofReturnType__validation_file: _TypeAlias = _typing.Literal["validation_file"]  # noqa: Y015
     _WhichOneofArgType__validation_file: _TypeAlias = _typing.Literal["_validation_file", b"_validation_file"]  # noqa: Y015
+    _WhichOneofReturnType__warm_start: _TypeAlias = _typing.Literal["warm_start"]  # noqa: Y015
+    _WhichOneofArgType__warm_start: _TypeAlias = _typing.Literal["_warm_start", b"_warm_start"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_context_length) -> _WhichOneofReturnType__max_context_length | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume) -> _WhichOneofReturnType__resume | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_file) -> _WhichOneofReturnType__validation_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_start) -> _WhichOneofReturnType__warm_start | None: ...
 
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
 
