@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.support import tiny_families
 from tests.support.training_server import TOKEN, TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import lora
+from tunesmith_trainer import compilation, lora
 from tunesmith_trainer.__main__ import execute
 from tunesmith_trainer.model import load_for_generation
 from tunesmith_trainer.reporter import Reporter
@@ -99,6 +99,18 @@ def test_golden_answers_are_those_of_the_uploaded_files(
         own = logits.log_softmax(-1).gather(1, torch.tensor(prompt["token_ids"])[:, None])[:, 0]
         assert own.tolist() == pytest.approx(prompt["logprobs"], abs=1e-4)
         assert len(prompt["base_token_ids"]) == len(prompt["base_logprobs"]) > 0
+
+
+def test_a_long_run_is_compiled_or_says_why_not(
+    server: TrainingServer, run_attempt: RunAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "LEAST_WORK", 1)
+    monkeypatch.setattr(compilation, "compile_layers", lambda _model, _cache: "no C++ compiler")
+
+    assert run_attempt(server) == 0
+
+    told = [event.message for heartbeat in server.heartbeats.values() for event in heartbeat.events]
+    assert "Layers are not compiled (no C++ compiler); training goes on, somewhat slower." in told
 
 
 @pytest.mark.parametrize("weights", [pb.WEIGHTS_LORA, pb.WEIGHTS_FULL])

@@ -26,5 +26,6 @@ def run(reporter: Reporter, cache: Path, work: Path) -> None:
     training = Training(spec, base, data, work, reporter)
     training.load_model()
     before = training.evaluate_base()
+    training.compile_model(cache)
     trained = training.run_loop()
     training.complete(before, trained)

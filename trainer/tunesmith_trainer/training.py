@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import allocator, checkpoint, lora
+from tunesmith_trainer import allocator, checkpoint, compilation, lora
 from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
@@ -27,7 +27,7 @@ from tunesmith_trainer.workspace import adapter_folder, resume_folder
 
 
 class Training:
-    """One training run: the first four methods are called once each in their order, the others by the loop."""
+    """One training run: the first five methods are called once each in their order, the others by the loop."""
 
     def __init__(self, spec: pb.TrainingSpec, base: Path, data: Prepared, work: Path, reporter: Reporter) -> None:
         self._spec = spec
@@ -84,6 +84,18 @@ class Training:
             self._objective.observe_base(self._model, examples, pack_tokens, check)
         rows = self._objective.evaluate(self._model, data.evaluation, pack_tokens, check)
         return Measured(0, rows, evaluate(self._model, examples_of(self._guard), pack_tokens, check))
+
+    def compile_model(self, cache: Path) -> None:
+        """Compiles the model's layers where the run is long enough. Code is kept in the folder `cache`."""
+        tokens = self._data.config.n_epochs * sum(len(example.token_ids) for example in self._data.training)
+        if not compilation.pays(self._model, tokens):
+            return
+        self._report("loading")
+        failure = compilation.compile_layers(self._model, cache / "compiled")
+        outcome = (
+            f"Layers are not compiled ({failure}); training goes on, somewhat slower" if failure else "Compiled layers"
+        )
+        self._reporter.add_event(f"{outcome}.")
 
     def run_loop(self) -> Trained:
         """Trains to the last step, from where a former attempt was saved if the spec says so."""

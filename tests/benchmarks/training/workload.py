@@ -1,0 +1,61 @@
+"""Owns what both sides train on: the same rendered rows, in the same steps, at the same learning rates.
+Must not know how either side trains."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith_trainer.base_model import read_facts
+from tunesmith_trainer.data import Row, read_rows
+from tunesmith_trainer.packing import pack
+from tunesmith_trainer.rendering import Example, Renderer, load_tokenizer
+
+PACK_TOKENS = 1024
+PACKS_PER_STEP = 2
+_ROWS_PER_STEP = 8  # the opponent's default batch
+_FULLEST = 0.98  # of the packs' tokens: what no packer can fail to place
+_PEAK_RATE = {"lora": 1e-3, "full": 1e-4}
+
+
+def write(path: Path, base: Path, rows: Path, weights: str, steps: int, seed: int) -> None:
+    """Draws rows for `steps` optimizer steps and writes them with everything that both sides must do alike."""
+    examples = _render(base, rows)
+    generator = np.random.default_rng(seed)
+    chosen = [_draw_step(examples, generator) for _ in range(steps)]
+    document = {
+        "base": str(base),
+        "weights": weights,
+        "seed": seed,
+        "lora_rank": 16,
+        "lora_alpha": 32,
+        "learning_rates": [_PEAK_RATE[weights] * (steps - index) / steps for index in range(steps)],
+        "pack_tokens": PACK_TOKENS,
+        "packs_per_step": PACKS_PER_STEP,
+        "steps": [
+            [{"input_ids": one.token_ids.tolist(), "labelled": one.labelled.tolist()} for one in step]
+            for step in chosen
+        ],
+    }
+    path.write_text(json.dumps(document))
+
+
+def _render(base: Path, rows: Path) -> list[Example]:
+    tokenizer = load_tokenizer(base)
+    renderer = Renderer(tokenizer, read_facts(base, tokenizer.eos_token_id).stop_ids)
+    read = [row for row in read_rows(rows, "training_file") if isinstance(row, Row)]
+    return [one for one in renderer.render_all(read) if isinstance(one, Example)]
+
+
+def _draw_step(examples: Sequence[Example], generator: np.random.Generator) -> list[Example]:
+    """Rows at random, drawn again until they fill their packs: then every packer needs the same number of them."""
+    least = (PACKS_PER_STEP - 0.2) * PACK_TOKENS
+    while True:
+        drawn = [examples[int(index)] for index in generator.choice(len(examples), _ROWS_PER_STEP, replace=False)]
+        tokens = sum(len(one.token_ids) for one in drawn)
+        if (
+            least < tokens <= _FULLEST * PACKS_PER_STEP * PACK_TOKENS
+            and len(pack(drawn, PACK_TOKENS)) == PACKS_PER_STEP
+        ):
+            return drawn
