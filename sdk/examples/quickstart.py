@@ -18,11 +18,10 @@ from pathlib import Path
 
 from examples.local_platform import PlatformFailed, RunningPlatform, local_platform
 from examples.progress_line import ProgressLine
-from examples.report import Report, write_report
+from examples.report import Served, with_served
 from examples.scoring import Comparison, ask, exact_match, is_exact, load_rows
-from examples.training_record import curve_of, settings_of
 from tunesmith import FineTuneFailedError, Tunesmith, TunesmithError
-from tunesmith.types import FineTune, FineTuneEvent
+from tunesmith.types import Evaluation, FineTune
 
 BASE_MODEL = "smollm2-135m-instruct"
 EXAMPLES = Path(__file__).parent
@@ -116,27 +115,25 @@ def _tune_and_compare(client: Tunesmith, plan: Plan, watch: Stopwatch) -> bool:
     with watch.stage(f"Start the engine and ask the base model {len(rows)} held-out rows"):
         base = ask(client, BASE_MODEL, rows, THREADS)
     with watch.stage(f"Fine-tune {BASE_MODEL} on {plan.rows} of {_line_count(TRAINING_DATA)} rows, one pass"):
-        job, events = _fine_tune(client, _training_file(plan))
+        job = _fine_tune(client, _training_file(plan))
     tuned_model = job.fine_tuned_model or ""
     with watch.stage(f"Ask {tuned_model} the same rows"):
         tuned = ask(client, tuned_model, rows, THREADS)
-    report = Report(
-        job=job,
-        training_rows=plan.rows,
-        curve=curve_of(client, job),
-        settings=settings_of(events),
+    served = Served(
+        model=tuned_model,
         comparisons=[Comparison(r.message, r.expected, b, t) for r, b, t in zip(rows, base, tuned, strict=True)],
-        served_base=exact_match(base, [row.expected for row in rows]),
-        served_tuned=exact_match(tuned, [row.expected for row in rows]),
+        base=exact_match(base, [row.expected for row in rows]),
+        tuned=exact_match(tuned, [row.expected for row in rows]),
         timings=watch.timings,
         home=str(plan.folder / "home"),
     )
-    write_report(report, plan.folder / "report.html")
-    _print_result(report, plan)
-    return report.served_tuned > report.served_base
+    page = with_served(client.fine_tunes.report(job.id), served)
+    (plan.folder / "report.html").write_text(page, encoding="utf-8")
+    _print_result(served, job.evaluation, plan)
+    return served.tuned > served.base
 
 
-def _fine_tune(client: Tunesmith, training_file: Path) -> tuple[FineTune, list[FineTuneEvent]]:
+def _fine_tune(client: Tunesmith, training_file: Path) -> FineTune:
     """Creates the job and follows it to its end. Raises FineTuneFailedError unless it succeeds."""
     job = client.fine_tunes.create(
         model=BASE_MODEL,
@@ -147,11 +144,10 @@ def _fine_tune(client: Tunesmith, training_file: Path) -> tuple[FineTune, list[F
         batch_size=BATCH_SIZE,
     )
     print(f"  {job.id}")
-    line, events = ProgressLine(), list[FineTuneEvent]()
+    line = ProgressLine()
     try:
         for update in client.fine_tunes.follow(job.id):
             job = update.fine_tune
-            events.extend(update.events)
             line.show(job, update.events)
     except BaseException:  # Ctrl-C as well
         with contextlib.suppress(TunesmithError):
@@ -161,7 +157,7 @@ def _fine_tune(client: Tunesmith, training_file: Path) -> tuple[FineTune, list[F
         line.close()
     if job.status != "succeeded":
         raise FineTuneFailedError(job)
-    return job, events
+    return job
 
 
 def _cancel(client: Tunesmith, job: FineTune) -> None:
@@ -184,21 +180,20 @@ def _training_file(plan: Plan) -> Path:
     return part
 
 
-def _print_result(report: Report, plan: Plan) -> None:
-    print(f"\nThe first {SHOWN} of {len(report.comparisons)} held-out rows")
+def _print_result(served: Served, evaluation: Evaluation | None, plan: Plan) -> None:
+    print(f"\nThe first {SHOWN} of {len(served.comparisons)} held-out rows")
     width = max(40, min(160, shutil.get_terminal_size((120, 24)).columns) - 12)
-    for row in report.comparisons[:SHOWN]:
+    for row in served.comparisons[:SHOWN]:
         print(f"\n  message   {_short(row.message, width)}\n  expected  {_short(row.expected, width)}")
         for name, answer in (("base", row.base), ("tuned", row.tuned)):
             print(f"  {name:<6} {'✓' if is_exact(answer, row.expected) else '✗'}  {_short(answer, width)}")
-    print(f"\nExact match                    base   tuned\n  {_figures('served', len(report.comparisons))}", end="")
-    print(f"{report.served_base:>6.0%}  {report.served_tuned:>6.0%}")
-    evaluation = report.job.evaluation
+    print(f"\nExact match                    base   tuned\n  {_figures('served', len(served.comparisons))}", end="")
+    print(f"{served.base:>6.0%}  {served.tuned:>6.0%}")
     if evaluation is not None:
         base, tuned = evaluation.base.exact_match or 0.0, evaluation.tuned.exact_match or 0.0
         print(f"  {_figures('in the job', evaluation.rows)}{base:>6.0%}  {tuned:>6.0%}")
-    print(f"\nReport: {plan.folder / 'report.html'}   Total: {sum(s for _, s in report.timings):.0f} s")
-    if report.served_tuned <= report.served_base:
+    print(f"\nReport: {plan.folder / 'report.html'}   Total: {sum(s for _, s in served.timings):.0f} s")
+    if served.tuned <= served.base:
         print("Failed: the tuned model, as it is served, does not beat the base model on exact match.", file=sys.stderr)
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 TUNED = "ft:smollm2-135m-instruct:default:tickets:abcd1234"
-CURVE = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,2.5,0.4,,\n2,0.5,0.8,0.6,0.7\n"
+REPORT = "<!doctype html><html><head></head><body><main><h1>the job's report</h1></main></body></html>"
 SCORE = {"loss": 0.5, "token_accuracy": 0.9, "exact_match": 0.5}
-CHOSEN = {"resolved": [{"name": "batch_size", "value": "8", "reason": "at least fifty steps"}]}
 HELDOUT = Path(__file__).parents[2] / "sdk" / "examples" / "support_tickets_heldout.jsonl"
 
 
@@ -30,15 +29,13 @@ class Requests(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path.endswith("/content"):
-            self.send(CURVE.encode())
+        if path.endswith("/report"):
+            self.send(REPORT.encode(), "text/html; charset=utf-8")
         elif path.endswith("/events"):
             self.send_json({"object": "list", "data": events(Requests.cancelled), "has_more": False})
         elif path.startswith("/v1/fine_tuning/jobs/"):
             Requests.looks += 1
             self.send_json(job(self.status()))
-        elif path.startswith("/v1/files/"):
-            self.send_json(stored_file(path.rpartition("/")[2]))
         else:
             self.send_json({"object": "list", "data": [], "has_more": False})
 
@@ -66,9 +63,9 @@ class Requests(BaseHTTPRequestHandler):
     def send_json(self, content: dict[str, Any]) -> None:
         self.send(json.dumps(content).encode())
 
-    def send(self, content: bytes) -> None:
+    def send(self, content: bytes, kind: str = "application/json") -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -89,7 +86,7 @@ def job(status: str) -> dict[str, Any]:
         "hyperparameters": {"n_epochs": 1, "batch_size": 8, "learning_rate_multiplier": 1.0},
         "training_file": "file-1",
         "validation_file": "file-1",
-        "result_files": ["results.csv"] if succeeded else [],
+        "result_files": [],
         "trained_tokens": 1000 if succeeded else None,
         "seed": 1,
         "progress": {"phase": "training", "step": 1, "total_steps": 2, "remaining_seconds": 61.0},
@@ -100,7 +97,7 @@ def job(status: str) -> dict[str, Any]:
 def events(cancelled: bool) -> list[dict[str, Any]]:
     kind = {"object": "fine_tuning.job.event", "created_at": 1, "level": "info", "type": "message"}
     ended = {"id": "ftevent-2", "message": "The run of the cancelled job has ended", "data": None, **kind}
-    return [ended] * cancelled + [{"id": "ftevent-1", "message": "batch_size is 8", "data": CHOSEN, **kind}]
+    return [ended] * cancelled + [{"id": "ftevent-1", "message": "batch_size is 8", "data": None, **kind}]
 
 
 def stored_file(file_id: str) -> dict[str, Any]:
