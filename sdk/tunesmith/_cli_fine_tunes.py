@@ -80,6 +80,12 @@ def create_fine_tune(
     long_rows: LongRows = None,
     early_stopping_patience: EarlyStopping = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    wandb_project: Annotated[
+        str | None, typer.Option(help="Have Weights & Biases follow the job in this project.")
+    ] = None,
+    mlflow_experiment: Annotated[
+        str | None, typer.Option(help="Have MLflow follow the job in this experiment.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or let it wait for `resume`.")] = True,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has finished.")] = False,
     as_json: AsJson = False,
@@ -105,6 +111,7 @@ def create_fine_tune(
         long_rows=long_rows,
         early_stopping_patience=early_stopping_patience,
         metadata=_pairs(metadata),
+        integrations=_integrations(wandb_project, mlflow_experiment),
         auto_start=None if start else False,
     )
     _report_created(client, job, follow=follow, as_json=as_json)
@@ -244,6 +251,15 @@ def _pairs(given: list[str] | None) -> dict[str, str] | None:
         if not (key and equals):
             raise ConfigurationError(f"--metadata takes KEY=VALUE, not {key!r}.", code="invalid_metadata")
     return {key: value for key, _, value in pairs} or None
+
+
+def _integrations(wandb_project: str | None, mlflow_experiment: str | None) -> list[dict[str, object]] | None:
+    named: list[dict[str, object]] = []
+    if wandb_project is not None:
+        named.append({"type": "wandb", "wandb": {"project": wandb_project}})
+    if mlflow_experiment is not None:
+        named.append({"type": "mlflow", "mlflow": {"experiment": mlflow_experiment}})
+    return named or None
 
 
 def _report_created(client: Tunesmith, job: FineTune, *, follow: bool, as_json: bool) -> None:

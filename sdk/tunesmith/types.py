@@ -183,6 +183,8 @@ class FineTune(Identified):
     trained_tokens: int | None = None
     seed: int | None = None
     metadata: dict[str, str] | None = None
+    integrations: list[dict[str, Any]] | None = None
+    """The experiment trackers that follow the job."""
     estimated_finish: int | None = None
     auto_start: bool = True
     queue_position: int | None = None

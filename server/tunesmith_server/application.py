@@ -65,6 +65,7 @@ from tunesmith_server.scheduling.outlook import Outlook
 from tunesmith_server.storage import endpoints as storage_endpoints
 from tunesmith_server.storage.filesystem import FilesystemStore
 from tunesmith_server.storage.open import open_store
+from tunesmith_server.trackers.relay import TrackerRelay
 from tunesmith_server.training.retention import CheckpointRetention
 from tunesmith_server.training.service import TrainingService
 from tunesmith_server.training.servicer import TrainingServicer
@@ -72,6 +73,7 @@ from tunesmith_server.training.sweep import RunsSweep
 from tunesmith_server.webhooks.wiring import WebhooksPart
 
 _SWEEP_SECONDS = 900.0
+_RELAY_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class Application:
         self._model_limits = ModelLimitsService(core)
         self._training = TrainingService(core, self._registry, self._scheduling.wake)
         self._webhooks = WebhooksPart(core)
+        self._trackers = TrackerRelay(core, self._scheduling.leads)
         self._graders = GradersPart(proxy)
         self._tasks: list[asyncio.Task[Any]] = []
         authenticator = Authenticator(self.administration.keys, core.signer, service_token(core))
@@ -138,6 +141,7 @@ class Application:
         self._webhooks.start()
         self._in_background("import of base models", self._importer.import_all())
         self._in_background("sweep of runs and revisions", repeat(self._sweep, _SWEEP_SECONDS))
+        self._in_background("relay to trackers", repeat(self._trackers.run_once, _RELAY_SECONDS))
         self._in_background("sweep of estimates", repeat(self._estimate_sweep.run_once, ESTIMATE_SWEEP_SECONDS))
         self._in_background("sweep of files", repeat(self._files_sweep.run_once, SWEEP_SECONDS))
 
@@ -153,6 +157,7 @@ class Application:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._scheduling.stop()
         await self._webhooks.stop()
+        await self._trackers.stop()
         self._graders.stop()
         await self._proxy.close()
         await self.administration.stop()

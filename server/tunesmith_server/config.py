@@ -1,4 +1,4 @@
-"""Owns the control plane's settings: one frozen object, read once from the environment (`TUNESMITH_*`).
+"""Owns the control plane's settings: one frozen object, read once from the environment (`TUNESMITH_*`, trackers' own).
 
 It must not know which process part uses a value; nothing else in this package reads the environment.
 """
@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     """How long an executor that cannot be reached is waited for before a silent run counts as lost."""
     webhook_allow_private: bool = False
     """Lets webhooks reach private addresses and use plain http, for an intranet and for tests."""
+    wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
+    """This and the next two have the names that the trackers' own clients read (trackers/installation.py)."""
+    wandb_mode: str = Field(default="", validation_alias="WANDB_MODE")
+    mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     leader_ttl_seconds: int = 10
     url_ttl_seconds: int = 3600
     price_per_million_tokens: float | None = Field(default=None, ge=0)

@@ -28,6 +28,7 @@ _HEALTHY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 # What only the control plane may know.
 _SECRETS = frozenset({"TUNESMITH_API_KEY", "TUNESMITH_SECRET_KEY", "TUNESMITH_DATABASE_URL", "TUNESMITH_STORAGE_URL"})
+_SECRET_PREFIXES = ("AWS_", "MLFLOW_", "WANDB_")
 
 
 class InferenceMode(StrEnum):
@@ -78,7 +79,11 @@ def plan_inference(settings: Settings, service_token: str, mode: InferenceMode) 
 
 def gateway_environment(settings: Settings, service_token: str, port: int) -> dict[str, str]:
     """Everything that a gateway on this machine needs, and no secret of the control plane."""
-    kept = {name: value for name, value in os.environ.items() if name not in _SECRETS and not name.startswith("AWS_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _SECRETS and not name.startswith(_SECRET_PREFIXES)
+    }
     return kept | {
         "TUNESMITH_CONTROL_PLANE": settings.resolved_grpc_address,
         "TUNESMITH_SERVICE_TOKEN": service_token,

@@ -191,6 +191,8 @@ def _path(error: Mapping[str, Any], body: object) -> str:
             parts.append(str(part))
     if error["type"] == "missing" and location[-1] != "body":
         parts.append(str(location[-1]))
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        parts.append(error["ctx"]["discriminator"].strip("'"))
     return ".".join(parts)
 
 

@@ -49,6 +49,9 @@ NAMES = (
     "news.written",
     "delivery.sent",
     "delivery.written",
+    "tracker.opened",
+    "tracker.told",
+    "tracker.closed",
     "sweep.claimed",
     "leadership.renewed",
 )

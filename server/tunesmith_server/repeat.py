@@ -22,9 +22,14 @@ async def repeat(step: Callable[[], Awaitable[object]], seconds: float, woken: a
         except Exception:
             # One bad pass must not end all later ones; the next pass starts from what is stored.
             _log.exception("a pass of %s failed; the next one follows", getattr(step, "__qualname__", "a task"))
-        try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
-            async with asyncio.timeout(seconds):
-                await woken.wait()
-        except TimeoutError:
-            continue
+        await rest(woken, seconds)
+
+
+async def rest(woken: asyncio.Event, seconds: float) -> None:
+    """Returns once `woken` is set, or after so many seconds."""
+    try:
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+        async with asyncio.timeout(seconds):
+            await woken.wait()
+    except TimeoutError:
+        return

@@ -28,6 +28,7 @@ from tunesmith_server.db.tables import (
     OutboxRow,
     RevisionRow,
     StepMetricRow,
+    TrackedRunRow,
     UploadPartRow,
     WebhookDeliveryRow,
 )
@@ -68,8 +69,10 @@ async def unrest(core: Core) -> str:
         unsent = await session.scalar(
             select(func.count()).select_from(WebhookDeliveryRow).where(WebhookDeliveryRow.finished_at.is_(None))
         )
+        untold = await session.scalar(select(func.count()).select_from(TrackedRunRow))
     folders = [path.name for path in (core.settings.home / "runs").glob("*")]
     under_way = {"jobs": open_jobs, "attempts": live, "news": unheard, "deliveries": unsent, "runs": folders}
+    under_way["trackers"] = untold
     return ", ".join(f"{name}: {what}" for name, what in under_way.items() if what)
 
 

@@ -92,6 +92,17 @@ def hear_of_job(platform: ToyPlatform, key: str) -> None:
     platform.create(key)
 
 
+def follow_job(platform: ToyPlatform, key: str) -> None:
+    """A job that a tracker hears of in two parts."""
+    with platform.held(4):
+        job_id = platform.create(key, integrations=[{"type": "mlflow", "mlflow": {"experiment": "faults"}}])
+        wait_until(
+            lambda: platform.says(job_id, "MLflow follows") and platform.tracked_steps(job_id),
+            60,
+            "the tracker was not told",
+        )
+
+
 def sweep_orphan(platform: ToyPlatform, key: str) -> None:
     """A revision that nobody names is swept by a process that dies; what is named is left alone."""
     platform.create(key)
@@ -151,6 +162,9 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "news.written": [Scenario(hear_of_job)],
     "delivery.sent": [Scenario(hear_of_job)],
     "delivery.written": [Scenario(hear_of_job)],
+    "tracker.opened": [Scenario(follow_job)],
+    "tracker.told": [Scenario(follow_job), Scenario(follow_job, times=2)],
+    "tracker.closed": [Scenario(follow_job)],
     "sweep.claimed": [Scenario(sweep_orphan)],
     "leadership.renewed": [JOB, Scenario(run_job, times=6)],
 }

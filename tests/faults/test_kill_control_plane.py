@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.scenarios import SCENARIOS, Scenario, run_job
+from tests.faults.scenarios import SCENARIOS, Scenario, follow_job, run_job
 from tests.faults.toy_platform import ToyPlatform, unanswered
+from tests.support.fake_trainer import STEPS
 
 CHAIN = (
     "create.written",
@@ -68,6 +69,8 @@ def test_nothing_is_lost_or_done_twice(
         if shared.receiver is not None:
             heard = shared.receiver.heard[job["id"], f"fine_tuning.job.{scenario.status}"]
             assert len(heard) == 1, "news arrive, and as one message however often it is sent"
+        if scenario.act is follow_job:
+            assert shared.tracked_steps(job["id"]) == list(range(1, STEPS + 1))
         shared.check()
     finally:
         shared.server.kill()

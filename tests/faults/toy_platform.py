@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -57,6 +58,8 @@ class ToyPlatform:
             "webhook_allow_private": "true",
         } | settings
         named = {f"TUNESMITH_{name.upper()}": value for name, value in given.items()}
+        self._tracker = folder / "mlflow.db"
+        named["MLFLOW_TRACKING_URI"] = f"sqlite:///{self._tracker}"
         self.server = LiveServer(folder / "home", environment=named | dict(environment or {}))
         self.files: dict[str, str] = {}
         """Ids of files that were acknowledged, by the key of what they are for."""
@@ -124,6 +127,15 @@ class ToyPlatform:
         """Whether a line of the job's history begins so."""
         page = self.server.request("GET", f"/fine_tuning/jobs/{job_id}/events", params={"limit": 100}).json()
         return any(event["message"].startswith(line) for event in page["data"])
+
+    def tracked_steps(self, job_id: str) -> list[int]:
+        """The steps that the tracker has of a job, as often as it has them."""
+        query = (
+            "SELECT step FROM metrics JOIN tags ON tags.run_uuid = metrics.run_uuid "
+            "WHERE tags.key = 'tunesmith.job_id' AND tags.value = ? AND metrics.key = 'train_loss' ORDER BY step"
+        )
+        with contextlib.closing(sqlite3.connect(self._tracker)) as connection:
+            return [step for (step,) in connection.execute(query, (job_id,))]
 
     def wait_until_dead(self) -> None:
         """Returns once the armed point has been reached."""

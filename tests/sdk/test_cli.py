@@ -158,7 +158,7 @@ class TestFineTunesCreate:
             "--validation-file file-7 --suffix tickets --seed 3 --n-epochs 2 --batch-size 4 --weights lora "
             "--learning-rate-multiplier 0.5 --lora-rank 8 --lora-alpha 16 --long-rows cut --rslora "
             "--lora-targets attention --lora-targets up_proj "
-            "--metadata team=support --metadata a=b=c"
+            "--metadata team=support --metadata a=b=c --wandb-project tickets --mlflow-experiment support"
         )
         result = run("fine-tunes", "create", rows, "--model", MODEL, *options.split())
         (job_id,) = api.jobs
@@ -183,6 +183,10 @@ class TestFineTunesCreate:
                 "long_rows": "cut",
             },
             "metadata": {"team": "support", "a": "b=c"},
+            "integrations": [
+                {"type": "wandb", "wandb": {"project": "tickets"}},
+                {"type": "mlflow", "mlflow": {"experiment": "support"}},
+            ],
         }
 
     def test_a_tuned_model_may_be_the_start(self, run: Run, api: FakeApi, rows: Path) -> None:

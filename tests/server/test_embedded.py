@@ -116,6 +116,8 @@ def test_the_plan_follows_what_was_asked_for(tmp_path: Path) -> None:
 def test_the_gateway_learns_what_it_needs_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TUNESMITH_API_KEY", "TUNESMITH_SECRET_KEY", "TUNESMITH_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "hidden")
+    for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "hidden")
     monkeypatch.setenv("TUNESMITH_HOLD_SECONDS", "5")
     settings = Settings(home=tmp_path, cache_dir=tmp_path / "cache", engine_python=tmp_path / "python", grpc_port=7)
 

@@ -51,6 +51,9 @@ class FineTuneRequest(TypedDict, total=False):
     """Passes that may end without a better validation loss before the run stops; else it trains all of them."""
     metadata: Mapping[str, str] | None
     """Up to 16 pairs to find the job by."""
+    integrations: Sequence[Mapping[str, object]] | None
+    """Experiment trackers that follow the job, each `{"type": "wandb", "wandb": {"project": ...}}` or
+    `{"type": "mlflow", "mlflow": {"experiment": ...}}`; the server's operator sets them up."""
     auto_start: bool | None
     """False: the job pauses once its files are validated, and `resume` starts it."""
     priority: int | None

@@ -445,6 +445,25 @@ class WebhookDeliveryRow(Base):
     finished_at: Mapped[int | None]
 
 
+class TrackedRunRow(Base):
+    """What an experiment tracker is still to hear of a job; gone once it has heard everything."""
+
+    __tablename__ = "tracked_runs"
+    __table_args__ = (Index("ix_tracked_runs_not_before", "not_before"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tunes.id"), primary_key=True)
+    tracker: Mapped[str] = mapped_column(primary_key=True)
+    """wandb | mlflow"""
+    not_before: Mapped[float] = mapped_column(Float)
+    """Back-off: it is not spoken to earlier."""
+    failures: Mapped[int] = mapped_column(Integer)
+    """Since it answered last."""
+    opened_at: Mapped[int | None]
+    """When it first had a run for the job."""
+    complained_at: Mapped[int | None]
+    """When the job's history said that it cannot be reached, which it says once."""
+
+
 class AuditRow(Base):
     """Who did what: one line for each call that changed something or was refused for lack of a right."""
 

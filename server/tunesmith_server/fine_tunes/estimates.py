@@ -20,6 +20,7 @@ from tunesmith_server.fine_tunes.service import new_row
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.ids import new_id
 from tunesmith_server.paging import is_id
+from tunesmith_server.repeat import rest
 from tunesmith_server.scheduling.outlook import Outlook
 
 DEFAULT_WAIT_SECONDS = 25.0
@@ -80,17 +81,8 @@ class EstimatesService:
                     raise NotFoundError("estimate_not_found", "The estimate is gone. Ask for a new one.")
                 if row.state != State.VALIDATING_FILES or left <= 0:
                     return row
-                await _wait(woken, min(left, _POLL_SECONDS))
+                await rest(woken, min(left, _POLL_SECONDS))
 
     async def _shown(self, row: FineTuneRow) -> EstimateObject:
         place = (await self._outlook.places([row])).get(row.id) if estimate_views.is_ready(row) else None
         return estimate_views.estimate(row, place, self._core.settings, self._core.clock())
-
-
-async def _wait(woken: asyncio.Event, seconds: float) -> None:
-    try:
-        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
-        async with asyncio.timeout(seconds):
-            await woken.wait()
-    except TimeoutError:
-        return

@@ -6,7 +6,6 @@ process only makes its own events arrive at once.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,6 +14,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import EventRow
 from tunesmith_server.fine_tunes import repository
 from tunesmith_server.fine_tunes.state import TERMINAL
+from tunesmith_server.repeat import rest
 
 _POLL_SECONDS = 1.0
 _BATCH = 200
@@ -54,7 +54,7 @@ class EventFeed:
                 quiet_rounds += 1
                 if quiet_rounds % _SIGN_OF_LIFE_ROUNDS == 0:
                     yield ()
-                await _wait(woken)
+                await rest(woken, _POLL_SECONDS)
 
 
 async def _read(session: AsyncSession, job_id: str, number: int) -> tuple[bool, Sequence[EventRow]]:
@@ -65,12 +65,3 @@ async def _read(session: AsyncSession, job_id: str, number: int) -> tuple[bool, 
     if job.event_count == number:
         return job.state in TERMINAL, ()
     return False, await repository.list_events_since(session, job_id, number, _BATCH)
-
-
-async def _wait(woken: asyncio.Event) -> None:
-    try:
-        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
-        async with asyncio.timeout(_POLL_SECONDS):
-            await woken.wait()
-    except TimeoutError:
-        return

@@ -169,6 +169,18 @@ def made_room() -> NewEvent:
     )
 
 
+def tracked(tracker: str, label: str, run_id: str, url: str | None) -> NewEvent:
+    """An experiment tracker has a run for the job; `url` is where people see it, if there is such a place."""
+    where = f"at {url}" if url else f"as its run {run_id}"
+    return NewEvent(f"{label} follows this job {where}", data={"tracker": tracker, "run_id": run_id, "url": url})
+
+
+def tracker_silent(tracker: str, label: str) -> NewEvent:
+    """An experiment tracker cannot be reached or refuses the run."""
+    message = f"{label} does not take this job's metrics now. Training goes on, and they follow once it does."
+    return NewEvent(message, level="warn", data={"tracker": tracker})
+
+
 def reported(level: str, message: str, data: dict[str, Any] | None) -> NewEvent:
     """A line that a run sent."""
     known: Level = "error" if level == "error" else "warn" if level == "warn" else "info"

@@ -15,6 +15,7 @@ from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2 as pb
 from tunesmith_server.error_rendering import from_validation
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.history_schemas import CheckpointObject, EventObject, MetricsObject
+from tunesmith_server.fine_tunes.integration_shapes import Integration
 from tunesmith_server.fine_tunes.method_shapes import Hyperparameters
 from tunesmith_server.fine_tunes.schemas import (
     CreateFineTune,
@@ -77,6 +78,7 @@ def job(shown: FineTuneObject) -> pb.FineTune:
         seed=shown.seed,
         suffix=shown.user_provided_suffix or "",
         metadata=shown.metadata or {},
+        integrations=[_integration(each) for each in shown.integrations or ()],
         estimated_finish=shown.estimated_finish,
         method=shown.method.type,
         scheduling=pb.SchedulingOptions(**shown.scheduling.model_dump()),
@@ -151,6 +153,11 @@ def _tagged(message: pb.Method | pb.Integration) -> dict[str, Any]:
     """`{"type": "dpo", "dpo": {…}}`: OpenAI's way to name a kind and give its options."""
     options = {message.type: MessageToDict(message.options)} if message.HasField("options") else {}
     return {**options, "type": message.type}
+
+
+def _integration(shown: Integration) -> pb.Integration:
+    given = shown.model_dump(exclude_none=True)
+    return pb.Integration(type=shown.type, options=ParseDict(given[shown.type], Struct()))
 
 
 def _fields(message: pb.Hyperparameters | pb.Training | pb.SchedulingOptions) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.executors.base import MAX_DEVICES_PER_RUN
 from tunesmith_server.fine_tunes.references import ADAPTER_SETTINGS, Origin, References
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
+from tunesmith_server.trackers.installation import LABELS, why_not
 
 METHODS = ("supervised", "dpo", "continued_pretraining")
 """What trainers here can do; other methods have their shape checked and are refused."""
@@ -32,6 +33,7 @@ def check_options(request: CreateFineTune, settings: Settings) -> None:
     """Raises InvalidRequestError for options that no trainer or engine here can honour."""
     _check_method(request)
     _check_training(request, settings.max_lora_rank)
+    _check_integrations(request, settings)
     devices = request.scheduling.devices
     if devices != "auto" and devices > MAX_DEVICES_PER_RUN:
         message = f"A run here can use no more devices than {MAX_DEVICES_PER_RUN}. Ask for that, or leave it to auto."
@@ -113,9 +115,18 @@ def _check_method(request: CreateFineTune) -> None:
         offered = ", ".join(METHODS)
         message = f"The method {request.method.type} is not offered here yet. Set method.type to one of: {offered}."
         raise InvalidRequestError("unsupported_method", message, param="method.type")
-    if request.integrations:
-        message = "No integrations are offered here. Leave integrations out; metrics are in the job's events."
-        raise InvalidRequestError("unsupported_integration", message, param="integrations")
+
+
+def _check_integrations(request: CreateFineTune, settings: Settings) -> None:
+    named = [integration.type for integration in request.integrations or ()]
+    for index, tracker in enumerate(named):
+        param = f"integrations.{index}.type"
+        reason = why_not(tracker, settings)
+        if reason is not None:
+            raise InvalidRequestError("integration_not_configured", reason, param=param)
+        if tracker in named[:index]:
+            message = f"A job can name {LABELS[tracker]} once. Remove the second one."
+            raise InvalidRequestError("duplicate_integration", message, param=param)
 
 
 def _check_training(request: CreateFineTune, max_lora_rank: int) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tunesmith_server.fine_tunes.integration_shapes import Integration
 from tunesmith_server.fine_tunes.method_shapes import (
     Auto,
     ContinuedPretrainingMethod,
@@ -64,26 +65,6 @@ class Training(BaseModel):
     long_rows: LongRows = "fail"
     early_stopping_patience: Annotated[int | Auto, integer_or_auto(1, 50)] = "auto"
     """Passes that may end without a better validation loss before the run stops; auto: never."""
-
-
-class Wandb(BaseModel):
-    """Where Weights & Biases shall keep the metrics."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    project: Annotated[str, Field(min_length=1, max_length=200)]
-    name: Annotated[str, Field(max_length=200)] | None = None
-    entity: Annotated[str, Field(max_length=200)] | None = None
-    tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=50)] | None = None
-
-
-class Integration(BaseModel):
-    """An experiment tracker that is to follow the job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    type: Literal["wandb"]
-    wandb: Wandb
 
 
 class SchedulingOptions(BaseModel):
@@ -282,7 +263,7 @@ class FineTuneObject(BaseModel):
     seed: int
     user_provided_suffix: str | None
     metadata: dict[str, str] | None
-    integrations: None = None
+    integrations: list[Integration] | None
     estimated_finish: int | None
     progress: Progress | None
     preflight: Preflight | None

@@ -27,6 +27,7 @@ from tunesmith_server.ids import new_id
 from tunesmith_server.paging import check_limit, is_id, unknown_cursor
 from tunesmith_server.projects import quotas
 from tunesmith_server.scheduling.outlook import Outlook
+from tunesmith_server.trackers import repository as trackers
 
 _REPEAT_WINDOW_SECONDS = 600
 """How long a client may take to repeat a create call whose answer it did not get."""
@@ -161,6 +162,7 @@ class FineTunesService:
                 )
                 await repository.insert_idempotency(session, row)
             await repository.insert(session, job, events.created(job.id))
+            await trackers.insert_runs(session, job)
             reach("create.writing")
         reach("create.written")
         return job
@@ -197,6 +199,7 @@ def new_row(row_id: str, principal: Principal, request: CreateFineTune, origin: 
         seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         requested={name: value for name, value in asked.items() if value not in ("auto", None)},
         user_metadata=request.metadata,
+        integrations=[each.model_dump() for each in request.integrations or ()] or None,
         body_hash=body_hash(request),
         key_id=principal.key_id,
         last_sequence=0,

@@ -63,6 +63,7 @@ def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneOb
         seed=job.seed,
         user_provided_suffix=job.suffix,
         metadata=job.user_metadata,
+        integrations=job.integrations,
         estimated_finish=None if ended or not job.progress else job.progress["estimated_finish"],
         progress=Progress(**job.progress) if job.progress and not ended else None,
         preflight=_preflight(job),

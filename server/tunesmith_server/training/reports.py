@@ -35,12 +35,13 @@ _CAUSES = {
 }
 
 
-def step_metrics(message: pb.StepMetrics) -> dict[str, Any]:
+def step_metrics(message: pb.StepMetrics, now: int) -> dict[str, Any]:
     """The measures of one step; None where a measure was not taken or is not a number."""
     return public_metrics(message) | {
         "learning_rate": finite(message.learning_rate),
         "tokens": message.tokens,
         "seconds": finite(message.seconds),
+        "reported_at": now,
     }
 
 

@@ -165,7 +165,7 @@ class TrainingService:
         now = self._core.clock()
         renewed = {"lease_expires_at": now + self._core.settings.lease_ttl_seconds}
         told = renewed | {"last_sequence": request.sequence, "progress": reports.progress(request, now)}
-        metrics = [reports.step_metrics(message) for message in request.metrics]
+        metrics = [reports.step_metrics(message, int(now)) for message in request.metrics]
         known = await repository.known_steps(session, identity.job_id, metrics)
         # A resumed run repeats the steps after its checkpoint; the history shows each step once.
         lines = [

@@ -73,6 +73,7 @@ class TestCreate:
             lora_targets=("attention",),
             use_rslora=True,
             metadata={"team": "support"},
+            integrations=[{"type": "wandb", "wandb": {"project": "tickets"}}],
         )
         assert api.received[0].json == {
             "model": MODEL,
@@ -99,6 +100,7 @@ class TestCreate:
                 "use_rslora": True,
             },
             "metadata": {"team": "support"},
+            "integrations": [{"type": "wandb", "wandb": {"project": "tickets"}}],
         }
 
     def test_from_a_tuned_model_of_the_project(self, api: FakeApi, client: Tunesmith) -> None:

@@ -83,7 +83,10 @@ def test_what_is_required_is_named(missing: str) -> None:
 @pytest.mark.parametrize(
     ("integration", "param"),
     [
-        ({"type": "mlflow"}, "integrations.0.type"),
+        ({"type": "tensorboard"}, "integrations.0.type"),
+        ({"type": "mlflow"}, "integrations.0.mlflow"),
+        ({"type": "mlflow", "mlflow": {"experiment": "e", "uri": "u"}}, "integrations.0.mlflow.uri"),
+        ({"type": "mlflow", "wandb": {"project": "p"}}, "integrations.0.mlflow"),
         ({"type": "wandb"}, "integrations.0.wandb"),
         ({"type": "wandb", "wandb": {"name": "n"}}, "integrations.0.wandb.project"),
         ({"type": "wandb", "wandb": {"project": "p", "tags": [1]}}, "integrations.0.wandb.tags.0"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.artifacts import BASE_ID
-from tests.support.factories import PRINCIPAL, Platform, preflight_report, store_file
+from tests.support.core import open_core
+from tests.support.factories import PRINCIPAL, Platform, make_platform, preflight_report, store_file
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import Principal
 from tunesmith_server.db.tables import ProjectRow
@@ -17,6 +19,8 @@ from tunesmith_server.fine_tunes.schemas import DpoObject, SupervisedObject
 from tunesmith_server.fine_tunes.service import FineTunesService
 
 REINFORCEMENT = {"type": "reinforcement", "reinforcement": {"grader": {"type": "multi"}}}
+WANDB = {"type": "wandb", "wandb": {"project": "tickets", "name": "first", "tags": ["mine"]}}
+MLFLOW = {"type": "mlflow", "mlflow": {"experiment": "tickets"}}
 OTHER = Principal(project_id="other", key_id="key-2")
 
 
@@ -130,7 +134,6 @@ async def test_continued_pretraining_takes_a_single_text(platform: Platform) -> 
         ({"training_file": "../\x00"}, "file_not_found", "training_file"),
         ({"validation_file": "file-unknown"}, "file_not_found", "validation_file"),
         ({"method": REINFORCEMENT}, "unsupported_method", "method.type"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_integration", "integrations"),
         ({"scheduling": {"devices": 99}}, "too_many_devices", "scheduling.devices"),
         ({"training": {"lora_rank": 65}}, "lora_rank_too_high", "training.lora_rank"),
         ({"training": {"weights": "full", "lora_rank": 8}}, "invalid_value", "training.lora_rank"),
@@ -145,6 +148,32 @@ async def test_a_request_that_policy_forbids_is_refused_and_leaves_nothing(
     assert (caught.value.code, caught.value.param) == (code, param)
     assert (await platform.fine_tunes.list(PRINCIPAL)).data == []
     await platform.fine_tunes.create(PRINCIPAL, platform.request(), "key-1")
+
+
+@pytest.mark.parametrize(
+    ("integration", "variable", "value"),
+    [(WANDB, "WANDB_API_KEY", "secret"), (WANDB, "WANDB_MODE", "offline"), (MLFLOW, "MLFLOW_TRACKING_URI", "http://m")],
+)
+async def test_an_integration_is_accepted_where_the_operator_has_set_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, integration: dict[str, Any], variable: str, value: str
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    async with open_core(tmp_path / "bare") as core:
+        platform = await make_platform(core)
+        with pytest.raises(InvalidRequestError, match="ask the operator to set") as caught:
+            await platform.create(integrations=[integration])
+        assert (caught.value.code, caught.value.param) == ("integration_not_configured", "integrations.0.type")
+    monkeypatch.setenv(variable, value)
+    async with open_core(tmp_path / "set-up") as core:
+        platform = await make_platform(core)
+        job = await platform.fine_tunes.create(PRINCIPAL, platform.request(integrations=[integration]))
+        [shown] = job.integrations or ()
+        assert shown.model_dump(exclude_none=True) == integration
+        with pytest.raises(InvalidRequestError) as caught:
+            await platform.create(integrations=[integration, integration])
+        assert (caught.value.code, caught.value.param) == ("duplicate_integration", "integrations.1.type")
+        assert len((await platform.fine_tunes.list(PRINCIPAL)).data) == 1
 
 
 @pytest.mark.parametrize(

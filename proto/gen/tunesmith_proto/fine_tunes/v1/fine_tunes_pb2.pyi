@@ -209,7 +209,7 @@ class Integration(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """wandb"""
+    """wandb | mlflow"""
     @_builtins.property
     def options(self) -> _struct_pb2.Struct: ...
     def __init__(
@@ -343,6 +343,7 @@ class FineTune(_message.Message):
     AUTO_START_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    INTEGRATIONS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """ftjob-…"""
@@ -389,6 +390,8 @@ class FineTune(_message.Message):
         """set once the files were validated"""
 
     @_builtins.property
+    def integrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Integration]: ...
+    @_builtins.property
     def evaluation(self) -> _struct_pb2.Struct:
         """base and tuned model, in the shape that REST has; set once succeeded"""
 
@@ -417,11 +420,12 @@ class FineTune(_message.Message):
         auto_start: _builtins.bool = ...,
         queue_position: _builtins.int | None = ...,
         preflight: Global___Preflight | None = ...,
+        integrations: _abc.Iterable[Global___Integration] | None = ...,
         evaluation: _struct_pb2.Struct | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "error", b"error", "estimated_finish", b"estimated_finish", "evaluation", b"evaluation", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "preflight", b"preflight", "queue_position", b"queue_position", "scheduling", b"scheduling", "trained_tokens", b"trained_tokens", "training", b"training", "validation_file", b"validation_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "auto_start", b"auto_start", "created_at", b"created_at", "error", b"error", "estimated_finish", b"estimated_finish", "evaluation", b"evaluation", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "metadata", b"metadata", "method", b"method", "model", b"model", "preflight", b"preflight", "queue_position", b"queue_position", "result_files", b"result_files", "scheduling", b"scheduling", "seed", b"seed", "status", b"status", "suffix", b"suffix", "trained_tokens", b"trained_tokens", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish", "_fine_tuned_model", b"_fine_tuned_model", "_finished_at", b"_finished_at", "_queue_position", b"_queue_position", "_trained_tokens", b"_trained_tokens", "_validation_file", b"_validation_file", "auto_start", b"auto_start", "created_at", b"created_at", "error", b"error", "estimated_finish", b"estimated_finish", "evaluation", b"evaluation", "fine_tuned_model", b"fine_tuned_model", "finished_at", b"finished_at", "hyperparameters", b"hyperparameters", "id", b"id", "integrations", b"integrations", "metadata", b"metadata", "method", b"method", "model", b"model", "preflight", b"preflight", "queue_position", b"queue_position", "result_files", b"result_files", "scheduling", b"scheduling", "seed", b"seed", "status", b"status", "suffix", b"suffix", "trained_tokens", b"trained_tokens", "training", b"training", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_finish: _TypeAlias = _typing.Literal["estimated_finish"]  # noqa: Y015
     _WhichOneofArgType__estimated_finish: _TypeAlias = _typing.Literal["_estimated_finish", b"_estimated_finish"]  # noqa: Y015
