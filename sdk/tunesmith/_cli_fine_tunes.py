@@ -55,6 +55,8 @@ LongRows = Annotated[
 EarlyStopping = Annotated[
     int | None, typer.Option(min=1, max=50, help="Stop after so many passes without a better validation loss.")
 ]
+WandbProject = Annotated[str | None, typer.Option(help="Weights & Biases follows the job in this project.")]
+MlflowExperiment = Annotated[str | None, typer.Option(help="MLflow follows the job in this experiment.")]
 
 fine_tunes_app = typer.Typer(no_args_is_help=True, help="Create and follow fine-tunes.")
 
@@ -80,12 +82,8 @@ def create_fine_tune(
     long_rows: LongRows = None,
     early_stopping_patience: EarlyStopping = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
-    wandb_project: Annotated[
-        str | None, typer.Option(help="Have Weights & Biases follow the job in this project.")
-    ] = None,
-    mlflow_experiment: Annotated[
-        str | None, typer.Option(help="Have MLflow follow the job in this experiment.")
-    ] = None,
+    wandb_project: WandbProject = None,
+    mlflow_experiment: MlflowExperiment = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or let it wait for `resume`.")] = True,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has finished.")] = False,
     as_json: AsJson = False,

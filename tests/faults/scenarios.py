@@ -97,7 +97,7 @@ def follow_job(platform: ToyPlatform, key: str) -> None:
     with platform.held(4):
         job_id = platform.create(key, integrations=[{"type": "mlflow", "mlflow": {"experiment": "faults"}}])
         wait_until(
-            lambda: platform.says(job_id, "MLflow follows") and platform.tracked_steps(job_id),
+            lambda: platform.says(job_id, "MLflow follows") and bool(platform.tracked_steps(job_id)),
             60,
             "the tracker was not told",
         )

@@ -168,7 +168,7 @@ async def test_an_integration_is_accepted_where_the_operator_has_set_it_up(
     async with open_core(tmp_path / "set-up") as core:
         platform = await make_platform(core)
         job = await platform.fine_tunes.create(PRINCIPAL, platform.request(integrations=[integration]))
-        [shown] = job.integrations or ()
+        [shown] = job.integrations or []
         assert shown.model_dump(exclude_none=True) == integration
         with pytest.raises(InvalidRequestError) as caught:
             await platform.create(integrations=[integration, integration])
