@@ -108,7 +108,11 @@ pairs = st.dictionaries(
     st.sampled_from(["a", "b", "k" * 65]), st.sampled_from(["1", "v" * 513, "n\x00"]), min_size=1, max_size=2
 )
 jobs = st.fixed_dictionaries(
-    {"model": st.sampled_from([BASE_ID, BASE_ID, "unknown"]), "training_file": ref("file"), "seed": st.just(7)},
+    {
+        "model": st.sampled_from([BASE_ID, BASE_ID, "unknown", f"ft:{BASE_ID}:default::nobodys"]),
+        "training_file": ref("file"),
+        "seed": st.just(7),
+    },
     optional={
         "validation_file": ref("file"),
         "suffix": st.sampled_from(["fine", "not fine", "x" * 65]),
@@ -118,6 +122,8 @@ jobs = st.fixed_dictionaries(
         "training": optional(
             weights=st.sampled_from(["lora", "full", "half"]),
             lora_rank=st.sampled_from([4, 4096, -1]),
+            lora_targets=st.sampled_from([["attention", "up_proj"], ["no name"]]),
+            use_rslora=st.booleans(),
             long_rows=st.sampled_from(["cut", "burn"]),
         ),
         "scheduling": optional(
