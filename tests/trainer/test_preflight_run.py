@@ -116,6 +116,14 @@ def test_a_job_that_never_fits_is_refused_with_the_largest_terms(
     assert server.preflight is None
 
 
+def test_the_way_of_computing_is_told_with_its_reason(server: TrainingServer, base: Path, tmp_path: Path) -> None:
+    report = checked(server, base, tmp_path)
+
+    (memory,) = (one for one in report.resolved if one.name == "memory")
+    assert memory.value == "packs of 1024 tokens"
+    assert "of 64.0 GiB free are needed" in memory.reason
+
+
 def test_a_job_that_may_fit_later_is_warned(server: TrainingServer, base: Path, tmp_path: Path) -> None:
     busy = Machine("cpu", False, "float32", 1024, 1 << 20, 64 << 30, None)
     report = checked(server, base, tmp_path, busy)

@@ -21,6 +21,8 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import compilation, lora
 from tunesmith_trainer.__main__ import execute
 from tunesmith_trainer.model import load_for_generation
+from tunesmith_trainer.objectives import Scored, score
+from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.reporter import Reporter
 
 RunAttempt = Callable[[TrainingServer], int]
@@ -28,6 +30,10 @@ RunAttempt = Callable[[TrainingServer], int]
 
 def losses(server: TrainingServer) -> list[tuple[int, float]]:
     return [(one.step, one.train_loss) for one in server.metrics]
+
+
+def events(server: TrainingServer) -> list[str]:
+    return [one.message for _, beat in sorted(server.heartbeats.items()) for one in beat.events]
 
 
 def next_attempt(server: TrainingServer) -> None:
@@ -224,6 +230,75 @@ def test_pause_saves_and_yields(server: TrainingServer, run_attempt: RunAttempt)
     next_attempt(server)
     assert run_attempt(server) == 0
     assert losses(server) == uninterrupted[step:]
+
+
+def fits_only(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Lets the machine have no memory for a step with more tokens than that, as the processor's allocator puts it."""
+
+    def score_if_it_fits(model: torch.nn.Module, batch: Pack) -> Scored:
+        if torch.is_grad_enabled() and len(batch.token_ids) > tokens:
+            torch.empty(1 << 50)
+        return score(model, batch)
+
+    monkeypatch.setattr("tunesmith_trainer.methods.score", score_if_it_fits)
+
+
+def test_a_run_without_memory_ends_so_and_the_next_ones_need_less_for_the_same_losses(
+    server: TrainingServer, run_attempt: RunAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.spec.hyperparameters.batch_size = 8  # more than 512 tokens
+    assert run_attempt(server) == 0
+    expected = losses(server)
+    fits_only(monkeypatch, 400)
+    for failures, message in enumerate(("packs of 512 tokens", "packs of 256 tokens")):
+        server.spec.memory_failures = failures
+        server.heartbeats.clear()
+        assert run_attempt(server) == 71
+        assert server.failed is not None
+        assert server.failed.cause == pb.FAILURE_CAUSE_OUT_OF_MEMORY
+        assert server.failed.failures[0].code == "out_of_memory"
+        assert f"the next attempt takes {message}" in server.failed.failures[0].message
+
+    server.spec.memory_failures = 2
+    server.heartbeats.clear()
+    assert run_attempt(server) == 0
+    assert "A step is computed in packs of 256 tokens" in "".join(events(server))
+    assert [step for step, _ in losses(server)] == [step for step, _ in expected]
+    assert [loss for _, loss in losses(server)] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+
+
+def test_a_resumed_run_goes_down_from_where_it_was_saved_or_stays_there(
+    server: TrainingServer, run_attempt: RunAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.spec.memory_failures = 2
+    assert run_attempt(server) == 0
+    uninterrupted = losses(server)
+    server.checkpoints = server.checkpoints[:1]
+    next_attempt(server)
+    monkeypatch.setattr("tunesmith_trainer.training.memory_of", lambda device: (1 << 20, 64 << 30))  # nothing is free
+
+    assert run_attempt(server) == 0
+    assert "packs of 256 tokens, about" in "".join(events(server))
+    assert losses(server) == uninterrupted[5:]  # bit for bit
+
+    server.spec.memory_failures = 3
+    server.heartbeats.clear()
+    assert run_attempt(server) == 0
+    assert "packs of 256 tokens, 1 layers computed twice" in "".join(events(server))
+    assert losses(server) == uninterrupted[5:], "computing twice gives the same bits"
+
+
+def test_at_the_end_of_the_ladder_the_job_fails_with_what_helps(
+    server: TrainingServer, run_attempt: RunAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits_only(monkeypatch, 0)
+    for failures in (4, 5):  # on the last rung, and below it
+        server.spec.memory_failures = failures
+        assert run_attempt(server) == 64
+        assert server.failed is not None
+        assert server.failed.cause == pb.FAILURE_CAUSE_USER
+        assert server.failed.failures[0].code == "out_of_memory"
+        assert "Use shorter rows, a smaller lora_rank" in server.failed.failures[0].message
 
 
 def test_stop_yields_without_saving(server: TrainingServer, run_attempt: RunAttempt) -> None:

@@ -22,6 +22,7 @@ _CAUSES = {
     errors.EXIT_BAD_DATA: pb.FAILURE_CAUSE_USER,
     errors.EXIT_UNSUPPORTED_MODEL: pb.FAILURE_CAUSE_USER,
     errors.EXIT_INFRASTRUCTURE: pb.FAILURE_CAUSE_INFRASTRUCTURE,
+    errors.EXIT_OUT_OF_MEMORY: pb.FAILURE_CAUSE_OUT_OF_MEMORY,
 }
 
 
@@ -80,9 +81,9 @@ def _classified(error: Exception) -> RunFailed:
         return error
     incident = uuid.uuid4().hex[:12]
     logger.error("incident %s", incident, exc_info=error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        message = f"The device ran out of memory; choose a smaller batch size or context length ({incident})."
-        return OutOfMemory(Problem("out_of_memory", message, "hyperparameters.batch_size"))
+    if errors.is_out_of_memory(error):
+        message = f"The machine ran out of memory while the run was prepared; its log names incident {incident}."
+        return OutOfMemory(Problem("out_of_memory", message))
     return RunFailed(Problem("trainer_error", f"The trainer failed; its log names incident {incident}."))
 
 

@@ -14,7 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True, slots=True)
 class BaseShapes:
-    """Widths in numbers, `parameters` with tied ones counted once, `linears` (out, in) of every layer but the head."""
+    """Widths in numbers, `parameters` with tied ones counted once, `linears` (out, in) of every layer but the head.
+
+    `normed` is the sum of the widths of one decoder layer's norms. `capped_heads` are the heads whose scores attention
+    bounds and therefore has to write down; 0 where it bounds none.
+    """
 
     parameters: int
     layers: int
@@ -22,6 +26,8 @@ class BaseShapes:
     intermediate: int
     queries: int
     keys: int
+    normed: int
+    capped_heads: int
     vocabulary: int
     linears: dict[str, tuple[int, int]]
 
@@ -53,17 +59,33 @@ def read_shapes(model: nn.Module) -> BaseShapes:
     }
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    queries, keys = heads * width, getattr(config, "num_key_value_heads", heads) * width
     return BaseShapes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         # GPT-2 has neither, unless its feed-forward layers are of unusual width.
         intermediate=getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.hidden_size,
-        queries=heads * width,
-        keys=getattr(config, "num_key_value_heads", heads) * width,
+        queries=queries,
+        keys=keys,
+        normed=_normed(decoder_layers(model)[0], config.hidden_size, queries, keys),
+        capped_heads=heads if getattr(config, "attn_logit_softcapping", None) else 0,
         vocabulary=config.vocab_size,
         linears=linears,
     )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers that the hidden states pass one after the other."""
+    decoder = cast("nn.Module", model.base_model)
+    return next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
+
+
+def _normed(layer: nn.Module, hidden: int, queries: int, keys: int) -> int:
+    """Widths of all norms of a layer; those inside attention are as narrow as a head, and work on every head."""
+    widths = {"q_norm": queries, "k_norm": keys}
+    names = [name for name, module in layer.named_modules() if "Norm" in type(module).__name__]
+    return sum(widths.get(name.rpartition(".")[2], hidden) for name in names)
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, Problem
 from tunesmith_trainer.evaluation import Measured, RowScore
+from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preference import PairScore
 
@@ -24,14 +25,16 @@ _DOCUMENT, _TENSORS = STATE_FILES
 class Progress:
     """How far a run is. The order of the data follows from `step`; nothing random is drawn during training.
 
-    `dtype` is what the run computes in; `history` holds the metrics of every step, in order. `best` is the best pass
-    so far where the run may stop early.
+    `dtype` is what the run computes in, `rung` how, after `memory_failures` attempts of the job that ran out of memory.
+    `history` holds the metrics of every step, in order. `best` is the best pass so far where the run may stop early.
     """
 
     step: int
     trained_tokens: int
     dtype: str
     history: list[dict[str, Any]]
+    rung: Rung
+    memory_failures: int = 0
     best: Measured | None = None
 
 
@@ -46,8 +49,8 @@ def read_progress(folder: Path, config: TrainingConfig) -> Progress:
     document = json.loads((folder / _DOCUMENT).read_text())
     if document.pop("config") != json.loads(json.dumps(asdict(config))):
         raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
-    best = document.pop("best")
-    return Progress(**document, best=None if best is None else _measured(best))
+    best, rung = document.pop("best"), document.pop("rung")
+    return Progress(**document, rung=Rung(**rung), best=None if best is None else _measured(best))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: TrainingConfig) -> None:

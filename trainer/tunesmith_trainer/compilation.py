@@ -4,12 +4,13 @@ Must not know data, optimizers or the control plane."""
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tunesmith_trainer.base_shapes import decoder_layers
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example
@@ -36,7 +37,7 @@ def compile_layers(model: nn.Module, cache: Path) -> str | None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     # Processes that compile would stay through the whole run, each with a copy of torch.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     for layer in layers:
         layer.forward = _where_gradients_are_wanted(layer.forward)
     try:
@@ -48,12 +49,6 @@ def compile_layers(model: nn.Module, cache: Path) -> str | None:
     finally:
         model.zero_grad(set_to_none=True)
     return None
-
-
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    count = cast("Any", model.config).num_hidden_layers
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
-    return list(lists[0])
 
 
 def _where_gradients_are_wanted(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Owns the ways a run can end: exit codes, and failures in words that a user can act on.
 Must not know how failures travel or what a model is."""
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ EXIT_INFRASTRUCTURE = 69
 EXIT_DEFECT = 70
 EXIT_OUT_OF_MEMORY = 71
 EXIT_YIELDED = 75
+
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,18 @@ class InfrastructureFailed(RunFailed):
 
 
 class OutOfMemory(RunFailed):
-    """The device has too little memory for this run."""
+    """The device has too little memory for the way in which this run computes; the next attempt takes a smaller one."""
 
     exit_code = EXIT_OUT_OF_MEMORY
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or in the process. By name: torch loads slowly."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 class Yielded(Exception):

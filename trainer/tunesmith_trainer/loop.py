@@ -22,6 +22,7 @@ from tunesmith_trainer.rendering import Example
 
 _VALIDATIONS_PER_RUN = 20
 _LEAST_STEPS_BETWEEN_VALIDATIONS = 5
+_GLANCE_TOKENS = 512  # whatever the size of a pack: the rows glanced at must not change with it
 _NAMED_ROWS = 20
 
 
@@ -94,7 +95,7 @@ class Loop:
         self._clock = clock
         self._objective = objective or TokenObjective()
         self._guard = guard
-        self._glance = _within(evaluation, pack_tokens // 4)
+        self._glance = _within(evaluation, _GLANCE_TOKENS)
         self._validate_every = max(_LEAST_STEPS_BETWEEN_VALIDATIONS, config.total_steps // _VALIDATIONS_PER_RUN)
 
     def run(self, progress: Progress) -> Trained:

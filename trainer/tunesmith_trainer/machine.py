@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tunesmith_trainer.model import CPU_PACK_TOKENS, GPU_PACK_TOKENS
 from tunesmith_trainer.processor import choose_cpu_dtype
 
@@ -57,6 +59,15 @@ def survey() -> Machine:
     dtype, flops_of_cpu, _ = choose_cpu_dtype()
     capacity, available = main_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
     return Machine("cpu", False, dtype, CPU_PACK_TOKENS, available, capacity, flops_of_cpu)
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of the device that a run computes on which are free now, and all that it has."""
+    if device.type == "cuda":
+        available, capacity = torch.cuda.mem_get_info(device)
+    else:
+        capacity, available = main_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
+    return available, capacity
 
 
 def _largest_gpu() -> tuple[str, int, int] | None:

@@ -12,6 +12,11 @@ from tunesmith_trainer.rendering import Example
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FULL = 4  # bytes of a float32
+# Of scores that are bounded, for each pair of tokens and head: capped, softmaxed, and the gradients of both.
+_BYTES_PER_SCORE = 4 * _FULL
+# Between what is kept, main memory is left with gaps that the next large tensor does not fit into: measured, they come
+# to three of the widest tensors of every layer, kept or not. GPUs' allocators sort by size.
+_GAPS = 3
 # Interpreter and libraries on a processor; context and workspaces on a GPU. Measured with an idle trainer.
 _PROCESS = {False: 600 << 20, True: 800 << 20}
 
@@ -29,11 +34,19 @@ class Plan:
 
 
 def plan(
-    shapes: BaseShapes, config: TrainingConfig, examples: Sequence[Example], dtype: str, pack_tokens: int, *, gpu: bool
+    shapes: BaseShapes,
+    config: TrainingConfig,
+    examples: Sequence[Example],
+    dtype: str,
+    pack_tokens: int,
+    *,
+    gpu: bool,
+    recomputed_layers: int = 0,
 ) -> Plan:
-    """The larger of two moments: the backward pass of the largest step, and the proof after a checkpoint.
+    """The largest of three moments: the backward pass of the largest step, its update, the proof after a checkpoint.
 
-    The proof loads the model once more, in float32, while weights and optimizer stay where they are.
+    The proof loads the model once more, in float32, while weights and optimizer stay where they are. Of the first
+    `recomputed_layers` only the inputs are kept, until the backward pass comes to each.
     """
     size = _BYTES[dtype]
     trained = shapes.parameters if config.full_weights else shapes.adapter_parameters(config.lora_rank)
@@ -48,7 +61,9 @@ def plan(
     worst = max(packs, key=lambda one: len(one.token_ids))
     gradients = trained * (size if config.full_weights else _FULL)
     passing = {
-        "activations": len(worst.token_ids) * _bytes_per_token(shapes, config, size, gpu=gpu),
+        "activations": len(worst.token_ids) * _bytes_per_token(shapes, config, size, recomputed_layers, gpu=gpu),
+        "scores": shapes.capped_heads * max(max(one.lengths) for one in packs) ** 2 * _BYTES_PER_SCORE,
+        "gaps": 0 if gpu else len(worst.token_ids) * shapes.layers * _GAPS * shapes.intermediate * size,
         "logits": _logits(shapes, config, worst, size, gpu=gpu),
         # While the first micro-batch goes back, its activations make room for the gradients.
         "gradients": gradients if len(packs) > 1 else 0,
@@ -66,21 +81,32 @@ def _largest_step(examples: Sequence[Example], batch_size: int, pack_tokens: int
     return pack(longest, pack_tokens)
 
 
-def _bytes_per_token(shapes: BaseShapes, config: TrainingConfig, size: int, *, gpu: bool) -> int:
+def _bytes_per_token(
+    shapes: BaseShapes, config: TrainingConfig, size: int, recomputed_layers: int, *, gpu: bool
+) -> int:
     """What the backward pass needs kept of the forward pass, for one token.
 
-    Per layer: both norms keep their input in float32 and their output; attention keeps queries, keys, values and its
-    output, on a processor the latter once more where documents are joined; the gated layer keeps four tensors.
+    Where all layers are computed again, one of them at a time is there as a whole. After the layers come the last norm
+    and what the head makes of it.
     """
-    norms = 2 * shapes.hidden * (_FULL + size)
+    per_layer = _bytes_per_layer(shapes, config, size, gpu=gpu)
+    whole = max(shapes.layers - recomputed_layers, 1)
+    return whole * per_layer + recomputed_layers * shapes.hidden * size + 2 * shapes.hidden * (_FULL + size)
+
+
+def _bytes_per_layer(shapes: BaseShapes, config: TrainingConfig, size: int, *, gpu: bool) -> int:
+    """For one token.
+
+    Norms keep their input in float32, the two before attention and feed-forward layers their output; attention keeps
+    queries, keys, values and its output, on a processor the latter once more where documents are joined; the gated
+    layer keeps four tensors. Norms that learn keep their normalised input too, some families in float32.
+    """
+    norms = shapes.normed * _FULL + 2 * shapes.hidden * size
     attention = ((2 if gpu else 3) * shapes.queries + 2 * shapes.keys) * size
     gated = 4 * shapes.intermediate * size
-    per_layer = norms + attention + gated
     if config.full_weights:
-        per_layer += 2 * shapes.hidden * size  # norms that learn keep their normalised input too
-    else:
-        per_layer += len(shapes.linears) // shapes.layers * config.lora_rank * size
-    return shapes.layers * per_layer + 2 * shapes.hidden * (_FULL + size)
+        return norms + attention + gated + shapes.normed * _FULL
+    return norms + attention + gated + len(shapes.linears) // shapes.layers * config.lora_rank * size
 
 
 def _logits(shapes: BaseShapes, config: TrainingConfig, worst: Pack, size: int, *, gpu: bool) -> int:

@@ -9,6 +9,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.config import Resolution
 from tunesmith_trainer.findings import Finding, Findings
 from tunesmith_trainer.machine import Machine
+from tunesmith_trainer.memory_ladder import Choice
 from tunesmith_trainer.memory_plan import Plan
 from tunesmith_trainer.preflight import Examined, Prepared
 
@@ -28,6 +29,11 @@ def data_report(examined: Examined) -> pb.PreflightReport:
 def wire_findings(findings: Findings) -> list[pb.Finding]:
     """The findings, the gravest first."""
     return [_finding(finding) for finding in findings.listed()[:_MAX_FINDINGS]]
+
+
+def wire_choice(choice: Choice) -> pb.Resolved:
+    """How a step will be computed, told like the other numbers that the job did not name."""
+    return pb.Resolved(name="memory", value=str(choice.rung), reason=choice.reason)
 
 
 def wire_memory(plan: Plan, machine: Machine) -> pb.MemoryFit:

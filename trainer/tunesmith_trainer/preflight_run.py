@@ -12,14 +12,21 @@ from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.machine import Machine, survey
-from tunesmith_trainer.memory_plan import Plan, plan
+from tunesmith_trainer.memory_ladder import TIGHT, Ladder, ladder_of
+from tunesmith_trainer.memory_plan import Plan
 from tunesmith_trainer.preflight import Prepared
-from tunesmith_trainer.preflight_report import completion, data_report, wire_findings, wire_memory, write_rejects
+from tunesmith_trainer.preflight_report import (
+    completion,
+    data_report,
+    wire_choice,
+    wire_findings,
+    wire_memory,
+    write_rejects,
+)
 from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.time_plan import expected_seconds
 
 _MARGIN = 1.3  # the prediction is within 30 % of what was measured: beyond that, a run cannot fit
-_TIGHT = 0.9
 _GIB = 1 << 30
 
 
@@ -57,25 +64,34 @@ def _foresee(base: Path, prepared: Prepared, machine: Machine, findings: Finding
         for problem in adapter_problems(base, empty, config, merged=prepared.merged):
             findings.add(problem)
     examples = [*prepared.training, *prepared.evaluation]
-    need = plan(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu)
-    report.memory.CopyFrom(wire_memory(need, machine))
-    _check_memory(need, machine, full_weights=config.full_weights, findings=findings)
+    ladder = ladder_of(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu)
+    choice = ladder.choose(machine.available, machine.capacity)
+    report.memory.CopyFrom(wire_memory(choice.need, machine))
+    report.resolved.append(wire_choice(choice))
+    _check_memory(ladder, choice.need, machine, findings)
     if machine.flops is not None:
         report.seconds = expected_seconds(
-            shapes, config, prepared.training, prepared.evaluation, machine.flops, gpu=machine.is_gpu
+            shapes,
+            config,
+            prepared.training,
+            prepared.evaluation,
+            machine.flops,
+            gpu=machine.is_gpu,
+            recomputed_layers=choice.rung.recomputed_layers,
         )
 
 
-def _check_memory(need: Plan, machine: Machine, *, full_weights: bool, findings: Findings) -> None:
+def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findings) -> None:
     """A run is refused only where it could never fit: what is free now may be more by the time it starts."""
+    least = ladder.least
+    if least.needed > machine.capacity * _MARGIN:
+        message = f"{_told(least)}; {machine.device} has {machine.capacity / _GIB:.1f} GiB. {ladder.advice}."
+        findings.add(Problem("insufficient_memory", message, "training_file"))
+    elif need.needed > machine.available * TIGHT:
+        free = f"{machine.available / _GIB:.1f} GiB of {machine.device} are free now"
+        findings.add(Problem("memory_tight", f"{_told(need)}; {free}. {ladder.advice} if it fails."), "warning")
+
+
+def _told(need: Plan) -> str:
     largest = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in list(need.terms.items())[:3])
-    told = f"The run needs about {need.needed / _GIB:.1f} GiB at its peak ({largest})"
-    advice = "Use shorter rows or a smaller batch_size"
-    if full_weights:
-        advice += ", or training.weights lora"
-    if need.needed > machine.capacity * _MARGIN:
-        message = f"{told}; {machine.device} has {machine.capacity / _GIB:.1f} GiB. {advice}."
-        findings.add(Problem("insufficient_memory", message, "hyperparameters.batch_size"))
-    elif need.needed > machine.available * _TIGHT:
-        message = f"{told}; {machine.available / _GIB:.1f} GiB of {machine.device} are free now. {advice} if it fails."
-        findings.add(Problem("memory_tight", message, "hyperparameters.batch_size"), "warning")
+    return f"The run needs about {need.needed / _GIB:.1f} GiB at its peak ({largest})"

@@ -24,8 +24,9 @@ def run(reporter: Reporter, cache: Path, work: Path) -> None:
     from tunesmith_trainer.training import Training  # here because it imports torch, as above
 
     training = Training(spec, base, data, work, reporter)
-    training.load_model()
-    before = training.evaluate_base()
-    training.compile_model(cache)
-    trained = training.run_loop()
-    training.complete(before, trained)
+    with training.within_memory():
+        training.load_model()
+        before = training.evaluate_base()
+        training.compile_model(cache)
+        trained = training.run_loop()
+        training.complete(before, trained)

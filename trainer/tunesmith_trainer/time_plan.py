@@ -25,9 +25,10 @@ def expected_seconds(
     flops: float,
     *,
     gpu: bool,
+    recomputed_layers: int = 0,
 ) -> float:
     """Seconds from the start of the run to its end, on a machine that multiplies at `flops` operations per second."""
-    per_parameter = _FULL if config.full_weights else _ADAPTERS
+    per_parameter = (_FULL if config.full_weights else _ADAPTERS) + _FORWARD * recomputed_layers / shapes.layers
     work = config.n_epochs * _operations(shapes, training, per_parameter)
     # The base and the end of each pass on all evaluation rows.
     work += (1 + config.n_epochs) * _operations(shapes, evaluation, _FORWARD)
@@ -37,7 +38,7 @@ def expected_seconds(
     return _START_SECONDS + saves + work / (flops * _EFFICIENCY[gpu])
 
 
-def _operations(shapes: BaseShapes, examples: Sequence[Example], per_parameter: int) -> float:
+def _operations(shapes: BaseShapes, examples: Sequence[Example], per_parameter: float) -> float:
     """Products of layers on every token, of the head on labelled ones, and of attention on pairs of tokens."""
     tokens = sum(len(example.token_ids) for example in examples)
     labelled = sum(int(example.labelled.sum()) for example in examples)

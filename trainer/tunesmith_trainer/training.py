@@ -1,8 +1,12 @@
 """Owns joining loop, checkpoints and uploads of one training run to the control plane.
 Must not know how numbers are computed or bytes are moved."""
 
+import logging
 import shutil
-from dataclasses import asdict
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
@@ -10,20 +14,26 @@ from torch import nn
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import allocator, checkpoint, compilation, lora
 from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
+from tunesmith_trainer.base_shapes import build_empty, read_shapes
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
-from tunesmith_trainer.errors import Yielded
+from tunesmith_trainer.errors import Yielded, is_out_of_memory
 from tunesmith_trainer.evaluation import Measured, evaluate
 from tunesmith_trainer.guard_set import GuardItem, examples_of, guard_items
 from tunesmith_trainer.loop import Loop, Metrics, Trained
+from tunesmith_trainer.machine import memory_of
+from tunesmith_trainer.memory_ladder import Choice, Ladder, ladder_of
 from tunesmith_trainer.methods import objective_of
 from tunesmith_trainer.model import Hardware, choose_hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
+from tunesmith_trainer.recompute import recompute
 from tunesmith_trainer.rendering import Renderer, load_tokenizer
 from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.results import wire_evaluation, write_results
 from tunesmith_trainer.workspace import adapter_folder, resume_folder
+
+logger = logging.getLogger(__name__)
 
 
 class Training:
@@ -37,7 +47,10 @@ class Training:
         self._reporter = reporter
         self._resume = resume_folder(spec, work)
         self._progress = checkpoint.read_progress(self._resume, data.config) if self._resume else None
-        self._hardware: Hardware = choose_hardware(self._progress.dtype if self._progress else None)
+        hardware = choose_hardware(self._progress.dtype if self._progress else None)
+        self._ladder = _ladder(base, data, hardware)
+        self._choice = self._choose(hardware)
+        self._hardware: Hardware = replace(hardware, pack_tokens=self._choice.rung.pack_tokens)
         self._artifacts = ArtifactWriter(
             base,
             spec.base_model.id,
@@ -52,11 +65,26 @@ class Training:
         self._committed: dict[int, pb.Artifact] = {}
         self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
+    @contextmanager
+    def within_memory(self) -> Iterator[None]:
+        """For the length of a block, running out of memory ends the run with what comes of it."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("out of memory", exc_info=error)
+            traceback.clear_frames(error.__traceback__)  # what they hold is needed to report it
+            raise self._ladder.out_of_memory(self._choice) from None
+
     def load_model(self) -> None:
         """Loads the model that the run starts from, with adapters on it where the run trains adapters."""
         self._report("loading")
         hardware, config = self._hardware, self._data.config
         self._reporter.add_event(f"Training on {hardware.device.type} in {hardware.dtype}: {hardware.reason}.")
+        choice = self._choice
+        needed = f"about {choice.need.needed / (1 << 30):.1f} GiB are needed at the peak"
+        self._reporter.add_event(f"A step is computed in {choice.rung}, {needed}: {choice.reason}.")
         allocator.keep_freed_memory()
         self._model: nn.Module = load(self._base, hardware)
         start = adapter_folder(self._spec, self._work)
@@ -101,11 +129,13 @@ class Training:
         """Trains to the last step, from where a former attempt was saved if the spec says so."""
         config, data = self._data.config, self._data
         optimizer = Optimizer(self._model.named_parameters())
-        progress = Progress(step=0, trained_tokens=0, dtype=self._hardware.dtype, history=[])
+        rung, failures = self._choice.rung, self._spec.memory_failures
+        progress = Progress(0, 0, self._hardware.dtype, [], rung, failures)
         if self._resume and self._progress:
             checkpoint.restore(self._resume, self._model, optimizer, config)
-            progress = self._progress
+            progress = replace(self._progress, rung=rung, memory_failures=failures)
             self._reporter.add_event(f"Resuming after step {progress.step} of {config.total_steps}.")
+        recompute(self._model, rung.recomputed_layers)
         self._optimizer = optimizer
         self._report("training", progress.step)
         return Loop(
@@ -185,6 +215,21 @@ class Training:
             raise Yielded("paused after saving")
         self._report("training", progress.step)
 
+    def _choose(self, hardware: Hardware) -> Choice:
+        """The rung to compute on, given what has become of the attempts before."""
+        available, capacity = memory_of(hardware.device)
+        failures = self._spec.memory_failures
+        if self._progress is None:
+            return self._ladder.choose(available, capacity, failures=failures)
+        since_saved = max(0, failures - self._progress.memory_failures)
+        return self._ladder.choose(available, capacity, kept=self._progress.rung, failures=since_saved)
+
     def _report(self, phase: str, step: int = 0, remaining_seconds: float | None = None) -> None:
         total = self._data.config.total_steps
         self._reporter.report(phase=phase, step=step, total_steps=total, remaining_seconds=remaining_seconds)
+
+
+def _ladder(base: Path, data: Prepared, hardware: Hardware) -> Ladder:
+    shapes, examples = read_shapes(build_empty(base)), [*data.training, *data.evaluation]
+    gpu = hardware.device.type == "cuda"
+    return ladder_of(shapes, data.config, examples, hardware.dtype, hardware.pack_tokens, gpu=gpu)

@@ -20,6 +20,9 @@ LOG_FILE = "log"
 WORK_FOLDER = "work"
 COMMAND_NOT_STARTED = 127
 """Exit code when the command cannot be executed, as a shell has it."""
+OUT_OF_MEMORY = 71
+"""Exit code of a run that says so itself, and of one that the kernel killed for it."""
+_COUNTERS = Path("/proc/vmstat")
 
 
 def main(arguments: list[str]) -> int:
@@ -66,6 +69,12 @@ def stat_fields(pid: int) -> list[str] | None:
         return None
 
 
+def kills_for_memory(counters: Path) -> int:
+    """Processes that the kernel has killed for lack of memory since it booted; 0 where it does not tell."""
+    lines = counters.read_text().splitlines() if counters.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Readers see the whole text or no file, also after a crash of the machine; only the owner may read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -80,6 +89,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _run(folder: Path, command: list[str]) -> int:
     work = folder / WORK_FOLDER
     work.mkdir(exist_ok=True)
+    killed_before = kills_for_memory(_COUNTERS)
     with open_log(folder) as log:
         try:
             # No shell: the command is a list that the operator's settings name.
@@ -90,6 +100,9 @@ def _run(folder: Path, command: list[str]) -> int:
             log.write(f"cannot start {command[0]}: {error}\n".encode())
             return COMMAND_NOT_STARTED
         code = process.wait()
+        if code == -signal.SIGKILL and kills_for_memory(_COUNTERS) > killed_before:
+            log.write(b"killed while the kernel was out of memory\n")
+            return OUT_OF_MEMORY
     return 128 - code if code < 0 else code
 
 

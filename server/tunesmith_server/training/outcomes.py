@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-OUT_OF_MEMORY = "out_of_memory"
-
 _INFRASTRUCTURE_RETRIES = 5
 _TRAINER_RETRIES = 1
+_OUT_OF_MEMORY_RETRIES = 12  # a run ends its job itself when nothing smaller is left; no ladder is this long
 _FIRST_DELAY_SECONDS = 5
 
 
@@ -25,6 +24,8 @@ class Cause(StrEnum):
     """A defect of ours."""
     INFRASTRUCTURE = "infrastructure"
     """The machine, the network, a kill."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Too little memory: the next run is told how often, and computes in a way that needs less."""
     PREEMPTION = "preemption"
     """The run was asked to make room."""
 
@@ -76,9 +77,9 @@ _EXIT_CODES: Mapping[int, Ending] = {
     66: Ending(Cause.USER, "unsupported_model", "This base model cannot be tuned; choose another one."),
     70: Ending(Cause.TRAINER, "trainer_defect", "The trainer failed by a defect of its own; see the run's log."),
     71: Ending(
-        Cause.USER,
-        OUT_OF_MEMORY,
-        "The run needs more memory than its machine has. Use a smaller batch_size, shorter rows or weights lora.",
+        Cause.OUT_OF_MEMORY,
+        "out_of_memory",
+        "The run needs more memory than its machine has. Use shorter rows, training.weights lora or another machine.",
     ),
     75: Ending(Cause.PREEMPTION, "preempted", "The run was stopped before it was done."),
 }
@@ -104,6 +105,8 @@ def decide(ending: Ending, retries: Mapping[str, int], *, made_progress: bool = 
     if ending.cause is Cause.INFRASTRUCTURE and used >= _INFRASTRUCTURE_RETRIES:
         message = f"The job was tried {used + 1} times and lost each time, last because: {ending.message}"
         return GiveUp("retries_exhausted", message)
+    if ending.cause is Cause.OUT_OF_MEMORY and used >= _OUT_OF_MEMORY_RETRIES:
+        return GiveUp(ending.code, ending.message)
     doublings = used if ending.cause is Cause.INFRASTRUCTURE else 0
     return Retry(_FIRST_DELAY_SECONDS * 2**doublings, {**retries, ending.cause.value: used + 1})
 

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.events import NewEvent, finite, reported
-from tunesmith_server.training.outcomes import OUT_OF_MEMORY, Cause, Ending
+from tunesmith_server.training.outcomes import Cause, Ending
 
 OPENAI_METRICS = (
     "train_loss",
@@ -32,6 +32,7 @@ _CAUSES = {
     pb.FAILURE_CAUSE_USER: Cause.USER,
     pb.FAILURE_CAUSE_TRAINER: Cause.TRAINER,
     pb.FAILURE_CAUSE_INFRASTRUCTURE: Cause.INFRASTRUCTURE,
+    pb.FAILURE_CAUSE_OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
 }
 
 
@@ -134,8 +135,7 @@ def endings(message: pb.FailRunRequest) -> list[Ending]:
 def _ending(cause: Cause, failure: pb.Failure) -> Ending:
     code = _clean(failure.code, 100) or "trainer_defect"
     return Ending(
-        # The same job would need the same memory again, whoever is to blame.
-        Cause.USER if code == OUT_OF_MEMORY else cause,
+        cause,
         code,
         _clean(failure.message, 4000) or "The run failed without saying why.",
         _clean(failure.param, 100) if failure.HasField("param") else None,

@@ -69,6 +69,8 @@ async def _settle_as_seen(
 
 
 async def _decide(session: AsyncSession, job: FineTuneRow, ending: Ending) -> Retry | Rest | GiveUp:
+    if job.state == State.VALIDATING_FILES and ending.cause is Cause.OUT_OF_MEMORY:
+        return GiveUp(ending.code, ending.message)  # a preflight has no way that needs less
     if job.state == State.PAUSING:
         return decide_pausing(ending, job.retries)
     if job.preempt_requested:

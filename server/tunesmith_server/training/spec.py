@@ -18,6 +18,7 @@ from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import SignedFile
 from tunesmith_server.storage.base import ObjectStore
+from tunesmith_server.training.outcomes import Cause
 
 WEIGHTS = {"lora": pb.WEIGHTS_LORA, "full": pb.WEIGHTS_FULL}
 LONG_ROWS = {"fail": pb.LONG_ROWS_FAIL, "cut": pb.LONG_ROWS_CUT, "drop": pb.LONG_ROWS_DROP}
@@ -80,6 +81,7 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         max_lora_rank=settings.max_lora_rank,
         max_context_length=settings.max_context_length,
         long_rows=LONG_ROWS[job.requested.get("long_rows", "fail")],
+        memory_failures=job.retries.get(Cause.OUT_OF_MEMORY, 0),
     )
     if inputs.validation_file is not None:
         spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))

@@ -30,6 +30,14 @@ sys.exit(int(open("go").read()))
 IGNORE_TERM = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 )
+SUPERVISE_WITH_COUNTERS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import local_supervisor
+local_supervisor._COUNTERS = Path(sys.argv.pop(1))
+local_supervisor.main(sys.argv[1:])
+"""
 LAUNCH_AND_WAIT = """
 import asyncio, sys, time
 from pathlib import Path
@@ -251,3 +259,20 @@ async def until(condition: Callable[[], Awaitable[object]]) -> None:
     while not await condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("kills", "code"), [("0", 137), ("1", 71)])
+def test_a_kill_that_the_kernel_counts_as_for_memory_is_told_from_others(tmp_path: Path, kills: str, code: int) -> None:
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 5\noom_kill 0\n")
+    killed = f"echo oom_kill {kills} > {counters}; kill -9 $$"
+    folder = Path(local_supervisor.__file__).parent
+    run = [str(tmp_path), "sh", "-c", killed]
+    subprocess.run([*PYTHON, SUPERVISE_WITH_COUNTERS, str(folder), str(counters), *run], check=True)
+
+    assert (tmp_path / local_supervisor.EXIT_CODE_FILE).read_text() == str(code)
+    assert ("out of memory" in (tmp_path / local_supervisor.LOG_FILE).read_text()) == (code == 71)
+
+
+def test_where_the_kernel_tells_nothing_no_kill_was_for_memory(tmp_path: Path) -> None:
+    assert local_supervisor.kills_for_memory(tmp_path / "vmstat") == 0

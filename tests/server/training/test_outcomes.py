@@ -15,7 +15,7 @@ from tunesmith_server.training.outcomes import LOST, Cause, Ending, GiveUp, Retr
         (65, Cause.USER, "invalid_training_data"),
         (66, Cause.USER, "unsupported_model"),
         (70, Cause.TRAINER, "trainer_defect"),
-        (71, Cause.USER, "out_of_memory"),
+        (71, Cause.OUT_OF_MEMORY, "out_of_memory"),
         (75, Cause.PREEMPTION, "preempted"),
     ],
 )
@@ -36,6 +36,7 @@ def test_other_codes_and_signals_are_nobodys_choice(code: int) -> None:
         (Cause.USER, []),
         (Cause.TRAINER, [5]),
         (Cause.INFRASTRUCTURE, [5, 10, 20, 40, 80]),
+        (Cause.OUT_OF_MEMORY, [5] * 12),
         (Cause.PREEMPTION, [5] * 20),
     ],
 )

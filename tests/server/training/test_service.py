@@ -235,12 +235,30 @@ async def test_a_defect_of_the_trainer_is_tried_once_more(platform: Platform, cl
             identity = await platform.claim(identity.job_id)
 
 
-async def test_a_run_that_is_out_of_memory_is_not_tried_again(platform: Platform) -> None:
+async def test_the_next_run_is_told_how_often_memory_did_not_last_until_one_knows_no_smaller_way(
+    platform: Platform, clock: MovableClock
+) -> None:
     identity = await platform.start_training()
-    failure = pb.Failure(code="out_of_memory", message="Use a smaller batch.", param="hyperparameters.batch_size")
-    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_TRAINER, failures=[failure]))
+    failure = pb.Failure(code="out_of_memory", message="Packs of 512 tokens come next.")
+    for failures in (1, 2):
+        await platform.training.fail_run(
+            identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_OUT_OF_MEMORY, failures=[failure])
+        )
+        assert (await platform.messages(identity.job_id))[-1].startswith(failure.message)
+        await platform.end_run(identity)
+        clock.advance(5)
+        identity = await platform.claim(identity.job_id)
+        assert (await platform.training.get_spec(identity)).memory_failures == failures
+    failure = pb.Failure(code="out_of_memory", message="Use shorter rows.", param="training_file")
+    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_USER, failures=[failure]))
     job = await platform.row(identity.job_id)
-    assert (job.state, job.error_code, job.error_param) == ("failed", "out_of_memory", "hyperparameters.batch_size")
+    assert (job.state, job.error_code, job.error_param) == ("failed", "out_of_memory", "training_file")
+
+
+async def test_a_preflight_without_memory_is_not_tried_again(platform: Platform) -> None:
+    identity = await platform.start_preflight()
+    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_OUT_OF_MEMORY))
+    assert (await platform.row(identity.job_id)).state == "failed"
 
 
 def vars_of(row: object) -> dict[str, object]:

@@ -19,7 +19,7 @@ from tunesmith_server.training.settlement import settle
 
 DEFECT = Ending(Cause.TRAINER, "trainer_defect", "A defect.")
 BAD_DATA = Ending(Cause.USER, "bad_row", "Row 3 is bad.", "training_file", 3)
-CLEAN = chosen_exit(0)
+CLEAN, NO_MEMORY = chosen_exit(0), chosen_exit(71)
 REVISION: dict[str, Any] = {"id": "r1", "kind": "adapter", "base_revision": "", "files": [], "created_at": 0}
 
 
@@ -30,6 +30,7 @@ REVISION: dict[str, Any] = {"id": "r1", "kind": "adapter", "base_revision": "", 
         (LOST, "paused", {}),
         (CLEAN, "paused", {}),
         (DEFECT, "paused", {"trainer": 1}),
+        (NO_MEMORY, "paused", {"out_of_memory": 1}),
         (BAD_DATA, "failed", {}),
     ],
 )

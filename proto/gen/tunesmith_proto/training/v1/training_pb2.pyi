@@ -167,6 +167,8 @@ class _FailureCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     """our defect: one retry"""
     FAILURE_CAUSE_INFRASTRUCTURE: _FailureCause.ValueType  # 3
     """back-off, five retries"""
+    FAILURE_CAUSE_OUT_OF_MEMORY: _FailureCause.ValueType  # 4
+    """the next attempt is told of it and computes in a way that needs less"""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper): ...
 
@@ -177,6 +179,8 @@ FAILURE_CAUSE_TRAINER: FailureCause.ValueType  # 2
 """our defect: one retry"""
 FAILURE_CAUSE_INFRASTRUCTURE: FailureCause.ValueType  # 3
 """back-off, five retries"""
+FAILURE_CAUSE_OUT_OF_MEMORY: FailureCause.ValueType  # 4
+"""the next attempt is told of it and computes in a way that needs less"""
 Global___FailureCause: _TypeAlias = FailureCause  # noqa: Y015
 
 @_typing.final
@@ -405,6 +409,7 @@ class TrainingSpec(_message.Message):
     MAX_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     LONG_ROWS_FIELD_NUMBER: _builtins.int
     WARM_START_FIELD_NUMBER: _builtins.int
+    MEMORY_FAILURES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt_id: _builtins.str
     epoch: _builtins.int
@@ -421,6 +426,8 @@ class TrainingSpec(_message.Message):
     max_context_length: _builtins.int
     """tokens; a serving limit below the model's own"""
     long_rows: Global___LongRows.ValueType
+    memory_failures: _builtins.int
+    """attempts of this job that ran out of memory: each leads to a way that needs less"""
     @_builtins.property
     def base_model(self) -> Global___BaseModel: ...
     @_builtins.property
@@ -456,10 +463,11 @@ class TrainingSpec(_message.Message):
         max_context_length: _builtins.int | None = ...,
         long_rows: Global___LongRows.ValueType = ...,
         warm_start: Global___WarmStart | None = ...,
+        memory_failures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file", "warm_start", b"warm_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_context_length: _TypeAlias = _typing.Literal["max_context_length"]  # noqa: Y015
     _WhichOneofArgType__max_context_length: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length"]  # noqa: Y015

@@ -1,0 +1,132 @@
+"""Owns the ladder of ways to compute a step with less and less memory, and on which of its rungs a run starts.
+Must not know weights, processes or the control plane. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tunesmith_trainer.base_shapes import BaseShapes
+from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.errors import BadSpec, OutOfMemory, Problem, RunFailed
+from tunesmith_trainer.memory_plan import Plan, plan
+from tunesmith_trainer.rendering import Example
+
+TIGHT = 0.9
+"""Share of the free memory that a run may be expected to need: the plan is a prediction."""
+_LEAST_PACK_TOKENS = 256  # smaller packs save little and keep no device busy
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How a step is computed; what comes of it is the same on every rung, up to rounding.
+
+    Micro-batches have at most `pack_tokens` tokens. The first `recomputed_layers` decoder layers are computed again in
+    the backward pass, so that only their inputs are kept.
+    """
+
+    pack_tokens: int
+    recomputed_layers: int = 0
+
+    def __str__(self) -> str:
+        packs = f"packs of {self.pack_tokens} tokens"
+        return f"{packs}, {self.recomputed_layers} layers computed twice" if self.recomputed_layers else packs
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The rung that a run starts on, what it is expected to need there, and why; `lower` is the next one, if any."""
+
+    rung: Rung
+    need: Plan
+    reason: str
+    lower: Rung | None
+
+
+class Ladder:
+    """Rungs with what a run of given shapes, rows and numbers needs on each."""
+
+    def __init__(self, rungs: Sequence[Rung], need_of: Callable[[Rung], Plan], *, full_weights: bool) -> None:
+        self._rungs = list(rungs)
+        self._needs = [need_of(rung) for rung in rungs]
+        self._full_weights = full_weights
+
+    @property
+    def least(self) -> Plan:
+        """What is needed where least is."""
+        return min(self._needs, key=lambda need: need.needed)
+
+    @property
+    def advice(self) -> str:
+        """What helps where the ladder does not."""
+        smaller = "training.weights lora" if self._full_weights else "a smaller lora_rank"
+        return f"Use shorter rows, {smaller}, a smaller base model or a device with more memory"
+
+    def choose(self, available: int, capacity: int, *, kept: Rung | None = None, failures: int = 0) -> Choice:
+        """The first rung that fits into the bytes that are `available`; where none does, the first that needs least.
+
+        A resumed run stays on the rung that it was saved on, `kept`, if that fits into the device's whole `capacity`:
+        what is free at the moment must not change its numbers. Each of `failures`, attempts that ran out of memory
+        there, leads one rung further down. Raises BadSpec when there is none.
+        """
+        first, reason = self._first(available, capacity, kept)
+        if failures:
+            reason = f"{failures} attempt{'s' * (failures > 1)} ran out of memory"
+        index = first + failures
+        if index >= len(self._rungs):
+            raise self._exhausted()
+        lower = self._rungs[index + 1] if index + 1 < len(self._rungs) else None
+        return Choice(self._rungs[index], self._needs[index], reason, lower)
+
+    def out_of_memory(self, choice: Choice) -> RunFailed:
+        """How a run ends whose memory did not last: OutOfMemory, or BadSpec where nothing smaller is left."""
+        if choice.lower is None:
+            return self._exhausted()
+        message = f"The device ran out of memory with {choice.rung}; the next attempt takes {choice.lower}."
+        return OutOfMemory(Problem("out_of_memory", message))
+
+    def _first(self, available: int, capacity: int, kept: Rung | None) -> tuple[int, str]:
+        """Where the ladder is entered, and why."""
+        if kept in self._rungs and self._needs[self._rungs.index(kept)].needed <= capacity:
+            return self._rungs.index(kept), "as before the run was resumed"
+        free = f"of {available / _GIB:.1f} GiB free"
+        for index, need in enumerate(self._needs):
+            if need.needed <= available * TIGHT:
+                why = f"{_gib(need)} {free} are needed"
+                more = f", {self._rungs[index - 1]} would need {_gib(self._needs[index - 1])}" if index else ""
+                return index, why + more
+        index = self._needs.index(self.least)
+        return index, f"{_gib(self.least)} {free} are needed, and nothing needs less"
+
+    def _exhausted(self) -> BadSpec:
+        message = f"The device ran out of memory, and there is no way left that needs less. {self.advice}."
+        return BadSpec(Problem("out_of_memory", message, "training_file"))
+
+
+def ladder_of(
+    shapes: BaseShapes, config: TrainingConfig, examples: Sequence[Example], dtype: str, pack_tokens: int, *, gpu: bool
+) -> Ladder:
+    """The ladder of a run over these rows; the fastest packs are of `pack_tokens`."""
+
+    def need_of(rung: Rung) -> Plan:
+        layers = rung.recomputed_layers
+        return plan(shapes, config, examples, dtype, rung.pack_tokens, gpu=gpu, recomputed_layers=layers)
+
+    longest = max(len(example.token_ids) for example in examples)
+    return Ladder(rungs(pack_tokens, longest, shapes.layers), need_of, full_weights=config.full_weights)
+
+
+def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
+    """From the fastest to the smallest.
+
+    Halved packs cost little; layers that are computed twice cost up to half as much again, so that they come after:
+    half of them, then all. Rows are not split, so that no pack is made smaller than the `longest` one, in tokens.
+    """
+    least = max(longest, _LEAST_PACK_TOKENS)
+    sizes = [pack_tokens]
+    while sizes[-1] > least:
+        sizes.append(max(sizes[-1] // 2, least))
+    return [*(Rung(size) for size in sizes), *(Rung(sizes[-1], count) for count in sorted({-(-layers // 2), layers}))]
+
+
+def _gib(need: Plan) -> str:
+    return f"{need.needed / _GIB:.1f} GiB"
