@@ -14,7 +14,6 @@ from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.evaluation import evaluate, flips, summarise
 from tunesmith_trainer.loop import Loop, Metrics
-from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.model import Hardware, load, load_for_generation
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.rendering import Renderer
@@ -64,7 +63,7 @@ def test_rows_learnt_by_heart_are_answered_exactly_and_the_answer_stops(
     before = evaluate(model, examples, 256, lambda: None)
     host = Onlooker()
     trained = Loop(model, Optimizer(model.named_parameters()), config, examples, examples, 256, host).run(
-        Progress(0, 0, "float32", [], Rung(256))
+        Progress(0, 0, "float32", [])
     )
 
     assert summarise(trained.chosen.rows).exact_match == 1.0

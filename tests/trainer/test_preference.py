@@ -16,7 +16,6 @@ from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.evaluation import summarise
 from tunesmith_trainer.loop import Loop
-from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
@@ -148,7 +147,7 @@ def test_what_is_preferred_becomes_likelier(base: Path, full_weights: bool) -> N
     before = objective.evaluate(model, pairs, 256, lambda: None)
     trained = Loop(
         model, Optimizer(model.named_parameters()), config, pairs, pairs, 256, host, objective=objective
-    ).run(Progress(0, 0, "float32", [], Rung(256)))
+    ).run(Progress(0, 0, "float32", []))
 
     assert host.metrics[0].train_loss == pytest.approx(math.log(2), abs=1e-5)
     assert host.metrics[-1].train_loss < 0.5 * math.log(2)

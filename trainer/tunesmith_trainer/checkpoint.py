@@ -33,7 +33,7 @@ class Progress:
     trained_tokens: int
     dtype: str
     history: list[dict[str, Any]]
-    rung: Rung
+    rung: Rung | None = None
     memory_failures: int = 0
     best: Measured | None = None
 
@@ -49,8 +49,10 @@ def read_progress(folder: Path, config: TrainingConfig) -> Progress:
     document = json.loads((folder / _DOCUMENT).read_text())
     if document.pop("config") != json.loads(json.dumps(asdict(config))):
         raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
-    best, rung = document.pop("best"), document.pop("rung")
-    return Progress(**document, rung=Rung(**rung), best=None if best is None else _measured(best))
+    best, rung = document.pop("best"), document.pop("rung", None)
+    return Progress(
+        **document, rung=None if rung is None else Rung(**rung), best=None if best is None else _measured(best)
+    )
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: TrainingConfig) -> None:
