@@ -1,4 +1,4 @@
-"""Compiled layers: the same numbers, one compilation for packs of every shape, and no run lost for want of a compiler."""
+"""Compiled layers: the same numbers, one compilation for packs of every shape, no run lost for want of a compiler."""
 
 from collections.abc import Iterator
 from pathlib import Path

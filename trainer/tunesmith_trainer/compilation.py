@@ -24,7 +24,7 @@ _TRIAL_LENGTHS = (4, 4, 4, 4, 4, 4, 4, 4, 4, 7)
 
 
 def pays(model: nn.Module, tokens: int) -> bool:
-    """Whether training the model on so many tokens in all is long enough. On a GPU nothing was measured: it does not."""
+    """Whether training the model on so many tokens in all is long enough. Not measured on GPUs: never there."""
     parameters = list(model.parameters())
     return parameters[0].device.type == "cpu" and tokens * sum(one.numel() for one in parameters) >= LEAST_WORK
 
@@ -32,7 +32,8 @@ def pays(model: nn.Module, tokens: int) -> bool:
 def compile_layers(model: nn.Module, cache: Path) -> str | None:
     """Makes each decoder layer run as compiled code where gradients are wanted, whatever the packs' lengths.
 
-    Code is kept in the folder `cache` for later runs. Returns why the model stays as it was, None where it was compiled.
+    Code is kept in the folder `cache` for later runs.
+    Returns why the model stays as it was, None where it was compiled.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     # Processes that compile would stay through the whole run, each with a copy of torch.

@@ -4,16 +4,17 @@ PYTHON_OF_TRL opponent.py WORKLOAD SETTINGS    (settings: a JSON object over trl
 """
 
 import json
+import os
 import resource
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 STARTED = time.perf_counter()
 
-import torch  # noqa: E402  what is imported from here on is part of the cold start
-from datasets import Dataset, disable_progress_bars  # noqa: E402
+from datasets import Dataset, disable_progress_bars  # noqa: E402  what is imported here is part of the cold start
 from peft import LoraConfig  # noqa: E402
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
@@ -30,12 +31,12 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args, state, control, optimizer=None, **_):
         if not self.stamps:
-            self.stamps.append((time.perf_counter(), time.process_time()))
+            self.stamps.append(time.perf_counter())
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rates[state.global_step]
 
     def on_step_end(self, args, state, control, **_):
-        self.stamps.append((time.perf_counter(), time.process_time()))
+        self.stamps.append(time.perf_counter())
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" in logs:
@@ -47,7 +48,7 @@ def main():
     settings = json.loads(sys.argv[2])
     disable_progress_bars()
     packed = settings.pop("packing", False)
-    steps, packs = work["steps"], work["packs_per_step"]
+    steps = work["steps"]
     dataset = Dataset.from_list([row for step in steps for row in _prepared(step, packed, work)])
     per_step = len(dataset) // len(steps)
 
@@ -81,21 +82,18 @@ def main():
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    spent = [
-        [after - before for before, after in zip(ends, ends[1:], strict=False)]
-        for ends in zip(*watch.stamps, strict=True)
-    ]
     print(
         json.dumps(
             {
-                "seconds": spent[0],
-                "processor_seconds": spent[1],
+                "seconds": [after - before for before, after in pairwise(watch.stamps)],
                 "losses": watch.losses,
-                "cold_start": watch.stamps[1][0] - STARTED,
+                "cold_start": watch.stamps[1] - STARTED,
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
         )
     )
+    sys.stdout.flush()
+    os._exit(0)  # a compiled run leaves processes that it would wait for
 
 
 def _prepared(step, packed, work):

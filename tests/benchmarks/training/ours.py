@@ -1,17 +1,22 @@
 """Trains on a workload with the trainer's own parts and prints a measurement as JSON: one process, one measurement.
 
-.venv/bin/python -m tests.benchmarks.training.ours WORKLOAD
+.venv/bin/python -m tests.benchmarks.training.ours WORKLOAD {float32|bfloat16} {eager|compiled} [profile]
 """
 
 import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 STARTED = time.perf_counter()
 
 import numpy as np  # noqa: E402  what is imported from here on is part of the cold start
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from tunesmith_trainer import allocator, compilation, lora  # noqa: E402
 from tunesmith_trainer.checkpoint import Progress  # noqa: E402
@@ -24,18 +29,18 @@ from tunesmith_trainer.rendering import Example  # noqa: E402
 
 
 class Watch:
-    """A host that notes when each step ended, and what it cost."""
+    """A host that notes when each step ended."""
 
     def __init__(self) -> None:
         self.metrics: list[Metrics] = []
-        self.stamps = [(time.perf_counter(), time.process_time())]
+        self.stamps = [time.perf_counter()]
 
     def check(self) -> None:
         """Never stops the run."""
 
     def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
         """Keeps the numbers."""
-        self.stamps.append((time.perf_counter(), time.process_time()))
+        self.stamps.append(time.perf_counter())
         self.metrics.append(metrics)
         return False
 
@@ -49,45 +54,41 @@ class Watch:
 def main() -> None:
     """Trains and prints."""
     work = json.loads(Path(sys.argv[1]).read_text())
-    steps = work["steps"]
+    dtype, is_compiled = sys.argv[2], sys.argv[3] == "compiled"
     config = _config(work)
     allocator.keep_freed_memory()
-    model = load(Path(work["base"]), choose_hardware("float32"))
+    model = load(Path(work["base"]), choose_hardware(dtype))
     if not config.full_weights:
         lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
-    if "compile" in sys.argv:
-        refused = compilation.compile_layers(model)
-        if refused:
-            raise SystemExit(refused)
-    examples = _in_the_order_of_the_loop(steps, config.seed)
+    if is_compiled and (refused := compilation.compile_layers(model, Path(sys.argv[1]).parent / "compiled")):
+        raise SystemExit(refused)
+    examples = _in_the_order_of_the_loop(work["steps"], config.seed)
     watch = Watch()
-    Loop(
-        model,
-        Optimizer(model.named_parameters()),
-        config,
-        examples,
-        examples[:1],
-        work["pack_tokens"],
-        watch,
-    ).run(Progress(0, 0, "float32", []))
-    spent = [
-        [after - before for before, after in zip(ends, ends[1:], strict=False)]
-        for ends in zip(*watch.stamps, strict=True)
-    ]
+    optimizer = Optimizer(model.named_parameters())
+    loop = Loop(model, optimizer, config, examples, examples[:1], work["pack_tokens"], watch)
+    with _profiled() if "profile" in sys.argv else nullcontext():
+        loop.run(Progress(0, 0, dtype, []))
     print(
         json.dumps(
             {
-                "seconds": spent[0],
-                "processor_seconds": spent[1],
+                "seconds": [after - before for before, after in pairwise(watch.stamps)],
                 "losses": [metrics.train_loss for metrics in watch.metrics],
-                "cold_start": watch.stamps[1][0] - STARTED,
+                "cold_start": watch.stamps[1] - STARTED,
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
         )
     )
 
 
-def _config(work: dict) -> TrainingConfig:
+@contextmanager
+def _profiled() -> Iterator[None]:
+    """Prints to standard error where the time of all steps went."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        yield
+    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=20), file=sys.stderr)
+
+
+def _config(work: dict[str, Any]) -> TrainingConfig:
     steps = len(work["steps"])
     return TrainingConfig(
         method="supervised",
@@ -110,7 +111,7 @@ def _config(work: dict) -> TrainingConfig:
     )
 
 
-def _in_the_order_of_the_loop(steps: list, seed: int) -> list[Example]:
+def _in_the_order_of_the_loop(steps: list[Any], seed: int) -> list[Example]:
     """Lays the rows so that the loop's own shuffling deals out the workload's steps."""
     per_step = len(steps[0])
     laid: list[Example | None] = [None] * (len(steps) * per_step)

