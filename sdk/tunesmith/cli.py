@@ -158,6 +158,21 @@ def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
     print_table(("NAME", "OWNER", "CREATED"), [(m.id, m.owned_by, local_time(m.created)) for m in models])
 
 
+@models_app.command("download")
+def download_model(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A tuned model or a checkpoint, ft:….")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="The folder; by default named as the model.")
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model, with the adapter added to it.")] = False,
+) -> None:
+    """Write a tuned model's files into a folder."""
+    folder = output or Path(model.replace(":", "-").replace("/", "-"))
+    for path in client_of(ctx).models.download(model, folder, merged=merged):
+        print_line(str(path))
+
+
 @models_app.command("delete")
 def delete_model(ctx: typer.Context, model: Annotated[str, typer.Argument(help="A tuned model, ft:….")]) -> None:
     """Delete a tuned model; it stops answering."""

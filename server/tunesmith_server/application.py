@@ -55,6 +55,7 @@ from tunesmith_server.projects.wiring import AdministrationPart
 from tunesmith_server.registry import endpoints as models_endpoints
 from tunesmith_server.registry.base_model_cache import Progress
 from tunesmith_server.registry.base_models import BaseModelImporter
+from tunesmith_server.registry.downloads import DownloadsService
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.registry.servicer import ModelsServicer
 from tunesmith_server.registry.serving_servicer import ServingServicer
@@ -183,7 +184,7 @@ class Application:
             legacy_endpoints.create_router(self._legacy),
             estimate_endpoints.create_router(self._estimates),
             permission_endpoints.create_router(self._permissions),
-            models_endpoints.create_router(self._registry),
+            models_endpoints.create_router(self._registry, DownloadsService(core)),
             inference_proxy.create_router(self._proxy),
             *self._webhooks.routers(),
             *self._graders.routers(),

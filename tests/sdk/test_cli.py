@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.sdk.test_archives import tar_of
 from tests.support.fake_api import API_KEY, FakeApi, Fault, json_answer
 from tunesmith import Tunesmith, __version__
 from tunesmith.cli import app
@@ -307,6 +308,12 @@ class TestFineTunesOther:
 
 
 class TestModels:
+    def test_download(self, run: Run, api: FakeApi, tmp_path: Path) -> None:
+        api.archives[TUNED] = tar_of({"config.json": b"{}"})
+        result = run("models", "download", TUNED, "--merged", "-o", tmp_path / "model")
+        assert result.stdout == f"{tmp_path / 'model' / 'config.json'}\n"
+        assert api.received[-1].query == {"merged": "true"}
+
     def test_list_and_delete(self, run: Run, api: FakeApi) -> None:
         assert run("models", "list").stdout.splitlines()[1].split()[:2] == [MODEL, "tunesmith"]
         assert json.loads(run("models", "list", "--json").stdout)[0]["id"] == MODEL

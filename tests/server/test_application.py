@@ -36,6 +36,7 @@ ROUTES = {
     "GET /v1/fine_tuning/jobs/{job_id}/events",
     "GET /v1/models",
     "GET /v1/models/{model}",
+    "GET /v1/model_archives/{model}",
     "GET /v1/organization/audit_logs",
     "GET /v1/organization/projects",
     "GET /v1/organization/projects/{project_id}",

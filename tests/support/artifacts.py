@@ -104,9 +104,15 @@ async def upload(core: Core, prefix: str, files: Mapping[str, bytes]) -> list[Ma
     return declared(files)
 
 
-async def publish_base_model(core: Core, *aliases: str, model_id: str = BASE_ID, context_length: int = 64) -> str:
+async def publish_base_model(
+    core: Core,
+    *aliases: str,
+    model_id: str = BASE_ID,
+    context_length: int = 64,
+    texts: Mapping[str, bytes] | None = None,
+) -> str:
     """Makes a toy base model ready, in object storage and in the database, and returns its revision."""
-    contents = {
+    contents = dict(texts or {}) | {
         "config.json": json.dumps({"max_position_embeddings": context_length}).encode(),
         "model.safetensors": safetensors_bytes(BASE_SHAPES),
     }

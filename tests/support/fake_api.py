@@ -54,6 +54,8 @@ class FakeApi:
         self.checkpoints: dict[str, list[Json]] = {}
         self.estimates: dict[str, Json] = {}
         self.models: dict[str, Json] = {"smollm2-135m-instruct": _model("smollm2-135m-instruct")}
+        self.archives: dict[str, bytes] = {}
+        """Tars of models, by name."""
         self.stream_pieces: Sequence[bytes] = ()
         self.stream_is_cut_off = False
         self.ignores_filters = False
@@ -298,6 +300,9 @@ class FakeApi:
     def _list_checkpoints(self, request: Received, job_id: str) -> Answer:
         return _page(self.checkpoints[job_id], request) if job_id in self.checkpoints else _missing(job_id)
 
+    def _get_archive(self, request: Received, name: str) -> Answer:
+        return Answer(body=self.archives[name]) if name in self.archives else _missing(name, "model_not_found")
+
     def _list_models(self, request: Received) -> Answer:
         return json_answer({"object": "list", "data": list(self.models.values())})
 
@@ -351,6 +356,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", "/v1/fine_tuning/estimates/([^/]+)", FakeApi._get_estimate),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/events", FakeApi._list_events),
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/checkpoints", FakeApi._list_checkpoints),
+    ("GET", "/v1/model_archives/([^/]+)", FakeApi._get_archive),
     ("GET", "/v1/models", FakeApi._list_models),
     ("GET", "/v1/models/([^/]+)", FakeApi._get_model),
     ("DELETE", "/v1/models/([^/]+)", FakeApi._delete_model),

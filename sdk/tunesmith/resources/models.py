@@ -4,6 +4,10 @@ Must not know how models come about.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from tunesmith._archives import unpack
 from tunesmith._blocking import BlockingResource, blocking
 from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._pagination import PageRequest, paging
@@ -25,6 +29,21 @@ class AsyncModels(AsyncResource):
         """Delete a tuned model; it stops answering."""
         return await self._http.fetch(Deleted, Call("DELETE", path_of("models", model)))
 
+    async def download(self, model: str, directory: str | os.PathLike[str], *, merged: bool = False) -> list[Path]:
+        """Write a tuned model's files into a directory, which is made, and return their paths.
+
+        Args:
+            model: the name of a tuned model or of a checkpoint of it.
+            directory: where the files go; files of the same names are replaced.
+            merged: the whole model, with an adapter's weights added to the base's; else an adapter comes as it is.
+        """
+        query = {"merged": "true"} if merged else None
+        body = await self._http.open_stream(Call("GET", path_of("model_archives", model), query=query, slow=True))
+        try:
+            return await unpack(aiter(body), Path(directory), self._http.transport.run)
+        finally:
+            await body.close()
+
 
 class Models(BlockingResource[AsyncModels]):
     """Models that the project may use."""
@@ -32,3 +51,4 @@ class Models(BlockingResource[AsyncModels]):
     list = paging(AsyncModels.list)
     retrieve = blocking(AsyncModels.retrieve)
     delete = blocking(AsyncModels.delete)
+    download = blocking(AsyncModels.download)

@@ -5,15 +5,27 @@ It must not know rules or SQL; service.py decides.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
 
 from tunesmith_server.http_auth import CurrentPrincipal
+from tunesmith_server.registry.downloads import DownloadsService
 from tunesmith_server.registry.schemas import DeletedModel, ModelList, ModelObject
 from tunesmith_server.registry.service import Model, RegistryService
 
+_ARCHIVE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A tar.", "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
-def create_router(service: RegistryService) -> APIRouter:
-    """/v1/models. Ids may hold slashes, which clients send as %2F and servers decode: hence the catch-all paths."""
+
+def create_router(service: RegistryService, downloads: DownloadsService) -> APIRouter:
+    """/v1/models and /v1/model_archives.
+
+    Ids may hold slashes, which clients send as %2F and servers decode: hence the catch-all paths.
+    """
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models")
@@ -28,6 +40,14 @@ def create_router(service: RegistryService) -> APIRouter:
     async def delete_model(model: str, principal: CurrentPrincipal) -> DeletedModel:
         await service.delete_model(principal, model)
         return DeletedModel(id=model)
+
+    # Not below the model's own path: a name may end in anything.
+    @router.get("/v1/model_archives/{model:path}", response_class=StreamingResponse, responses=_ARCHIVE)
+    async def download_model(model: str, principal: CurrentPrincipal, merged: bool = False) -> StreamingResponse:
+        archive = await downloads.open(principal, model, merged=merged)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+        headers = {"content-length": str(archive.size), "content-disposition": f'attachment; filename="{name}.tar"'}
+        return StreamingResponse(archive.chunks, headers=headers, media_type="application/x-tar")
 
     return router
 

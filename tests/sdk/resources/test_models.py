@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.sdk.test_archives import tar_of
 from tests.support.fake_api import FakeApi
 from tunesmith import AsyncTunesmith, NotFoundError, Tunesmith
 
@@ -19,6 +22,17 @@ class TestModels:
         with pytest.raises(NotFoundError) as caught:
             client.models.retrieve(TUNED)
         assert caught.value.code == "model_not_found"
+
+    def test_download(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        api.archives[TUNED] = tar_of({"config.json": b"{}", "model.safetensors": b"weights"})
+        written = client.models.download(TUNED, tmp_path / "model", merged=True)
+        assert api.received[0].query == {"merged": "true"}
+        assert [(path.name, path.read_bytes()) for path in written] == [
+            ("config.json", b"{}"),
+            ("model.safetensors", b"weights"),
+        ]
+        with pytest.raises(NotFoundError):
+            client.models.download("ft:unknown", tmp_path)
 
     async def test_async_twin(self, api: FakeApi, async_client: AsyncTunesmith) -> None:
         api.models["org/model"] = {"id": "org/model", "object": "model", "created": 1, "owned_by": "default"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,6 +14,7 @@ from tests.support.registry import publish_tuned_model
 from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
 from tunesmith_server.http_app import create_http_app
+from tunesmith_server.registry.downloads import DownloadsService
 from tunesmith_server.registry.endpoints import create_router
 from tunesmith_server.registry.service import RegistryService
 
@@ -29,7 +32,9 @@ class Keys:
 async def client(core: Core) -> AsyncIterator[httpx.AsyncClient]:
     base_revision = await publish_base_model(core, "org/model")
     await publish_tuned_model(core, TUNED, base_revision)
-    app = create_http_app(core, Authenticator(Keys(), core.signer), [create_router(RegistryService(core))])
+    app = create_http_app(
+        core, Authenticator(Keys(), core.signer), [create_router(RegistryService(core), DownloadsService(core))]
+    )
     headers = {"Authorization": "Bearer default"}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as made:
@@ -74,6 +79,16 @@ async def test_a_base_model_is_not(client: httpx.AsyncClient, path: str) -> None
 
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "base_model_not_deletable"
+
+
+async def test_a_model_is_downloaded_as_a_tar(client: httpx.AsyncClient) -> None:
+    answer = await client.get(f"/v1/model_archives/{TUNED}")
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-tar")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.headers["content-disposition"] == 'attachment; filename="ft-toy-base-default-mine-aaaaaaaa.tar"'
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        assert archive.getnames() == ["adapter_model.safetensors"]
 
 
 async def test_other_projects_do_not_see_it(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,118 @@
+"""Owns what a user can take away of a tuned model: its own files, or the whole model with the adapter merged in.
+
+It must not know transports. Nothing is copied before it is sent; merged weights are made while they are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith_server.auth import Principal
+from tunesmith_server.core import Core
+from tunesmith_server.db.tables import RevisionRow
+from tunesmith_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from tunesmith_server.registry import merging, promotion, repository
+from tunesmith_server.registry.archive import Entry, archive_chunks, archive_size
+from tunesmith_server.registry.manifest import GOLDEN_NAME, ArtifactKind, ManifestFile
+from tunesmith_server.storage.base import ObjectNotFoundError
+
+_MERGES_AT_ONCE = 2
+_WEIGHTS = ".safetensors"
+# What an adapter's folder needs beside the adapter, so that prompts are rendered and answers end as in training.
+_TEXT_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A tar of `size` bytes."""
+
+    size: int
+    chunks: AsyncIterator[bytes]
+
+
+class DownloadsService:
+    """Downloads of one project's models at a time."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._merges = asyncio.Semaphore(_MERGES_AT_ONCE)
+
+    async def open(self, principal: Principal, name: str, *, merged: bool) -> Download:
+        """The model's files, small ones first; raises NotFoundError, or InvalidRequestError for a base model.
+
+        `merged`: whole weights also of an adapter. A model that was shared may be prompted and not be taken away.
+        """
+        async with self._core.database.read() as session:
+            model = await repository.get_model(session, principal.project_id, name)
+            base = await repository.find_base_model(session, name) if model is None else None
+            revision = await repository.get_revision(session, model.revision) if model is not None else None
+        if base is not None:
+            message = f"{name} is a base model, which is not downloaded from here. Name a tuned model, ft:…."
+            raise InvalidRequestError("not_a_tuned_model", message, param="model")
+        if model is None or revision is None or model.project_id != principal.project_id:
+            message = f"Your project has no tuned model {name[:200]!r}. GET /v1/models lists those that it may prompt."
+            raise NotFoundError("model_not_found", message, param="model")
+        entries = await self._entries(revision, merged=merged)
+        entries.sort(key=lambda entry: (entry.path.endswith(_WEIGHTS), entry.path))
+        return Download(archive_size(entries), archive_chunks(entries, model.created_at))
+
+    async def _entries(self, revision: RevisionRow, *, merged: bool) -> list[Entry]:
+        own = [ManifestFile(**file) for file in revision.files if file["path"] != GOLDEN_NAME]
+        folder, base_folder = f"revisions/{revision.id}", f"base_models/{revision.base_revision}"
+        if revision.kind == ArtifactKind.FULL:
+            return [self._stored(folder, file) for file in own]
+        base = await self._base_files(revision)
+        if not merged:
+            texts = [file for file in base if file.path in _TEXT_FILES]
+            return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in texts]
+        return [
+            self._merged(folder, own, base_folder, file)
+            if file.path.endswith(_WEIGHTS)
+            else self._stored(base_folder, file)
+            for file in base
+        ]
+
+    async def _base_files(self, revision: RevisionRow) -> Sequence[ManifestFile]:
+        try:
+            return (await promotion.read_base_manifest(self._core.store, revision.base_revision)).files
+        except ObjectNotFoundError as error:
+            message = f"The base model {revision.base_model_id} is not in object storage. Import it again."
+            raise UnavailableError("base_model_damaged", message) from error
+
+    def _stored(self, folder: str, file: ManifestFile) -> Entry:
+        return Entry(file.path, file.size, lambda: self._core.store.read(f"{folder}/{file.path}"))
+
+    def _merged(self, folder: str, adapter: Sequence[ManifestFile], base_folder: str, file: ManifestFile) -> Entry:
+        """Deltas change no shape and no dtype, so the file is as long as the base's."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async with self._merges:
+                with tempfile.TemporaryDirectory(dir=self._core.settings.spool) as scratch:
+                    for part in adapter:
+                        await self._fetch(f"{folder}/{part.path}", Path(scratch) / part.path)
+                    weights = self._core.store.read(f"{base_folder}/{file.path}")
+                    async for chunk in merging.merged(self._core.settings.trainer_python, Path(scratch), weights):
+                        yield chunk
+
+        return Entry(file.path, file.size, chunks)
+
+    async def _fetch(self, key: str, target: Path) -> None:
+        with await asyncio.to_thread(target.open, "wb") as file:
+            async for chunk in self._core.store.read(key):
+                await asyncio.to_thread(file.write, chunk)

@@ -1,0 +1,67 @@
+"""Archives are unpacked as they arrive, wherever they are cut, and never out of their directory."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tunesmith import APIConnectionError
+from tunesmith._archives import unpack
+from tunesmith._errors import UnexpectedResponseError
+
+FILES = {"config.json": b"{}", "shards/model.safetensors": bytes(range(256)) * 9000, "empty": b""}
+
+
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    """A tar as the standard library writes it."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+async def arriving(content: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+async def run(function: Callable[[], object]) -> object:
+    return function()
+
+
+@pytest.mark.parametrize("size", [100, 512, 700_000, 10_000_000])
+async def test_every_file_arrives_whole(tmp_path: Path, size: int) -> None:
+    written = await unpack(arriving(tar_of(FILES), size), tmp_path / "new", run)
+    assert [path.relative_to(tmp_path / "new").as_posix() for path in written] == list(FILES)
+    assert [path.read_bytes() for path in written] == list(FILES.values())
+    assert files_below(tmp_path / "new") == set(FILES)
+
+
+async def test_an_archive_that_ends_early_is_an_error_and_leaves_no_half_file(tmp_path: Path) -> None:
+    with pytest.raises(APIConnectionError) as caught:
+        await unpack(arriving(tar_of(FILES)[:20_000], 512), tmp_path, run)
+    assert caught.value.code == "connection_broken"
+    assert files_below(tmp_path) == {"config.json", "shards/model.safetensors.part"}
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
+async def test_a_name_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnexpectedResponseError):
+        await unpack(arriving(tar_of({name: b"x"}), 512), tmp_path / "inside", run)
+    assert files_below(tmp_path) == set()
+
+
+async def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnexpectedResponseError):
+        await unpack(arriving(b"<html>" * 200, 512), tmp_path, run)
