@@ -64,10 +64,10 @@ async def _copy(reader: _Reader, size: int, file: BinaryIO, run: Run) -> None:
 
 def _info(header: bytes) -> tarfile.TarInfo | None:
     """Return what a header says of the next file, None at the end."""
+    if not any(header):
+        return None
     try:
         return tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-    except tarfile.EOFHeaderError:
-        return None
     except (tarfile.HeaderError, ValueError) as error:
         raise _unexpected() from error
 

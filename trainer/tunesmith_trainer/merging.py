@@ -60,7 +60,8 @@ class _Deltas:
         if module is None:
             return None
         a, b = (self._tensors[f"{lora.PREFIX}{module}.lora_{side}.weight"].float() for side in "AB")
-        return self._scale * (b @ a)
+        delta: Tensor = self._scale * (b @ a)
+        return delta
 
 
 def _is_weight_of(tensor: str, module: str) -> bool:

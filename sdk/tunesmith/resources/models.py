@@ -5,6 +5,7 @@ Must not know how models come about.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith._archives import unpack
@@ -29,7 +30,7 @@ class AsyncModels(AsyncResource):
         """Delete a tuned model; it stops answering."""
         return await self._http.fetch(Deleted, Call("DELETE", path_of("models", model)))
 
-    async def download(self, model: str, directory: str | os.PathLike[str], *, merged: bool = False) -> list[Path]:
+    async def download(self, model: str, directory: str | os.PathLike[str], *, merged: bool = False) -> Sequence[Path]:
         """Write a tuned model's files into a directory, which is made, and return their paths.
 
         Args:
