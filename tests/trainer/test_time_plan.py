@@ -33,3 +33,9 @@ def test_twice_the_speed_halves_the_work(base: Path) -> None:
 
 def test_more_rows_and_passes_take_longer(base: Path) -> None:
     assert seconds(base, 1e7, rows=10) < seconds(base, 1e7) < seconds(base, 1e7, passes=3)
+
+
+def test_between_products_a_faster_processor_does_not_help_but_fewer_tokens_do(base: Path) -> None:
+    fewer, more = seconds(base, 1e30, rows=10), seconds(base, 1e30)
+    assert seconds(base, 1e33) == pytest.approx(more)
+    assert fewer < more
