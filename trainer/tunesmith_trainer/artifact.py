@@ -3,6 +3,7 @@ Must not know optimizers or the control plane."""
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.export_proof import prove
 from tunesmith_trainer.model import load_as_stored, load_for_generation
 from tunesmith_trainer.rendering import Example
 
@@ -52,23 +54,37 @@ class ArtifactWriter:
         return (lora.WEIGHTS_FILE, lora.CONFIG_FILE) if self._merged else ()
 
     def write(self, model: nn.Module, folder: Path) -> None:
-        """Writes the trained weights into `folder` and, read back from there, the golden answers."""
+        """Writes the trained weights into `folder` and, read back from there, the golden answers.
+
+        Raises RunFailed when what was written does not answer as the model does.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        weights = next(model.parameters())
+        dtypes = [weights.dtype]
         if self._config.full_weights:
-            model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
-            self._copy_small_files(folder)
+            self._write_whole(model, folder)
+        elif self._merged:
+            dtypes.append(self._write_merged(model, folder))
         else:
             lora.save(model, folder, self._base_model_id)
-        if self._merged:
-            self._write_merged(folder)
-        golden = self._golden(folder, next(model.parameters()).device)
+        golden = self._golden(folder, weights.device)
+        prove(model, golden["prompts"], min(dtypes, key=lambda dtype: dtype.itemsize))
         (folder / GOLDEN_FILE).write_text(json.dumps(golden))
+        if self._merged:
+            # Last: where PEFT is installed, transformers would put the adapter on the merged weights once more.
+            lora.save(model, folder, self._base_model_id)
 
-    def _write_merged(self, folder: Path) -> None:
-        """Beside the adapter in `folder`, the whole model that it makes of the base, in the base's dtype."""
-        model = load_as_stored(self._base_folder)
-        lora.attach_saved(model, folder)
-        lora.merge(model)
+    def _write_merged(self, model: nn.Module, folder: Path) -> torch.dtype:
+        """The whole model that the adapters make of the base, in the base's dtype, which is returned."""
+        merged = load_as_stored(self._base_folder)
+        with tempfile.TemporaryDirectory(dir=folder) as adapter:
+            lora.save(model, Path(adapter), self._base_model_id)
+            lora.attach_saved(merged, Path(adapter))
+        lora.merge(merged)
+        self._write_whole(merged, folder)
+        return next(merged.parameters()).dtype
+
+    def _write_whole(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
         self._copy_small_files(folder)
 

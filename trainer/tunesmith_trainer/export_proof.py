@@ -1,0 +1,43 @@
+"""Owns the proof that exported files answer as the trained model does: both find the same tokens equally likely.
+Must not know how files are written or where they go."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunesmith_trainer.errors import Problem, RunFailed
+from tunesmith_trainer.objectives import score
+from tunesmith_trainer.packing import pack
+from tunesmith_trainer.rendering import Example
+
+BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+"""Nats between a token's log-probabilities that rounding explains, by the coarsest dtype that either side computes in
+or is stored in. Measured on SmolLM2-135M after training: 2e-5 and 0.11 at most."""
+
+
+def prove(model: nn.Module, answers: Sequence[Mapping[str, Any]], coarsest: torch.dtype) -> None:
+    """Raises RunFailed unless the model in memory agrees with `answers` that were made with the exported files.
+
+    Each answer has `prompt_token_ids`, and `token_ids` with their natural `logprobs`.
+    """
+    apart = max((_apart(model, answer) for answer in answers), default=0.0)
+    if not apart <= BOUNDS[coarsest]:  # also where it is no number
+        message = (
+            f"The exported files do not answer as the trained model does: log-probabilities are {apart:.2g} nats "
+            f"apart, {BOUNDS[coarsest]:g} are allowed. They were not saved; checkpoints from before can be used. "
+            "If it happens again, tell who runs this service the base model's name."
+        )
+        raise RunFailed(Problem("export_differs", message, "model"))
+
+
+def _apart(model: nn.Module, answer: Mapping[str, Any]) -> float:
+    """The largest difference in nats between the log-probabilities of one answer's tokens."""
+    prompt, tokens = answer["prompt_token_ids"], answer["token_ids"]
+    token_ids = np.array([*prompt, *tokens], dtype=np.int32)
+    (batch,) = pack([Example(0, token_ids, np.arange(len(token_ids)) >= len(prompt))], len(token_ids))
+    with torch.inference_mode():
+        in_memory = -score(model, batch).losses.cpu()
+    return float((in_memory - torch.tensor(answer["logprobs"])).abs().max())
