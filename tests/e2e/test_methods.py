@@ -68,6 +68,39 @@ def test_dpo_in_openais_format_teaches_what_is_preferred(server: LiveServer, cli
     assert metrics[-1]["train_mean_token_accuracy"] == 1.0
 
 
+def test_dpo_goes_on_from_a_supervised_adapter(server: LiveServer, client: openai.OpenAI) -> None:
+    questions = [f"What is {number} plus {number}?" for number in range(12)]
+    rows = [{"prompt": question, "completion": " It is known."} for question in questions]
+    pairs = [
+        {
+            "input": {"messages": [{"role": "user", "content": question}]},
+            "preferred_output": [{"role": "assistant", "content": "Aye."}],
+            "non_preferred_output": [{"role": "assistant", "content": "It is known."}],
+        }
+        for question in questions
+    ]
+    files = [
+        client.files.create(file=(name, "\n".join(json.dumps(row) for row in content).encode()), purpose="fine-tune")
+        for name, content in (("rows.jsonl", rows), ("pairs.jsonl", pairs))
+    ]
+    training = {"lora_rank": 4, "lora_targets": ["attention"], "use_rslora": True}
+    numbers: Any = {"n_epochs": 1, "batch_size": 6}
+    first = client.fine_tuning.jobs.create(
+        model=BASE, training_file=files[0].id, seed=1, hyperparameters=numbers, extra_body={"training": training}
+    )
+    start = done(server, first.id)["fine_tuned_model"]
+    made = client.fine_tuning.jobs.create(
+        model=start, training_file=files[1].id, seed=1, method={"type": "dpo", "dpo": {"hyperparameters": numbers}}
+    )
+    job = done(server, made.id)
+
+    assert job["model"] == start
+    assert job["fine_tuned_model"].startswith(f"ft:{BASE}:")
+    assert {name: job["training"][name] for name in training} == training
+    assert job["evaluation"]["base"]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert job["evaluation"]["tuned"]["loss"] < job["evaluation"]["base"]["loss"]
+
+
 def test_a_plain_text_lowers_the_perplexity_of_its_kind(server: LiveServer, client: openai.OpenAI) -> None:
     text = "".join(f"Ledger entry {number}: the keeper of lamp {number % 7} lit it at dusk.\n" for number in range(400))
     file = client.files.create(file=("ledger.txt", text.encode()), purpose="fine-tune")
