@@ -1,0 +1,120 @@
+"""A run that goes on from any of its steps ends as if it had never stopped: bit for bit, for each method."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tunesmith_trainer import checkpoint, lora
+from tunesmith_trainer.checkpoint import Progress
+from tunesmith_trainer.config import Facts, Method, TrainingConfig, Wanted, resolve
+from tunesmith_trainer.errors import BadSpec
+from tunesmith_trainer.loop import Loop, Metrics
+from tunesmith_trainer.memory_ladder import Rung
+from tunesmith_trainer.methods import objective_of
+from tunesmith_trainer.model import Hardware, load
+from tunesmith_trainer.optim import Optimizer
+from tunesmith_trainer.pairs import Pair
+from tunesmith_trainer.rendering import Example
+
+RUNG = Rung(64)
+METHODS: tuple[Method, ...] = ("supervised", "dpo", "continued_pretraining")
+
+
+def examples(method: Method) -> list[Example]:
+    made: list[Example] = []
+    for row in range(6):
+        length = 20 + 4 * row
+        tokens = np.random.default_rng(row).integers(3, 250, length).astype(np.int32)
+        if method == "dpo":
+            made.append(Pair(row, tokens, np.arange(length) % 10 > 4, 10))
+        else:
+            labelled_from = 1 if method == "continued_pretraining" else length // 2
+            made.append(Example(row, tokens, np.arange(length) >= labelled_from))
+    return made
+
+
+def config_of(method: Method, *, full: bool) -> TrainingConfig:
+    wanted = Wanted(full_weights=full, seed=5, n_epochs=2, batch_size=3, lora_rank=4, method=method)
+    return resolve(wanted, Facts(6, 40, 64, "llama", 512))[0]
+
+
+class Course:
+    """One run of the loop that saves after each step, and what became of it. `resume` is the folder of a checkpoint."""
+
+    def __init__(
+        self, base: Path, config: TrainingConfig, folder: Path, dtype: str, resume: Path | None = None
+    ) -> None:
+        self._config, self._folder = config, folder
+        rows = examples(config.method)
+        self.model: nn.Module = load(base, Hardware(torch.device("cpu"), dtype, RUNG.pack_tokens, "a test"))
+        if not config.full_weights:
+            lora.attach(self.model, config.lora_rank, config.lora_alpha, config.seed)
+        objective = objective_of(config)
+        objective.observe_base(self.model, rows, RUNG.pack_tokens, lambda: None)
+        self._optimizer = Optimizer(self.model.named_parameters())
+        progress = Progress(0, 0, dtype, [], RUNG)
+        if resume:
+            checkpoint.restore(resume, self.model, self._optimizer, config)
+            progress = checkpoint.read_progress(resume, config)
+        loop = Loop(self.model, self._optimizer, config, rows, rows, RUNG.pack_tokens, host=self, objective=objective)
+        self.progress = loop.run(progress).progress
+
+    def check(self) -> None:
+        """See Host."""
+
+    def evaluating(self, step: int) -> None:
+        """See Host."""
+
+    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
+        """See Host: every step is saved."""
+        return True
+
+    def save(self, progress: Progress, metrics: Metrics) -> None:
+        """See Host."""
+        folder = self._folder / str(progress.step)
+        folder.mkdir(parents=True)
+        if self._config.full_weights:
+            self.model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
+        else:
+            lora.save(self.model, folder, "tiny")
+        checkpoint.save_state(folder, self._optimizer, self._config, progress)
+
+    @property
+    def history(self) -> list[dict[str, object]]:
+        """The numbers of every step but its seconds."""
+        return [{name: value for name, value in one.items() if name != "seconds"} for one in self.progress.history]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_goes_on_from_every_step_as_if_it_had_not_stopped(
+    base: Path, tmp_path: Path, method: Method, *, full: bool, dtype: str
+) -> None:
+    config = config_of(method, full=full)
+    whole = Course(base, config, tmp_path / "whole", dtype)
+    assert whole.progress.step == config.total_steps == 4
+
+    for step in range(1, 4):
+        resumed = Course(base, config, tmp_path / f"from-{step}", dtype, tmp_path / "whole" / str(step))
+        assert resumed.history == whole.history
+        expected = whole.model.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+
+
+def test_progress_comes_back_as_it_was_saved(base: Path, tmp_path: Path) -> None:
+    config = config_of("supervised", full=False)
+    course = Course(base, config, tmp_path, "float32")
+
+    assert asdict(checkpoint.read_progress(tmp_path / "4", config)) == asdict(course.progress)
+    assert course.progress.rung == RUNG
+
+
+def test_a_checkpoint_of_other_numbers_is_refused(base: Path, tmp_path: Path) -> None:
+    Course(base, config_of("supervised", full=False), tmp_path, "float32")
+    with pytest.raises(BadSpec, match="other hyperparameters"):
+        checkpoint.read_progress(tmp_path / "4", config_of("dpo", full=False))
