@@ -97,6 +97,16 @@ def test_a_document_does_not_see_its_neighbour(base: Path) -> None:
     assert torch.equal(second[0], second[1])  # not merely close: nothing may leak
 
 
+def test_a_micro_batch_without_labels_adds_nothing(model: nn.Module) -> None:
+    silent = Example(9, EXAMPLES[0].token_ids, np.zeros_like(EXAMPLES[0].labelled))
+    expected_loss, expected = gradients(model, 1, EXAMPLES)
+    loss, found = gradients(model, 1, [EXAMPLES[0], silent, *EXAMPLES[1:]])
+
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-8)
+
+
 def test_half_precision_stays_near_single(base: Path) -> None:
     (batch,) = pack(EXAMPLES, 256)
     exact = score(load(base, FLOAT32), batch).total

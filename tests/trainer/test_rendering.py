@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_model
+from tests.support.chat_templates import SHAPES
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.rendering import CannotRender, Example, Renderer
 
@@ -47,6 +48,39 @@ def test_every_weighted_answer_of_a_conversation_is_learnt(renderer: Renderer) -
     turns = row(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two", 0), ("assistant", "three"))
 
     assert learnt(renderer.render(turns)) == "one<|im_end|>three<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("family", "one", "two"),
+    [
+        ("chatml", "red<|im_end|>", "one<|im_end|>two<|im_end|>"),
+        ("llama3", "red<|eot_id|>", "one<|eot_id|>two<|eot_id|>"),
+        ("qwen2", "red<|im_end|>", "one<|im_end|>two<|im_end|>"),
+        ("qwen3", "<think>\n\n</think>\n\nred<|im_end|>", None),
+        ("mistral", " red</s>", " one</s> two</s>"),
+        ("gemma", "red<end_of_turn>", "one<end_of_turn>two<end_of_turn>"),
+        ("phi3", "red<|end|>", "one<|end|>two<|end|>"),
+    ],
+)
+def test_each_family_learns_its_answers_and_stop_tokens_and_is_asked_as_when_serving(
+    family: str, one: str, two: str | None
+) -> None:
+    shape = SHAPES[family]
+    tokenizer = shape.tokenizer()
+    renderer = Renderer(tokenizer, shape.stop_ids())
+    single = renderer.render(row(("user", "Hi?"), ("assistant", "red")))
+    asked = [{"role": "user", "content": "Hi?"}]
+    served = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    assert tokenizer.decode(single.token_ids[single.labelled]) == one
+    assert single.prompt_token_ids == served
+    turns = row(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two"))
+    if two is None:  # its template writes an answer in another way once the conversation goes on
+        with pytest.raises(CannotRender):
+            renderer.render(turns)
+        return
+    both = renderer.render(turns)
+    assert tokenizer.decode(both.token_ids[both.labelled]) == two
 
 
 def test_a_row_without_weighted_answers_learns_nothing(renderer: Renderer) -> None:

@@ -55,6 +55,7 @@ class Tokenizer(Protocol):
 
     bos_token_id: int | None
     eos_token_id: int | None
+    eos_token: str | None
     chat_template: str | dict[str, str] | None
     all_special_tokens: list[str]
     added_tokens_decoder: dict[int, Any]
@@ -151,6 +152,8 @@ class Renderer:
             before = self._template(row, index, asks=True)
             is_last = index + 1 == len(row.messages)
             through = text if is_last else self._template(row, index + 1, asks=False)
+            if not text.startswith(through) and self._tokenizer.eos_token:
+                through = through.removesuffix(self._tokenizer.eos_token)  # which some put after the last message
             answers.append((self._place(before), self._place(through)))
         return _Draft(row, text, answers, is_plain=False)
 
@@ -232,7 +235,7 @@ class Renderer:
         return start + len(own)
 
     def _answer_length(self, row: Row, answer: NDArray[np.int32]) -> int:
-        """Tokens up to and with the stop token; what the template adds behind it is not generated when serving."""
+        """Tokens up to and with the first stop token; what comes behind it is not generated when serving."""
         stops = _places(answer, self._stops)
         if len(stops) == 0:
             raise _problem(
@@ -240,7 +243,7 @@ class Renderer:
                 "stop_token_missing",
                 "would not teach the model to stop: the chat template puts no stop token after the answer",
             )
-        return int(stops[-1]) + 1
+        return int(stops[0]) + 1
 
     def _check_start(self, row: Row, token_ids: NDArray[np.int32]) -> None:
         bos = self._tokenizer.bos_token_id
