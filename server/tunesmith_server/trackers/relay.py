@@ -78,7 +78,7 @@ class TrackerRelay:
     async def _follow(self, run: TrackedRunRow) -> None:
         try:
             await self._tell(run)
-        except CourierError as error:
+        except (CourierError, OSError) as error:
             _FAILURES.labels(run.tracker).inc()
             fields = {"job_id": run.job_id, "tracker": run.tracker, "error": str(error)}
             _log.warning("a tracker could not be told of a job", extra={"fields": fields})
