@@ -53,6 +53,15 @@ class Controls:
         """Whether the trainer is to wait before this step."""
         return (self.folder / f"hold-{step}").exists()
 
+    def run_out_of_memory(self, times: int) -> None:
+        """Runs end as if the kernel had killed them for memory, until they are told of so many such ends."""
+        (self.folder / "memory").write_text(str(times))
+
+    def lacks_memory(self, failures: int) -> bool:
+        """Whether a run ends so that is told of `failures` such ends."""
+        path = self.folder / "memory"
+        return path.exists() and failures < int(path.read_text())
+
     def note(self, job_id: str, line: str) -> None:
         """Writes a line that the test can read."""
         with (self.folder / job_id).open("a") as notes:
@@ -95,6 +104,8 @@ class Run:
         if spec.kind == pb.RUN_KIND_PREFLIGHT:
             return self._preflight(rows)
         self._controls.note(spec.job_id, f"e{spec.epoch} pid {os.getpid()} from {spec.resume.step}")
+        if self._controls.lacks_memory(spec.memory_failures):
+            return 71
         for file in spec.resume.files:
             fetch(file)
         for step in range(spec.resume.step + 1, STEPS + 1):

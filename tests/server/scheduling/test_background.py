@@ -115,6 +115,17 @@ def test_kill_9_of_the_run_resumes_from_the_last_checkpoint(server: LiveServer, 
     assert "Fine-tuning job started again" in seen
 
 
+def test_a_run_without_memory_is_tried_again_and_the_next_one_is_told(server: LiveServer, controls: Controls) -> None:
+    controls.run_out_of_memory(times=1)
+    job_id = create(server)
+    job = server.wait_for_job(job_id, 60)
+    controls.run_out_of_memory(times=0)
+
+    assert job["status"] == "succeeded", job["error"]
+    assert [note.split()[0] for note in controls.notes(job_id)] == ["e2", "e3"]
+    assert any("needs more memory than its machine has" in message for message in messages(server, job_id))
+
+
 def test_a_paused_job_frees_its_device_and_resumes_from_its_last_checkpoint(
     server: LiveServer, controls: Controls
 ) -> None:
