@@ -140,6 +140,20 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
 
 
+def next_attempt(server: TrainingServer) -> None:
+    """Forgets the run, and lets the next go on from the last committed checkpoint."""
+    commit = server.checkpoints[-1]
+    names = [file.path for file in [*commit.artifact.files, *commit.artifact.training_state]]
+    kept = server.root / f"kept-{commit.step}-{len(server.checkpoints)}"
+    (server.root / "out" / commit.artifact.prefix).rename(kept)
+    server.spec.resume.CopyFrom(
+        pb.Resume(step=commit.step, files=[server.remote(f"{kept.name}/{name}", name) for name in names])
+    )
+    server.heartbeats.clear()
+    server.checkpoints.clear()
+    server.commands.clear()
+
+
 @contextmanager
 def serving(server: TrainingServer) -> Iterator[TrainingServer]:
     """Serves for the length of a block."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import tiny_model
+from tests.support import tiny_families, tiny_model
+from tests.support.ranks import Ranks
 from tests.support.training_server import TOKEN, TrainingServer, serving
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.__main__ import execute
@@ -41,6 +42,20 @@ def base(cache: Path) -> Path:
     """The tiny base model's folder."""
     (folder,) = (cache / "base_models").iterdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a base model whose head is not its embeddings."""
+    return tiny_families.build("llama", tmp_path_factory.mktemp("untied"))
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """Two processes that act as the ranks of a run."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
 
 
 def chat_line(index: int, answer: str | None = None) -> str:

@@ -81,7 +81,7 @@ class Course:
             self.model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
         else:
             lora.save(self.model, folder, "tiny")
-        checkpoint.save_state(folder, self._optimizer, self._config, progress)
+        checkpoint.save_state(folder, self._optimizer.state(), self._config, progress)
 
     @property
     def history(self) -> list[dict[str, object]]:

@@ -41,7 +41,8 @@ def config(*, full: bool) -> TrainingConfig:
 
 
 def write(base: Path, model: nn.Module, folder: Path, *, full: bool, merged: bool = False) -> None:
-    ArtifactWriter(base, "tiny", config(full=full), PROMPTS, [2], merged=merged).write(model, folder)
+    writer = ArtifactWriter(base, "tiny", config(full=full), PROMPTS, [2], merged=merged)
+    export_proof.prove(model, *writer.write(model, model.state_dict(), folder))
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.training_server import TrainingServer
-from tests.trainer.test_run import losses, next_attempt
+from tests.support.training_server import TrainingServer, next_attempt
+from tests.trainer.test_run import losses
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.methods import TokenObjective, objective_of

@@ -3,11 +3,9 @@
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import tiny_families
-from tests.support.training_server import TOKEN, TrainingServer
+from tests.support.run_process import start_run, wait_until
+from tests.support.training_server import TOKEN, TrainingServer, next_attempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import compilation, lora
 from tunesmith_trainer.__main__ import execute
@@ -34,20 +33,6 @@ def losses(server: TrainingServer) -> list[tuple[int, float]]:
 
 def events(server: TrainingServer) -> list[str]:
     return [one.message for _, beat in sorted(server.heartbeats.items()) for one in beat.events]
-
-
-def next_attempt(server: TrainingServer) -> None:
-    """Forgets the run, and lets the next go on from the last committed checkpoint."""
-    commit = server.checkpoints[-1]
-    names = [file.path for file in [*commit.artifact.files, *commit.artifact.training_state]]
-    kept = server.root / f"kept-{commit.step}-{len(server.checkpoints)}"
-    (server.root / "out" / commit.artifact.prefix).rename(kept)
-    server.spec.resume.CopyFrom(
-        pb.Resume(step=commit.step, files=[server.remote(f"{kept.name}/{name}", name) for name in names])
-    )
-    server.heartbeats.clear()
-    server.checkpoints.clear()
-    server.commands.clear()
 
 
 def test_a_run_reports_every_step_commits_each_pass_and_completes(
@@ -147,9 +132,9 @@ def test_a_run_killed_in_the_middle_goes_on_from_its_checkpoint(
     uninterrupted = losses(server)
     server.heartbeats.clear()
     server.checkpoints.clear()
-    process = _start_process(server, cache, tmp_path)
+    process = start_run(server, cache, tmp_path)
     try:
-        _wait_until(lambda: len(server.checkpoints) > 0 or process.poll() is not None)
+        wait_until(lambda: len(server.checkpoints) > 0 or process.poll() is not None)
         process.send_signal(signal.SIGKILL)
     finally:
         process.wait()
@@ -459,24 +444,3 @@ def test_an_unknown_method_is_a_bad_spec(server: TrainingServer, run_attempt: Ru
     assert run_attempt(server) == 64
     assert server.failed is not None
     assert server.failed.failures[0].param == "method"
-
-
-def _start_process(server: TrainingServer, cache: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    environment = os.environ | {
-        "TUNESMITH_CONTROL_PLANE": f"127.0.0.1:{server.port}",
-        "TUNESMITH_ATTEMPT_TOKEN_FILE": str(token),
-        "TUNESMITH_CACHE_DIR": str(cache),
-        "TUNESMITH_WORK_DIR": str(tmp_path / "scratch"),
-        "OMP_NUM_THREADS": "1",
-    }
-    with (tmp_path / "log").open("wb") as log:
-        return subprocess.Popen([sys.executable, "-m", "tunesmith_trainer", "run"], env=environment, stderr=log)
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)

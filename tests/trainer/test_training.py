@@ -1,17 +1,22 @@
-"""Whole runs that go on from a tuned model: its weights are where they start and what they are compared with."""
+"""Whole runs that go on: from a tuned model, which they are compared with, and at another number of ranks."""
 
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.training_server import TrainingServer
+from tests.support.ranks import Ranks
+from tests.support.training_server import TOKEN, TrainingServer, next_attempt
 from tests.trainer.test_methods import given_preferences
-from tests.trainer.test_run import losses, next_attempt
+from tests.trainer.test_run import losses
 from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_trainer.reporter import Reporter, Silence
+from tunesmith_trainer.run import run_as_rank
 
 RunAttempt = Callable[[TrainingServer], int]
 
@@ -99,3 +104,72 @@ def test_a_killed_run_that_went_on_resumes_to_the_same_losses(
 
     assert run_attempt(server) == 0
     assert losses(server) == uninterrupted[5:]  # bit for bit
+
+
+def run_on(ranks: Ranks, server: TrainingServer, cache: Path, work: Path) -> None:
+    """Runs the server's attempt on these ranks."""
+    work.mkdir()
+    ranks.run_apart(_be_rank, server.port, cache, work)
+
+
+def _be_rank(rank: int, count: int, port: int, cache: Path, work: Path) -> None:
+    reporter = Reporter(f"127.0.0.1:{port}", TOKEN) if rank == 0 else Silence()
+    # As `run_attempt` does, and for its reason.
+    chosen = ("float32", 1e11, "tests compare runs")
+    with mock.patch("tunesmith_trainer.model.choose_cpu_dtype", return_value=chosen):
+        try:
+            run_as_rank(rank, count, reporter, cache, work)
+        finally:
+            reporter.close()
+
+
+@pytest.mark.parametrize("weights", [pb.WEIGHTS_LORA, pb.WEIGHTS_FULL])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_checkpoint_goes_on_at_another_number_of_ranks(
+    server: TrainingServer,
+    run_attempt: RunAttempt,
+    two_ranks: Ranks,
+    cache: Path,
+    tmp_path: Path,
+    weights: pb.Weights.ValueType,
+    first: int,
+) -> None:
+    def attempt(ranks: int) -> None:
+        if ranks == 1:
+            assert run_attempt(server) == 0
+        else:
+            run_on(two_ranks, server, cache, tmp_path / "work")
+
+    server.spec.weights = weights
+    attempt(first)
+    uninterrupted = [one.train_loss for one in server.metrics]
+    evaluated = server.completed
+    final = server.root / "out/step-10"
+    weights_file = "adapter_model.safetensors" if weights == pb.WEIGHTS_LORA else "model.safetensors"
+    expected, files = load_file(final / weights_file), {path.name for path in final.iterdir()}
+    server.checkpoints = server.checkpoints[:1]  # as if it had been killed after the first pass
+    next_attempt(server)
+    attempt(3 - first)
+
+    assert [one.train_loss for one in server.metrics] == pytest.approx(uninterrupted[5:], abs=1e-5)
+    assert {path.name for path in final.iterdir()} == files
+    resumed = load_file(final / weights_file)
+    assert resumed.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-5)
+    assert evaluated is not None
+    assert server.completed is not None
+    assert server.completed.evaluation.tuned.loss == pytest.approx(evaluated.evaluation.tuned.loss, abs=1e-5)
+
+
+def test_two_ranks_compute_split_layers_twice_where_memory_is_short(
+    server: TrainingServer, run_attempt: RunAttempt, two_ranks: Ranks, cache: Path, tmp_path: Path
+) -> None:
+    server.spec.weights = pb.WEIGHTS_FULL
+    server.spec.memory_failures = 4  # to the last rung
+    assert run_attempt(server) == 0
+    on_one = [one.train_loss for one in server.metrics]
+    server.heartbeats.clear()
+    run_on(two_ranks, server, cache, tmp_path / "work")
+
+    assert [one.train_loss for one in server.metrics] == pytest.approx(on_one, abs=1e-5)

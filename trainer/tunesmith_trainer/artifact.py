@@ -4,17 +4,16 @@ Must not know optimizers or the control plane."""
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.export_proof import prove
 from tunesmith_trainer.model import load_as_stored, load_for_generation
 from tunesmith_trainer.rendering import Example
 
@@ -53,26 +52,29 @@ class ArtifactWriter:
         """Files that `write` makes for resuming only: adapters that are not served as such."""
         return (lora.WEIGHTS_FILE, lora.CONFIG_FILE) if self._merged else ()
 
-    def write(self, model: nn.Module, folder: Path) -> None:
+    def write(
+        self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path
+    ) -> tuple[list[dict[str, Any]], torch.dtype]:
         """Writes the trained weights into `folder` and, read back from there, the golden answers.
 
-        Raises RunFailed when what was written does not answer as the model does.
+        `weights` is the model's state dict, of which the model itself may hold a part only. Returns what `prove` needs
+        to show that the files answer as the model does.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        weights = next(model.parameters())
-        dtypes = [weights.dtype]
+        parameter = next(model.parameters())
+        dtypes = [parameter.dtype]
         if self._config.full_weights:
-            self._write_whole(model, folder)
+            self._write_whole(model, folder, weights)
         elif self._merged:
             dtypes.append(self._write_merged(model, folder))
         else:
             lora.save(model, folder, self._base_model_id)
-        golden = self._golden(folder, weights.device)
-        prove(model, golden["prompts"], min(dtypes, key=lambda dtype: dtype.itemsize))
+        golden = self._golden(folder, parameter.device)
         (folder / GOLDEN_FILE).write_text(json.dumps(golden))
         if self._merged:
             # Last: where PEFT is installed, transformers would put the adapter on the merged weights once more.
             lora.save(model, folder, self._base_model_id)
+        return golden["prompts"], min(dtypes, key=lambda dtype: dtype.itemsize)
 
     def _write_merged(self, model: nn.Module, folder: Path) -> torch.dtype:
         """The whole model that the adapters make of the base, in the base's dtype, which is returned."""
@@ -81,11 +83,11 @@ class ArtifactWriter:
             lora.save(model, Path(adapter), self._base_model_id)
             lora.attach_saved(merged, Path(adapter))
         lora.merge(merged)
-        self._write_whole(merged, folder)
+        self._write_whole(merged, folder, merged.state_dict())
         return next(merged.parameters()).dtype
 
-    def _write_whole(self, model: nn.Module, folder: Path) -> None:
-        model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
+    def _write_whole(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers models have it
         self._copy_small_files(folder)
 
     def _copy_small_files(self, folder: Path) -> None:

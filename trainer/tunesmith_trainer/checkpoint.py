@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
@@ -16,6 +17,7 @@ from tunesmith_trainer.evaluation import Measured, RowScore
 from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preference import PairScore
+from tunesmith_trainer.sharding import inner, part_of
 
 STATE_FILES = ("training_state.json", "training_state.safetensors")
 _DOCUMENT, _TENSORS = STATE_FILES
@@ -38,9 +40,9 @@ class Progress:
     best: Measured | None = None
 
 
-def save_state(folder: Path, optimizer: Optimizer, config: TrainingConfig, progress: Progress) -> None:
-    """Writes the training state beside the weights."""
-    save_file(optimizer.state(), folder / _TENSORS)
+def save_state(folder: Path, optimizer: dict[str, Tensor], config: TrainingConfig, progress: Progress) -> None:
+    """Writes the training state beside the weights. `optimizer` is what the optimizer's `state` gave."""
+    save_file(optimizer, folder / _TENSORS)
     (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), **asdict(progress)}))
 
 
@@ -75,11 +77,16 @@ def _score(document: dict[str, Any]) -> RowScore:
 
 
 def _restore_weights(folder: Path, model: nn.Module) -> None:
-    missing = set(model.state_dict())
+    model = inner(model)
+    state: dict[str, Tensor] = model.state_dict()
+    missing = set(state)
     for path in sorted(folder.glob("model*.safetensors")):
         tensors = load_file(path)
-        if model.load_state_dict(tensors, strict=False).unexpected_keys:
+        if not tensors.keys() <= state.keys():
             raise ValueError("the checkpoint holds layers that the model does not have")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                state[name].copy_(part_of(tensor, state[name]))
         missing -= tensors.keys()
     is_tied = cast("Any", model.config).tie_word_embeddings
     if missing - ({"lm_head.weight"} if is_tied else set()):

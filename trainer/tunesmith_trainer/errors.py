@@ -33,8 +33,11 @@ class RunFailed(Exception):
     exit_code: ClassVar[int] = EXIT_DEFECT
 
     def __init__(self, *problems: Problem) -> None:
-        super().__init__(problems[0].message)
+        super().__init__(*problems)  # all of them, so that a copy in another process is the same
         self.problems = problems
+
+    def __str__(self) -> str:
+        return self.problems[0].message
 
 
 class BadSpec(RunFailed):

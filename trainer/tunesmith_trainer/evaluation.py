@@ -4,14 +4,17 @@ Must not know optimizers, files' destinations or the control plane."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from tunesmith_trainer.objectives import score
-from tunesmith_trainer.packing import pack
+from tunesmith_trainer import distributed
+from tunesmith_trainer.objectives import score, score_nothing
+from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
+_Found = TypeVar("_Found")
 _LARGEST_EXPONENT = 700.0  # exp of more is no float
 
 
@@ -68,23 +71,38 @@ class Flip:
 def evaluate(
     model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
 ) -> list[RowScore]:
-    """Scores every example, in order. `after_pack` is called between packs and may raise to stop."""
+    """Scores every example, in order. `after_pack` is called between packs and may raise to stop.
+
+    Each pack is scored by one rank; all ranks must call it, and all get everything.
+    """
+
+    def scores_of(batch: Pack) -> dict[int, RowScore]:
+        scored = score(model, batch)
+        counts = list(batch.label_counts)
+        parts = zip(
+            batch.members,
+            torch.split(scored.losses.cpu(), counts),
+            torch.split(scored.hits.cpu(), counts),
+            strict=True,
+        )
+        after_pack()
+        return {
+            member: RowScore(examples[member].row, float(losses.mean()), int(hits.sum()), len(losses))
+            for member, losses, hits in parts
+        }
+
     scores: dict[int, RowScore] = {}
-    with torch.inference_mode():
-        for batch in pack(examples, pack_tokens):
-            scored = score(model, batch)
-            counts = list(batch.label_counts)
-            parts = zip(
-                batch.members,
-                torch.split(scored.losses.cpu(), counts),
-                torch.split(scored.hits.cpu(), counts),
-                strict=True,
-            )
-            for member, losses, hits in parts:
-                row = examples[member].row
-                scores[member] = RowScore(row, float(losses.mean()), int(hits.sum()), len(losses))
-            after_pack()
+    for of_pack in measure_packs(model, pack(examples, pack_tokens), scores_of):
+        scores.update(of_pack)
     return [scores[index] for index in range(len(examples))]
+
+
+def measure_packs(model: nn.Module, packs: Sequence[Pack], measure: Callable[[Pack], _Found]) -> list[_Found]:
+    """What is measured on each pack, in order, without gradients; each by one rank, for all of them."""
+    # Not inference mode: what a sharded model has gathered in it could not be trained with later.
+    with torch.no_grad():
+        sizes = [len(batch.token_ids) for batch in packs]
+        return distributed.share_out(packs, sizes, measure, lambda: score_nothing(model))
 
 
 def summarise(scores: Sequence[RowScore]) -> Score:

@@ -21,6 +21,8 @@ or is stored in. Measured on SmolLM2-135M after training: 2e-5 and 0.11 at most.
 def prove(model: nn.Module, answers: Sequence[Mapping[str, Any]], coarsest: torch.dtype) -> None:
     """Raises RunFailed unless the model in memory agrees with `answers` that were made with the exported files.
 
+    Where the run has several ranks, all must call it.
+
     Each answer has `prompt_token_ids`, and `token_ids` with their natural `logprobs`.
     """
     apart = max((_apart(model, answer) for answer in answers), default=0.0)
@@ -38,6 +40,6 @@ def _apart(model: nn.Module, answer: Mapping[str, Any]) -> float:
     prompt, tokens = answer["prompt_token_ids"], answer["token_ids"]
     token_ids = np.array([*prompt, *tokens], dtype=np.int32)
     (batch,) = pack([Example(0, token_ids, np.arange(len(token_ids)) >= len(prompt))], len(token_ids))
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: a sharded model is trained on with what it gathers here
         in_memory = -score(model, batch).losses.cpu()
     return float((in_memory - torch.tensor(answer["logprobs"])).abs().max())

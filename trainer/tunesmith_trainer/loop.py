@@ -10,14 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tunesmith_trainer import distributed, sharding
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import TrainingConfig, learning_rate_at
 from tunesmith_trainer.data import indices_of_step
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.evaluation import Measured, RowScore, evaluate, summarise
 from tunesmith_trainer.methods import Objective, TokenObjective
+from tunesmith_trainer.objectives import score_nothing
 from tunesmith_trainer.optim import Optimizer
-from tunesmith_trainer.packing import pack
+from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
 _VALIDATIONS_PER_RUN = 20
@@ -67,6 +69,14 @@ class Trained:
 
     progress: Progress
     chosen: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A rank's part of a step. Members of the packs are indices into `examples`."""
+
+    examples: list[Example]
+    packs: list[Pack]
 
 
 class Loop:
@@ -152,19 +162,16 @@ class Loop:
         config = self._config
         chosen = indices_of_step(len(self._training), config.batch_size, config.seed, step)
         examples = [self._training[index] for index in chosen]
-        packs = pack(examples, self._pack_tokens)
+        shares = self._shares(examples)
+        packs = [batch for share in shares for batch in share.packs]
         counted = sum(self._objective.count(batch) for batch in packs)
-        losses: list[Tensor] = []
-        hits: list[Tensor] = []
-        for batch in packs:
-            scored = self._objective.score(self._model, batch, examples)
-            (scored.total / counted).backward()  # type: ignore[no-untyped-call]  # torch
-            losses.append(scored.total.detach())
-            hits.append(scored.hits.sum())
-            self._host.check()
+        losses, hits = self._learn(shares, counted)
         rate = learning_rate_at(config, step)
+        sharding.sum_gradients(self._model)
         norm = self._optimizer.step(rate)
-        loss, accuracy = (float(torch.stack(values).sum()) / counted for values in (losses, hits))
+        sums = torch.tensor([losses, hits], dtype=torch.float64)
+        distributed.sum_up([sums])
+        loss, accuracy = (sums / counted).tolist()
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise _not_finite(step, examples)
         seconds = self._clock() - started
@@ -180,6 +187,27 @@ class Loop:
             valid_mean_token_accuracy=valid[1],
         )
 
+    def _shares(self, examples: Sequence[Example]) -> list[_Share]:
+        """What each rank learns of a step; every rank knows all of it."""
+        hands = distributed.deal([len(example.token_ids) for example in examples], distributed.size())
+        dealt = ([examples[index] for index in hand] for hand in hands)
+        return [_Share(chosen, pack(chosen, self._pack_tokens)) for chosen in dealt]
+
+    def _learn(self, shares: Sequence[_Share], counted: int) -> tuple[float, float]:
+        """Adds the gradients of this rank's share of the step's mean. Returns the sums of its losses and hits."""
+        own = shares[distributed.rank()]
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        for batch in own.packs:
+            scored = self._objective.score(self._model, batch, own.examples)
+            (scored.total / counted).backward()  # type: ignore[no-untyped-call]  # torch
+            losses.append(scored.total.detach())
+            hits.append(scored.hits.sum())
+            self._host.check()
+        for _ in range(max(len(share.packs) for share in shares) - len(own.packs)):
+            score_nothing(self._model).backward()  # type: ignore[no-untyped-call]  # torch
+        return _total(losses), _total(hits)
+
     def _evaluate(self) -> list[RowScore]:
         return self._measure(self._evaluation)
 
@@ -193,6 +221,10 @@ class Loop:
 
     def _measure(self, examples: Sequence[Example]) -> list[RowScore]:
         return self._objective.evaluate(self._model, examples, self._pack_tokens, self._host.check)
+
+
+def _total(values: Sequence[Tensor]) -> float:
+    return float(torch.stack(list(values)).sum()) if values else 0.0
 
 
 def _within(examples: Sequence[Example], tokens: int) -> list[Example]:

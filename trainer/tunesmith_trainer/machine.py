@@ -1,18 +1,15 @@
 """Owns what this machine offers to a training run: memory and speed, without taking a GPU to find out.
 Must not know models, data or jobs."""
 
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from tunesmith_trainer.gpus import largest, visible_gpus
 from tunesmith_trainer.model import CPU_PACK_TOKENS, GPU_PACK_TOKENS
 from tunesmith_trainer.processor import choose_cpu_dtype
 
-_NVIDIA_SECONDS = 30.0
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 _CGROUP_USES = ("memory.current", "memory/memory.usage_in_bytes")
 # Dense bfloat16 products per second, as the maker gives them, by a part of the device's name; the first that fits.
@@ -51,7 +48,7 @@ class Machine:
 
 def survey() -> Machine:
     """Looks at the largest visible GPU, or at processor and main memory where there is none."""
-    gpu = _largest_gpu()
+    gpu = largest(visible_gpus())
     if gpu is not None:
         name, capacity, available = gpu
         flops = next((flops for part, flops in _GPU_FLOPS if part in name), None)
@@ -68,31 +65,6 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     else:
         capacity, available = main_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
     return available, capacity
-
-
-def _largest_gpu() -> tuple[str, int, int] | None:
-    """Name, bytes and free bytes; by nvidia-smi, since asking CUDA would take memory on the device."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return None
-    query = [command, "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return largest_of(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-def largest_of(listing: str, visible: str | None) -> tuple[str, int, int] | None:
-    """Name, bytes and free bytes of the largest GPU in nvidia-smi's `listing` that `visible` lets us use."""
-    gpus = []
-    named = None if visible is None else {name.strip() for name in visible.split(",")}
-    for line in listing.splitlines():
-        index, uuid, name, total, free = (part.strip() for part in line.split(","))
-        is_visible = named is None or index in named or uuid in named
-        if is_visible and total.isdecimal() and free.isdecimal():
-            gpus.append((name, int(total) << 20, int(free) << 20))
-    return max(gpus, key=lambda gpu: gpu[1:], default=None)
 
 
 def main_memory(meminfo: Path, cgroup: Path) -> tuple[int, int]:

@@ -4,12 +4,16 @@ Must not know optimizers, files or the control plane."""
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tunesmith_trainer.attention import Documents
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.packing import Pack
+
+_NONE = np.zeros(0, dtype=np.int64)
+_NOTHING = Pack(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), (1,), _NONE, _NONE, (0,), (0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,14 @@ def score(model: nn.Module, batch: Pack) -> Scored:
     hidden, head, targets = states_at_labels(model, batch)
     total, losses, hits = _HeadLoss.apply(hidden, head, targets, logit_cap(model))  # type: ignore[no-untyped-call]  # torch
     return Scored(total, losses, hits)
+
+
+def score_nothing(model: nn.Module) -> Tensor:
+    """Runs the model over a token that nobody is to learn, as a rank without a pack of its own does among those with.
+
+    Returns a zero that gives every trained parameter a gradient of zeros.
+    """
+    return score(model, _NOTHING).total
 
 
 def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Tensor]:

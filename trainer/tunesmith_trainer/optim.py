@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tunesmith_trainer.sharding import on_leader, part_of
 
 _CLIP_NORM = 1.0
 
@@ -12,7 +15,8 @@ _CLIP_NORM = 1.0
 class Optimizer:
     """AdamW (0.9, 0.999), no weight decay, gradients clipped to norm 1.
 
-    Parameters that are not float32 get a float32 master copy, since small updates vanish in bfloat16.
+    Parameters that are not float32 get a float32 master copy, since small updates vanish in bfloat16. Where parameters
+    lie on all ranks in parts, so does everything here; all ranks must then call `state`, which only the leader gets.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
@@ -30,6 +34,8 @@ class Optimizer:
             if master is not parameter and parameter.grad is not None:
                 master.grad, parameter.grad = parameter.grad.float(), None
         norm = nn.utils.clip_grad_norm_(self._masters.values(), _CLIP_NORM)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._adam.step()
@@ -45,20 +51,20 @@ class Optimizer:
         tensors = {}
         for name, master in self._masters.items():
             if master is not self._parameters[name]:
-                tensors[f"master.{name}"] = master.detach().cpu()
+                tensors[f"master.{name}"] = master.detach()
             for key, value in self._adam.state[master].items():
-                tensors[f"{key}.{name}"] = value.detach().cpu()
-        return tensors
+                tensors[f"{key}.{name}"] = value.detach()
+        return on_leader(tensors)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restores what `state` gave. Raises KeyError when a parameter's state is missing."""
         for name, master in self._masters.items():
             if master is not self._parameters[name]:
                 with torch.no_grad():
-                    master.copy_(tensors[f"master.{name}"])
+                    master.copy_(part_of(tensors[f"master.{name}"], master))
                     self._parameters[name].copy_(master)
             self._adam.state[master] = {
                 "step": tensors[f"step.{name}"].clone(),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(master.device).clone(),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(master.device).clone(),
+                "exp_avg": part_of(tensors[f"exp_avg.{name}"], master).to(master.device).clone(),
+                "exp_avg_sq": part_of(tensors[f"exp_avg_sq.{name}"], master).to(master.device).clone(),
             }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tunesmith_trainer.evaluation import RowScore
+from tunesmith_trainer.evaluation import RowScore, measure_packs
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.objectives import Scored, logit_cap, states_at_labels
 from tunesmith_trainer.packing import Pack, pack
@@ -82,12 +82,16 @@ def _margins(
     model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
 ) -> Iterator[tuple[int, float]]:
     """The index of each pair with its margin under the model, pack by pack."""
+
+    def margins_of(batch: Pack) -> list[float]:
+        margins: list[float] = _margins_of_pack(model, batch).tolist()
+        after_pack()
+        return margins
+
     for start in range(0, len(examples), _PAIRS_AT_ONCE):
-        for batch in pack(examples[start : start + _PAIRS_AT_ONCE], pack_tokens):
-            with torch.inference_mode():
-                margins = _margins_of_pack(model, batch).tolist()
+        packs = pack(examples[start : start + _PAIRS_AT_ONCE], pack_tokens)
+        for batch, margins in zip(packs, measure_packs(model, packs, margins_of), strict=True):
             yield from zip((start + member for member in batch.members[::2]), margins, strict=True)
-            after_pack()
 
 
 def _margins_of_pack(model: nn.Module, batch: Pack) -> Tensor:

@@ -213,6 +213,33 @@ class Reporter:
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
 
 
+class Silence(Reporter):
+    """In the place of a reporter on the ranks that do not speak: what is said by the way is dropped.
+
+    Only what it overrides may be called.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def report(
+        self, *, phase: str, step: int = 0, total_steps: int = 0, remaining_seconds: float | None = None
+    ) -> None:
+        """Drops it."""
+
+    def add_metrics(self, metrics: pb.StepMetrics) -> None:
+        """Drops them."""
+
+    def add_event(self, message: str, *, level: str = "info") -> None:
+        """Drops it."""
+
+    def check(self) -> None:
+        """Never raises: when the attempt is to stop, the leader does."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 _AWAY_TOO_LONG = InfrastructureFailed(
     Problem("control_plane_away", "The control plane did not answer for longer than a run may wait.")
 )

@@ -1,28 +1,49 @@
 """Owns the course of one run, to be read aloud: spec, data, model, loop, evaluation, artifact.
 Must not know how any of them is done."""
 
+import os
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import workspace
+from tunesmith_trainer.gpus import visible_gpus
+from tunesmith_trainer.launch import launch
 from tunesmith_trainer.reporter import Reporter
 
 
 def run(reporter: Reporter, cache: Path, work: Path) -> None:
     """Does what the spec says and reports it. Raises RunFailed or Yielded where it cannot."""
     spec = reporter.get_spec()
-    reporter.start_heartbeats(max(0.1, spec.heartbeat_interval_seconds))
-    reporter.report(phase="validating")
     if spec.kind == pb.RUN_KIND_PREFLIGHT:
+        _start_heartbeats(reporter, spec)
         from tunesmith_trainer.preflight_run import run_preflight  # here because what it needs takes seconds to import
 
         run_preflight(spec, workspace.base_model(spec, cache, work, weights=False), work, reporter)
         return
-    base = workspace.base_model(spec, cache, work, weights=True)
-    data = workspace.prepare_run(spec, base, work, reporter.check)
+    ranks = _ranks()
+    if ranks > 1:
+        launch(ranks, work)  # each of which calls `run_as_rank`
+        return
+    _start_heartbeats(reporter, spec)
+    train(spec, reporter, cache, work)
 
-    from tunesmith_trainer.training import Training  # here because it imports torch, as above
 
+def run_as_rank(rank: int, count: int, reporter: Reporter, cache: Path, work: Path) -> None:
+    """Does one rank's part of a training run. Raises as `run` does."""
+    from tunesmith_trainer import distributed  # here because it imports torch
+
+    with distributed.joined(rank, count, work / "meeting"):
+        spec = distributed.by_leader(lambda: _begin(reporter).SerializeToString())
+        train(pb.TrainingSpec.FromString(spec), reporter, cache, work)
+
+
+def train(spec: pb.TrainingSpec, reporter: Reporter, cache: Path, work: Path) -> None:
+    """One training run, alone or with all other ranks; the leader's reporter speaks for them."""
+    from tunesmith_trainer.distributed import by_leader  # here because they import torch
+    from tunesmith_trainer.training import Training
+
+    base = by_leader(lambda: workspace.base_model(spec, cache, work, weights=True))
+    data = by_leader(lambda: workspace.prepare_run(spec, base, work, reporter.check))
     training = Training(spec, base, data, work, reporter)
     with training.within_memory():
         training.load_model()
@@ -30,3 +51,19 @@ def run(reporter: Reporter, cache: Path, work: Path) -> None:
         training.compile_model(cache)
         trained = training.run_loop()
         training.complete(before, trained)
+
+
+def _begin(reporter: Reporter) -> pb.TrainingSpec:
+    spec = reporter.get_spec()
+    _start_heartbeats(reporter, spec)
+    return spec
+
+
+def _start_heartbeats(reporter: Reporter, spec: pb.TrainingSpec) -> None:
+    reporter.start_heartbeats(max(0.1, spec.heartbeat_interval_seconds))
+    reporter.report(phase="validating")
+
+
+def _ranks() -> int:
+    """One for each GPU that the run was given, unless the setting tells."""
+    return int(os.environ.get("TUNESMITH_RANKS") or max(1, len(visible_gpus())))

@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import allocator, checkpoint, compilation, lora
+from tunesmith_trainer import allocator, checkpoint, compilation, distributed, lora, sharding
 from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded, is_out_of_memory
 from tunesmith_trainer.evaluation import Measured, evaluate
+from tunesmith_trainer.export_proof import prove
 from tunesmith_trainer.guard_set import GuardItem, examples_of, guard_items
 from tunesmith_trainer.loop import Loop, Metrics, Trained
 from tunesmith_trainer.machine import memory_of
@@ -37,7 +40,12 @@ logger = logging.getLogger(__name__)
 
 
 class Training:
-    """One training run: the first five methods are called once each in their order, the others by the loop."""
+    """One training run: the first five methods are called once each in their order, the others by the loop.
+
+    Where the run has several ranks, each has one of these and all do the same; the leader's alone changes anything
+    outside. What one rank would see differently than another - the control plane, files, the machine's speed - the
+    leader looks at for all.
+    """
 
     def __init__(self, spec: pb.TrainingSpec, base: Path, data: Prepared, work: Path, reporter: Reporter) -> None:
         self._spec = spec
@@ -45,11 +53,12 @@ class Training:
         self._data = data
         self._work = work
         self._reporter = reporter
-        self._resume = resume_folder(spec, work)
+        self._resume = distributed.by_leader(lambda: resume_folder(spec, work))
         self._progress = checkpoint.read_progress(self._resume, data.config) if self._resume else None
-        hardware = choose_hardware(self._progress.dtype if self._progress else None)
+        known = self._progress.dtype if self._progress else None
+        hardware = distributed.by_leader(lambda: choose_hardware(known))
         self._ladder = _ladder(base, data, hardware)
-        self._choice = self._choose(hardware)
+        self._choice = distributed.by_leader(lambda: self._choose(hardware))
         self._hardware: Hardware = replace(hardware, pack_tokens=self._choice.rung.pack_tokens)
         self._artifacts = ArtifactWriter(
             base,
@@ -86,8 +95,10 @@ class Training:
         needed = f"about {choice.need.needed / (1 << 30):.1f} GiB are needed at the peak"
         self._reporter.add_event(f"A step is computed in {choice.rung}, {needed}: {choice.reason}.")
         allocator.keep_freed_memory()
-        self._model: nn.Module = load(self._base, hardware)
-        start = adapter_folder(self._spec, self._work)
+        apart = config.full_weights and distributed.size() > 1
+        # In main memory first where it is split: one device may be too small for all of it.
+        self._model: nn.Module = load(self._base, replace(hardware, device=torch.device("cpu")) if apart else hardware)
+        start = distributed.by_leader(lambda: adapter_folder(self._spec, self._work))
         if not config.full_weights:
             lora.attach(
                 self._model,
@@ -103,6 +114,8 @@ class Training:
             lora.attach_saved(self._model, start)
             lora.merge(self._model)
             self._model.requires_grad_(requires_grad=True)
+        if apart:
+            self._model = sharding.shard(self._model)
 
     def evaluate_base(self) -> Measured:
         """Scores evaluation rows and guard set with what the run starts from: fresh adapters change nothing."""
@@ -115,6 +128,8 @@ class Training:
 
     def compile_model(self, cache: Path) -> None:
         """Compiles the model's layers where the run is long enough. Code is kept in the folder `cache`."""
+        if distributed.size() > 1:
+            return  # a rank that cannot compile would leave the others waiting in the middle of trying
         tokens = self._data.config.n_epochs * sum(len(example.token_ids) for example in self._data.training)
         if not compilation.pays(self._model, tokens):
             return
@@ -128,14 +143,14 @@ class Training:
     def run_loop(self) -> Trained:
         """Trains to the last step, from where a former attempt was saved if the spec says so."""
         config, data = self._data.config, self._data
-        optimizer = Optimizer(self._model.named_parameters())
+        optimizer = Optimizer(sharding.inner(self._model).named_parameters())
         rung, failures = self._choice.rung, self._spec.memory_failures
         progress = Progress(0, 0, self._hardware.dtype, [], rung, failures)
         if self._resume and self._progress:
             checkpoint.restore(self._resume, self._model, optimizer, config)
             progress = replace(self._progress, rung=rung, memory_failures=failures)
             self._reporter.add_event(f"Resuming after step {progress.step} of {config.total_steps}.")
-        recompute(self._model, rung.recomputed_layers)
+        recompute(sharding.inner(self._model), rung.recomputed_layers)
         self._optimizer = optimizer
         self._report("training", progress.step)
         return Loop(
@@ -152,6 +167,35 @@ class Training:
 
     def complete(self, before: Measured, trained: Trained) -> None:
         """Reports the evaluation and makes the chosen checkpoint the job's result."""
+        distributed.by_leader(lambda: self._complete(before, trained))
+
+    def check(self) -> None:
+        """Raises Yielded once this attempt is to stop."""
+        self._reporter.check()
+
+    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
+        """Reports a step. Returns whether the control plane wants a checkpoint."""
+        self._reporter.add_metrics(pb.StepMetrics(**asdict(metrics)))
+        self._report("training", metrics.step, remaining_seconds)
+        self._command = distributed.by_leader(self._reporter.take_command)
+        return self._command in (pb.COMMAND_CHECKPOINT, pb.COMMAND_PAUSE)
+
+    def evaluating(self, step: int) -> None:
+        """Reports that a pass is being evaluated."""
+        self._report("evaluating", step)
+
+    def save(self, progress: Progress, metrics: Metrics) -> None:
+        """Writes, uploads and commits a checkpoint; then stops if the control plane asked to pause."""
+        self._report("uploading", progress.step)
+        weights, optimizer = sharding.whole_weights(self._model), self._optimizer.state()
+        answers, coarsest = distributed.by_leader(lambda: self._write(progress, weights, optimizer))
+        prove(self._model, answers, coarsest)
+        distributed.by_leader(lambda: self._commit(progress, metrics))
+        if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
+            raise Yielded("paused after saving")
+        self._report("training", progress.step)
+
+    def _complete(self, before: Measured, trained: Trained) -> None:
         progress, chosen = trained.progress, trained.chosen
         self._report("uploading", progress.step)
         if self._data.config.early_stopping_patience is not None:
@@ -177,28 +221,17 @@ class Training:
             )
         )
 
-    def check(self) -> None:
-        """Raises Yielded once this attempt is to stop."""
-        self._reporter.check()
+    def _write(
+        self, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]
+    ) -> tuple[list[dict[str, Any]], torch.dtype]:
+        folder = self._work / f"step-{progress.step}"
+        claim = self._artifacts.write(sharding.inner(self._model), weights, folder)
+        checkpoint.save_state(folder, optimizer, self._data.config, progress)
+        return claim
 
-    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
-        """Reports a step. Returns whether the control plane wants a checkpoint."""
-        self._reporter.add_metrics(pb.StepMetrics(**asdict(metrics)))
-        self._report("training", metrics.step, remaining_seconds)
-        self._command = self._reporter.take_command()
-        return self._command in (pb.COMMAND_CHECKPOINT, pb.COMMAND_PAUSE)
-
-    def evaluating(self, step: int) -> None:
-        """Reports that a pass is being evaluated."""
-        self._report("evaluating", step)
-
-    def save(self, progress: Progress, metrics: Metrics) -> None:
-        """Writes, uploads and commits a checkpoint; then stops if the control plane asked to pause."""
-        self._report("uploading", progress.step)
+    def _commit(self, progress: Progress, metrics: Metrics) -> None:
         prefix = f"step-{progress.step}"
         folder = self._work / prefix
-        self._artifacts.write(self._model, folder)
-        checkpoint.save_state(folder, self._optimizer, self._data.config, progress)
         files = deliver(folder, f"{prefix}/", self._reporter)
         whole = self._data.config.full_weights or self._data.merged
         state_files = {*checkpoint.STATE_FILES, *self._artifacts.state_files}
@@ -211,13 +244,12 @@ class Training:
         self._reporter.commit_checkpoint(progress.step, artifact, pb.StepMetrics(**asdict(metrics)))
         self._committed[progress.step] = artifact
         shutil.rmtree(folder)
-        if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
-            raise Yielded("paused after saving")
-        self._report("training", progress.step)
 
     def _choose(self, hardware: Hardware) -> Choice:
         """The rung to compute on, given what has become of the attempts before."""
         available, capacity = memory_of(hardware.device)
+        if hardware.device.type == "cpu":  # the ranks are all in the same memory
+            available, capacity = available // distributed.size(), capacity // distributed.size()
         failures = self._spec.memory_failures
         if self._progress is None:
             return self._ladder.choose(available, capacity, failures=failures)

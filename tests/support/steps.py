@@ -1,0 +1,91 @@
+"""A few optimizer steps of a real loop on random rows, and what came of them: to compare ways of doing them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunesmith_trainer import distributed, lora, sharding
+from tunesmith_trainer.checkpoint import Progress
+from tunesmith_trainer.config import Facts, Wanted, resolve
+from tunesmith_trainer.loop import Loop, Metrics
+from tunesmith_trainer.model import Hardware, load
+from tunesmith_trainer.optim import Optimizer
+from tunesmith_trainer.rendering import Example
+
+FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Losses of every step, gradients of the first, weights after the last; per row its loss under these weights."""
+
+    losses: list[float]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    rows: list[float]
+
+
+def example(row: int, length: int, labelled_from: int) -> Example:
+    """A row of random tokens, all labelled from there on."""
+    generator = np.random.default_rng(row)
+    labelled = np.arange(length) >= labelled_from
+    return Example(row, generator.integers(0, 200, length).astype(np.int32), labelled)
+
+
+def take_steps(
+    base: Path, examples: Sequence[Example], *, full_weights: bool, batch_size: int, pack_tokens: int
+) -> Steps:
+    """Trains the model on all rows, one pass, on the ranks there are."""
+    wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=1, batch_size=batch_size, lora_rank=4, max_rank=8)
+    config = resolve(wanted, Facts(len(examples), 100, 64, "llama", 512))[0]
+    model = load(base, FLOAT32)
+    if not full_weights:
+        lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
+    elif distributed.size() > 1:
+        model = sharding.shard(model)
+    optimizer = _Watched(sharding.inner(model).named_parameters())
+    host = _Listener()
+    trained = Loop(model, optimizer, config, examples, examples, pack_tokens, host).run(Progress(0, 0, "float32", []))
+    weights = sharding.whole_weights(model) if full_weights else lora.tensors(model)
+    return Steps(
+        [metrics.train_loss for metrics in host.metrics],
+        optimizer.gradients[0],
+        {name: tensor.clone() for name, tensor in weights.items()},
+        [row.loss for row in trained.chosen.rows],
+    )
+
+
+class _Watched(Optimizer):
+    """Keeps the gradients of every step; on the leader, as all sums of parts are."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        super().__init__(parameters)
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def step(self, learning_rate: float) -> Tensor:
+        gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
+        whole = sharding.on_leader({name: gradient for name, gradient in gradients.items() if gradient is not None})
+        self.gradients.append({name: gradient.clone() for name, gradient in whole.items()})
+        return super().step(learning_rate)
+
+
+class _Listener:
+    def __init__(self) -> None:
+        self.metrics: list[Metrics] = []
+
+    def check(self) -> None:
+        pass
+
+    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
+        self.metrics.append(metrics)
+        return False
+
+    def evaluating(self, step: int) -> None:
+        pass
+
+    def save(self, progress: Progress, metrics: Metrics) -> None:
+        pass

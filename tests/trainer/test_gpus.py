@@ -1,0 +1,31 @@
+"""Which GPUs are ours, told from listings as they are found on real machines."""
+
+import pytest
+
+from tunesmith_trainer.gpus import gpus_of, largest
+
+LISTING = (
+    "0, GPU-a, NVIDIA L4, 23034, 20000\n1, GPU-b, NVIDIA H200, 143771, 100000\n2, GPU-c, NVIDIA H200, 143771, 140000\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 3), ("1", 1), ("GPU-a,GPU-c", 2), ("0, 2", 2), ("", 0), ("GPU-x", 0)]
+)
+def test_only_visible_gpus_count(visible: str | None, count: int) -> None:
+    assert len(gpus_of(LISTING, visible)) == count
+
+
+@pytest.mark.parametrize(
+    ("visible", "name", "free"),
+    [(None, "NVIDIA H200", 140000), ("1", "NVIDIA H200", 100000), ("GPU-a", "NVIDIA L4", 20000)],
+)
+def test_the_largest_visible_gpu_counts(visible: str | None, name: str, free: int) -> None:
+    found = largest(gpus_of(LISTING, visible))
+    assert found is not None
+    assert (found[0], found[2]) == (name, free << 20)
+
+
+@pytest.mark.parametrize(("listing", "visible"), [(LISTING, ""), ("", None), ("0, GPU-a, X, [N/A], [N/A]\n", None)])
+def test_without_a_visible_gpu_that_tells_its_memory_there_is_none(listing: str, visible: str | None) -> None:
+    assert largest(gpus_of(listing, visible)) is None

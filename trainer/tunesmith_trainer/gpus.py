@@ -1,0 +1,53 @@
+"""Owns which NVIDIA GPUs this process may use, without taking one to find out.
+Must not know torch, models or jobs."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_NVIDIA_SECONDS = 30.0
+_QUERY = ("--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device. Memory in bytes; None where the driver does not tell, as for a part of a device."""
+
+    name: str
+    capacity: int | None
+    available: int | None
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that CUDA would show us; by nvidia-smi, since asking CUDA would take memory on the device."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        answer = subprocess.run([command, *_QUERY], capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return gpus_of(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def gpus_of(listing: str, visible: str | None) -> list[Gpu]:
+    """The GPUs in nvidia-smi's `listing` that `visible`, indices or UUIDs, lets us use; None means all."""
+    gpus = []
+    named = None if visible is None else {name.strip() for name in visible.split(",")}
+    for line in listing.splitlines():
+        index, uuid, name, total, free = (part.strip() for part in line.split(","))
+        if named is None or index in named or uuid in named:
+            gpus.append(Gpu(name, _bytes(total), _bytes(free)))
+    return gpus
+
+
+def largest(gpus: Sequence[Gpu]) -> tuple[str, int, int] | None:
+    """Name, bytes and free bytes of the one with the most memory, of those that tell it."""
+    told = [(gpu.name, gpu.capacity, gpu.available) for gpu in gpus if gpu.capacity and gpu.available is not None]
+    return max(told, key=lambda gpu: gpu[1:], default=None)
+
+
+def _bytes(mebibytes: str) -> int | None:
+    return int(mebibytes) << 20 if mebibytes.isdecimal() else None
