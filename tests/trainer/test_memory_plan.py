@@ -121,3 +121,15 @@ def test_the_largest_terms_come_first(shapes: BaseShapes) -> None:
     sizes = list(planned(shapes, full=True).terms.values())
     assert sizes == sorted(sizes, reverse=True)
     assert planned(shapes, full=True).needed == sum(sizes)
+
+
+def test_full_weights_are_split_among_ranks_and_adapters_are_not(shapes: BaseShapes) -> None:
+    def on(ranks: int, *, full: bool) -> Plan:
+        return plan(shapes, config(full=full), [example()], "bfloat16", TOKENS, gpu=True, ranks=ranks)
+
+    one, four = on(1, full=True), on(4, full=True)
+    assert four.terms["weights"] == one.terms["weights"] // 4
+    assert four.terms["optimizer"] == one.terms["optimizer"] // 4
+    assert four.terms["gathered"] <= one.terms["weights"]
+    assert four.needed < one.needed
+    assert on(4, full=False) == on(1, full=False)

@@ -103,13 +103,20 @@ class Ladder:
 
 
 def ladder_of(
-    shapes: BaseShapes, config: TrainingConfig, examples: Sequence[Example], dtype: str, pack_tokens: int, *, gpu: bool
+    shapes: BaseShapes,
+    config: TrainingConfig,
+    examples: Sequence[Example],
+    dtype: str,
+    pack_tokens: int,
+    *,
+    gpu: bool,
+    ranks: int = 1,
 ) -> Ladder:
-    """The ladder of a run over these rows; the fastest packs are of `pack_tokens`."""
+    """The ladder of a run over these rows on so many ranks; the fastest packs are of `pack_tokens`."""
 
     def need_of(rung: Rung) -> Plan:
         layers = rung.recomputed_layers
-        return plan(shapes, config, examples, dtype, rung.pack_tokens, gpu=gpu, recomputed_layers=layers)
+        return plan(shapes, config, examples, dtype, rung.pack_tokens, gpu=gpu, recomputed_layers=layers, ranks=ranks)
 
     longest = max(len(example.token_ids) for example in examples)
     return Ladder(rungs(pack_tokens, longest, shapes.layers), need_of, full_weights=config.full_weights)

@@ -42,20 +42,23 @@ def plan(
     *,
     gpu: bool,
     recomputed_layers: int = 0,
+    ranks: int = 1,
 ) -> Plan:
     """The largest of three moments: the backward pass of the largest step, its update, the proof after a checkpoint.
 
     The proof loads the model once more, in float32, while weights and optimizer stay where they are. Of the first
-    `recomputed_layers` only the inputs are kept, until the backward pass comes to each.
+    `recomputed_layers` only the inputs are kept, until the backward pass comes to each. With several `ranks` it is the
+    leader's plan, and full weights are split among them; what is being computed with is there as a whole.
     """
     size = _BYTES[dtype]
     trained = shapes.parameters if config.full_weights else shapes.adapter_parameters(config.lora_rank)
     master = trained * _FULL if config.full_weights and dtype != "float32" else 0
+    parts = ranks if config.full_weights else 1
     lasting = {
         "process": _PROCESS[gpu],
-        "weights": shapes.parameters * size,
+        "weights": shapes.parameters * size // parts,
         "adapters": 0 if config.full_weights else trained * _FULL,
-        "optimizer": 2 * trained * _FULL + master,
+        "optimizer": (2 * trained * _FULL + master) // parts,
     }
     packs = _largest_step(examples, config.batch_size, pack_tokens)
     worst = max(packs, key=lambda one: len(one.token_ids))
@@ -66,13 +69,19 @@ def plan(
         "gaps": 0 if gpu else len(worst.token_ids) * shapes.layers * _GAPS * shapes.intermediate * size,
         "logits": _logits(shapes, config, worst, size, gpu=gpu),
         # While the first micro-batch goes back, its activations make room for the gradients.
-        "gradients": gradients if len(packs) > 1 else 0,
+        "gradients": gradients // parts if len(packs) > 1 else 0,
+        "gathered": _gathered(shapes) * size if parts > 1 else 0,
     }
-    update = {"gradients": trained * _FULL, "update": trained * _FULL}
+    update = {"gradients": trained * _FULL // parts, "update": trained * _FULL // parts}
     proof = {"proof": shapes.parameters * _FULL}
     moments = sorted((passing, update, proof), key=lambda moment: sum(moment.values()))
     terms = {**lasting, **moments[-1]}
     return Plan({name: terms[name] for name in sorted(terms, key=lambda name: -terms[name]) if terms[name]})
+
+
+def _gathered(shapes: BaseShapes) -> int:
+    """Parameters that a rank has whole at once: embeddings and head, a layer, and the next one on its way."""
+    return shapes.parameters - shapes.multiplied + 2 * shapes.multiplied // shapes.layers
 
 
 def _largest_step(examples: Sequence[Example], batch_size: int, pack_tokens: int) -> list[Pack]:

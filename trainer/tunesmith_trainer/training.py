@@ -264,4 +264,6 @@ class Training:
 def _ladder(base: Path, data: Prepared, hardware: Hardware) -> Ladder:
     shapes, examples = read_shapes(build_empty(base)), [*data.training, *data.evaluation]
     gpu = hardware.device.type == "cuda"
-    return ladder_of(shapes, data.config, examples, hardware.dtype, hardware.pack_tokens, gpu=gpu)
+    return ladder_of(
+        shapes, data.config, examples, hardware.dtype, hardware.pack_tokens, gpu=gpu, ranks=distributed.size()
+    )
