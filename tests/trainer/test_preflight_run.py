@@ -116,6 +116,18 @@ def test_a_job_that_never_fits_is_refused_with_the_largest_terms(
     assert server.preflight is None
 
 
+def test_full_weights_need_less_of_each_of_several_gpus(server: TrainingServer, base: Path, tmp_path: Path) -> None:
+    gpu = Machine("gpu", True, "bfloat16", 1024, 8 << 30, 8 << 30, 1e14)
+    server.spec.weights = pb.WEIGHTS_FULL
+    needed = []
+    for devices in (1, 4):
+        server.spec.devices = devices
+        (tmp_path / str(devices)).mkdir()
+        needed.append(checked(server, base, tmp_path / str(devices), gpu).memory.needed_bytes)
+
+    assert needed[1] < needed[0]
+
+
 def test_the_way_of_computing_is_told_with_its_reason(server: TrainingServer, base: Path, tmp_path: Path) -> None:
     report = checked(server, base, tmp_path)
 

@@ -43,7 +43,7 @@ def run_preflight(
     findings, prepared = examined.findings, examined.prepared
     report = data_report(examined)
     if prepared is not None:
-        _foresee(base, prepared, look(), findings, report)
+        _foresee(base, prepared, look(), findings, report, devices=max(1, spec.devices))
     report.findings.extend(wire_findings(findings))
     if findings.rejects:
         write_rejects(findings, work / "rejects")
@@ -55,7 +55,9 @@ def run_preflight(
     reporter.complete_preflight(completion(prepared, findings))
 
 
-def _foresee(base: Path, prepared: Prepared, machine: Machine, findings: Findings, report: pb.PreflightReport) -> None:
+def _foresee(
+    base: Path, prepared: Prepared, machine: Machine, findings: Findings, report: pb.PreflightReport, *, devices: int
+) -> None:
     """What the run would be like: will its result be served, does it fit, how long does it take."""
     config = prepared.config
     empty = build_empty(base)
@@ -64,7 +66,8 @@ def _foresee(base: Path, prepared: Prepared, machine: Machine, findings: Finding
         for problem in adapter_problems(base, empty, config, merged=prepared.merged):
             findings.add(problem)
     examples = [*prepared.training, *prepared.evaluation]
-    ladder = ladder_of(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu)
+    ranks = devices if machine.is_gpu else 1  # as the run will have them
+    ladder = ladder_of(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu, ranks=ranks)
     choice = ladder.choose(machine.available, machine.capacity)
     report.memory.CopyFrom(wire_memory(choice.need, machine))
     report.resolved.append(wire_choice(choice))

@@ -82,6 +82,7 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         max_context_length=settings.max_context_length,
         long_rows=LONG_ROWS[job.requested.get("long_rows", "fail")],
         memory_failures=job.retries.get(Cause.OUT_OF_MEMORY, 0),
+        devices=job.devices,
     )
     if inputs.validation_file is not None:
         spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))

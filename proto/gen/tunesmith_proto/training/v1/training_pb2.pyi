@@ -410,6 +410,7 @@ class TrainingSpec(_message.Message):
     LONG_ROWS_FIELD_NUMBER: _builtins.int
     WARM_START_FIELD_NUMBER: _builtins.int
     MEMORY_FAILURES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt_id: _builtins.str
     epoch: _builtins.int
@@ -428,6 +429,8 @@ class TrainingSpec(_message.Message):
     long_rows: Global___LongRows.ValueType
     memory_failures: _builtins.int
     """attempts of this job that ran out of memory: each leads to a way that needs less"""
+    devices: _builtins.int
+    """that a training run of the job gets"""
     @_builtins.property
     def base_model(self) -> Global___BaseModel: ...
     @_builtins.property
@@ -464,10 +467,11 @@ class TrainingSpec(_message.Message):
         long_rows: Global___LongRows.ValueType = ...,
         warm_start: Global___WarmStart | None = ...,
         memory_failures: _builtins.int = ...,
+        devices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file", "warm_start", b"warm_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "devices", b"devices", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_context_length: _TypeAlias = _typing.Literal["max_context_length"]  # noqa: Y015
     _WhichOneofArgType__max_context_length: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length"]  # noqa: Y015
