@@ -165,11 +165,11 @@ async def test_what_could_never_give_a_reward_is_not_valid(client: httpx.AsyncCl
         (EXACT | {"reference": "{{secret.key}}"}, "invalid_template_variable", "grader"),
         (BOTH | {"calculate_output": "exact +"}, "invalid_formula", "grader.calculate_output"),
         (BOTH | {"calculate_output": "exact + unknown"}, "invalid_formula", "grader.calculate_output"),
-        (BOTH | {"graders": {"inner": BOTH}}, "invalid_value", "grader.graders.inner"),
+        (BOTH | {"graders": {"inner": BOTH}}, "invalid_value", "grader.graders.inner.type"),
         (BOTH | {"graders": {}}, "invalid_value", "grader.graders"),
         (EXACT | {"operation": "regex"}, "invalid_value", "grader.operation"),
         (EXACT | {"extra": 1}, "unknown_parameter", "grader.extra"),
-        ({"type": "magic"}, "invalid_value", "grader"),
+        ({"type": "magic"}, "invalid_value", "grader.type"),
         (JUDGE | {"range": [1, 1]}, "invalid_value", "grader.range"),
         (JUDGE | {"input": []}, "invalid_value", "grader.input"),
     ]
