@@ -11,7 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from tunesmith_trainer.processor_attention import attend
+from tunesmith_trainer.processor_attention import attend, window_mask
 
 NAME = "tunesmith_documents"
 # Older releases lack grouped-query support in the kernel; the loop over documents serves every device.
@@ -78,7 +78,7 @@ def document_attention(
 
 
 def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
-    seen = _window_mask(query, window)
+    seen = window_mask(query, window)
     return functional.scaled_dot_product_attention(
         query,
         key,
@@ -97,19 +97,11 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: i
     scores = query @ key.transpose(2, 3) * scaling
     scores = (scores / softcap).tanh() * softcap
     length = query.shape[2]
-    seen = _window_mask(query, window)
+    seen = window_mask(query, window)
     if seen is None:
         seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     scores = scores.masked_fill(~seen, -torch.inf)
     return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
-
-
-def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
-    """(T, T), True where a token may look; None where the document is no longer than the window."""
-    length = query.shape[2]
-    if window is None or length <= window:
-        return None
-    return torch.ones(length, length, dtype=torch.bool, device=query.device).tril_().triu_(1 - window)
 
 
 def _in_one_kernel(

@@ -65,13 +65,13 @@ def _adapted_backward(
 
 
 @_adapted.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, _bias: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
 
 
 @_adapted_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, reduced: Tensor, scale: float, wants_x: bool
+    _grad: Tensor, x: Tensor, _weight: Tensor, a: Tensor, b: Tensor, _reduced: Tensor, _scale: float, wants_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x) if wants_x else x.new_empty(0), torch.empty_like(a), torch.empty_like(b)
 

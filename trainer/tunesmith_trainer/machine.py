@@ -54,7 +54,7 @@ def survey() -> Machine:
         flops = next((flops for part, flops in _GPU_FLOPS if part in name), None)
         return Machine(name, True, "bfloat16", GPU_PACK_TOKENS, available, capacity, flops)
     dtype, flops_of_cpu, _ = choose_cpu_dtype()
-    capacity, available = main_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
+    available, capacity = memory_of(torch.device("cpu"))
     return Machine("cpu", False, dtype, CPU_PACK_TOKENS, available, capacity, flops_of_cpu)
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, OutOfMemory, Problem, RunFailed
-from tunesmith_trainer.memory_plan import Plan, plan
+from tunesmith_trainer.memory_plan import Plan, gib, plan
 from tunesmith_trainer.rendering import Example
 
 TIGHT = 0.9
 """Share of the free memory that a run may be expected to need: the plan is a prediction."""
 _LEAST_PACK_TOKENS = 256  # smaller packs save little and keep no device busy
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +87,14 @@ class Ladder:
         """Where the ladder is entered, and why."""
         if kept in self._rungs and self._needs[self._rungs.index(kept)].needed <= capacity:
             return self._rungs.index(kept), "as before the run was resumed"
-        free = f"of {available / _GIB:.1f} GiB free"
+        free = f"of {gib(available)} free"
         for index, need in enumerate(self._needs):
             if need.needed <= available * TIGHT:
-                why = f"{_gib(need)} {free} are needed"
-                more = f", {self._rungs[index - 1]} would need {_gib(self._needs[index - 1])}" if index else ""
+                why = f"{gib(need.needed)} {free} are needed"
+                more = f", {self._rungs[index - 1]} would need {gib(self._needs[index - 1].needed)}" if index else ""
                 return index, why + more
         index = self._needs.index(self.least)
-        return index, f"{_gib(self.least)} {free} are needed, and nothing needs less"
+        return index, f"{gib(self.least.needed)} {free} are needed, and nothing needs less"
 
     def _exhausted(self) -> BadSpec:
         message = f"The device ran out of memory, and there is no way left that needs less. {self.advice}."
@@ -133,7 +132,3 @@ def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
     while sizes[-1] > least:
         sizes.append(max(sizes[-1] // 2, least))
     return [*(Rung(size) for size in sizes), *(Rung(sizes[-1], count) for count in sorted({-(-layers // 2), layers}))]
-
-
-def _gib(need: Plan) -> str:
-    return f"{need.needed / _GIB:.1f} GiB"

@@ -33,6 +33,11 @@ class Plan:
         return sum(self.terms.values())
 
 
+def gib(size: int) -> str:
+    """Bytes in words."""
+    return f"{size / (1 << 30):.1f} GiB"
+
+
 def plan(
     shapes: BaseShapes,
     config: TrainingConfig,

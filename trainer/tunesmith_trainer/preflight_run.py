@@ -13,7 +13,7 @@ from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.machine import Machine, survey
 from tunesmith_trainer.memory_ladder import TIGHT, Ladder, ladder_of
-from tunesmith_trainer.memory_plan import Plan
+from tunesmith_trainer.memory_plan import Plan, gib
 from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.preflight_report import (
     completion,
@@ -27,7 +27,6 @@ from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.time_plan import expected_seconds
 
 _MARGIN = 1.3  # the prediction is within 30 % of what was measured: beyond that, a run cannot fit
-_GIB = 1 << 30
 
 
 def run_preflight(
@@ -88,13 +87,13 @@ def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findin
     """A run is refused only where it could never fit: what is free now may be more by the time it starts."""
     least = ladder.least
     if least.needed > machine.capacity * _MARGIN:
-        message = f"{_told(least)}; {machine.device} has {machine.capacity / _GIB:.1f} GiB. {ladder.advice}."
+        message = f"{_told(least)}; {machine.device} has {gib(machine.capacity)}. {ladder.advice}."
         findings.add(Problem("insufficient_memory", message, "training_file"))
     elif need.needed > machine.available * TIGHT:
-        free = f"{machine.available / _GIB:.1f} GiB of {machine.device} are free now"
+        free = f"{gib(machine.available)} of {machine.device} are free now"
         findings.add(Problem("memory_tight", f"{_told(need)}; {free}. {ladder.advice} if it fails."), "warning")
 
 
 def _told(need: Plan) -> str:
-    largest = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in list(need.terms.items())[:3])
-    return f"The run needs about {need.needed / _GIB:.1f} GiB at its peak ({largest})"
+    largest = ", ".join(f"{name} {gib(size)}" for name, size in list(need.terms.items())[:3])
+    return f"The run needs about {gib(need.needed)} at its peak ({largest})"

@@ -22,6 +22,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scalin
     return out
 
 
+def window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """(T, T), True where a token of the document may look; None where it is no longer than the window."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=query.device).tril_().triu_(1 - window)
+
+
 # Operators of their own, so that a compiled layer stays in one piece whatever the number and lengths of documents.
 
 
@@ -68,24 +76,12 @@ def _attend_backward(
 
 
 @_attend.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scaling: float, window: int | None
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _empty_outputs(query)
 
 
 @_attend_backward.register_fake
-def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    boundaries: Tensor,
-    scaling: float,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_gradient(query), _empty_gradient(key), _empty_gradient(value)
 
 
@@ -119,8 +115,5 @@ def _empty_gradient(part: Tensor) -> Tensor:
 
 def _mask(query: Tensor, window: int | None) -> Tensor | None:
     """(T, T), 0 where a token may look and -inf elsewhere; None where the document is no longer than the window."""
-    length = query.shape[2]
-    if window is None or length <= window:
-        return None
-    seen = torch.ones(length, length, dtype=torch.bool).tril_().triu_(1 - window)
-    return torch.zeros(length, length, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
+    seen = window_mask(query, window)
+    return None if seen is None else torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, -torch.inf)

@@ -26,6 +26,7 @@ from tunesmith_trainer.guard_set import GuardItem, examples_of, guard_items
 from tunesmith_trainer.loop import Loop, Metrics, Trained
 from tunesmith_trainer.machine import memory_of
 from tunesmith_trainer.memory_ladder import Choice, Ladder, ladder_of
+from tunesmith_trainer.memory_plan import gib
 from tunesmith_trainer.methods import objective_of
 from tunesmith_trainer.model import Hardware, choose_hardware, load
 from tunesmith_trainer.optim import Optimizer
@@ -92,7 +93,7 @@ class Training:
         hardware, config = self._hardware, self._data.config
         self._reporter.add_event(f"Training on {hardware.device.type} in {hardware.dtype}: {hardware.reason}.")
         choice = self._choice
-        needed = f"about {choice.need.needed / (1 << 30):.1f} GiB are needed at the peak"
+        needed = f"about {gib(choice.need.needed)} are needed at the peak"
         self._reporter.add_event(f"A step is computed in {choice.rung}, {needed}: {choice.reason}.")
         allocator.keep_freed_memory()
         apart = config.full_weights and distributed.size() > 1
@@ -130,8 +131,7 @@ class Training:
         """Compiles the model's layers where the run is long enough. Code is kept in the folder `cache`."""
         if distributed.size() > 1:
             return  # a rank that cannot compile would leave the others waiting in the middle of trying
-        tokens = self._data.config.n_epochs * sum(len(example.token_ids) for example in self._data.training)
-        if not compilation.pays(self._model, tokens):
+        if not compilation.pays(self._model, self._data.config.n_epochs * self._data.tokens):
             return
         self._report("loading")
         failure = compilation.compile_layers(self._model, cache / "compiled")
