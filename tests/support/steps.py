@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.support.onlooker import Onlooker
 from tunesmith_trainer import distributed, lora, sharding
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Wanted, resolve
-from tunesmith_trainer.loop import Loop, Metrics
+from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.rendering import Example
@@ -48,7 +49,7 @@ def take_steps(
     elif distributed.size() > 1:
         model = sharding.shard(model)
     optimizer = _Watched(sharding.inner(model).named_parameters())
-    host = _Listener()
+    host = Onlooker()
     trained = Loop(model, optimizer, config, examples, examples, pack_tokens, host).run(Progress(0, 0, "float32", []))
     weights = sharding.whole_weights(model) if full_weights else lora.tensors(model)
     return Steps(
@@ -71,21 +72,3 @@ class _Watched(Optimizer):
         whole = sharding.on_leader({name: gradient for name, gradient in gradients.items() if gradient is not None})
         self.gradients.append({name: gradient.clone() for name, gradient in whole.items()})
         return super().step(learning_rate)
-
-
-class _Listener:
-    def __init__(self) -> None:
-        self.metrics: list[Metrics] = []
-
-    def check(self) -> None:
-        pass
-
-    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
-        self.metrics.append(metrics)
-        return False
-
-    def evaluating(self, step: int) -> None:
-        pass
-
-    def save(self, progress: Progress, metrics: Metrics) -> None:
-        pass

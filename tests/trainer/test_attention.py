@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_families
+from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_model import read_facts
 from tunesmith_trainer.base_shapes import build_empty, read_shapes, stored_shapes
@@ -51,15 +52,6 @@ def eager_loss(model: nn.Module) -> torch.Tensor:
         logits = model(input_ids=ids[None]).logits[0, :-1]
         losses.append(functional.cross_entropy(logits, ids[1:], reduction="none"))
     return torch.cat(losses)
-
-
-def wake(model: nn.Module) -> None:
-    """Gives fresh adapters something to say."""
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.normal_(std=0.1)
 
 
 def test_packs_give_the_losses_and_gradients_of_documents_alone(family: Path) -> None:

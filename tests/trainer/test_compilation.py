@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.adapters import wake
 from tunesmith_trainer import compilation, lora
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
@@ -36,11 +37,7 @@ def made(base: Path, *, full_weights: bool) -> nn.Module:
     model = load(base, FLOAT32)
     if not full_weights:
         lora.attach(model, rank=4, alpha=8, seed=1)
-        torch.manual_seed(2)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("lora_B"):
-                    parameter.normal_(std=0.05)
+        wake(model, std=0.05)
     return model
 
 

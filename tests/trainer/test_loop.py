@@ -7,40 +7,19 @@ import pytest
 import torch
 
 from tests.support import tiny_model
+from tests.support.onlooker import Onlooker
 from tunesmith_trainer import lora
 from tunesmith_trainer.artifact import greedy
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.evaluation import evaluate, flips, summarise
-from tunesmith_trainer.loop import Loop, Metrics
+from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.model import Hardware, load, load_for_generation
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.rendering import Renderer
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
-
-
-class Onlooker:
-    """A host that wants nothing."""
-
-    def __init__(self) -> None:
-        self.metrics: list[Metrics] = []
-        self.saved: list[int] = []
-
-    def check(self) -> None:
-        """Never stops."""
-
-    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
-        assert remaining_seconds >= 0
-        self.metrics.append(metrics)
-        return False
-
-    def evaluating(self, step: int) -> None:
-        """Not told further."""
-
-    def save(self, progress: Progress, metrics: Metrics) -> None:
-        self.saved.append(progress.step)
 
 
 def question(text: str, answer: str) -> Row:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.model import load_for_generation
 
@@ -17,11 +18,7 @@ from tunesmith_trainer.model import load_for_generation
 def trained(base: Path, seed: int = 3) -> nn.Module:
     model = load_for_generation(base, torch.device("cpu"))
     lora.attach(model, rank=4, alpha=8, seed=seed)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.normal_(std=0.1)
+    wake(model, seed=seed)
     return model
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import tiny_families, tiny_model
+from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.merging import merge_stream
 from tunesmith_trainer.model import load_as_stored, load_for_generation
@@ -74,9 +75,5 @@ def write_adapter(base: Path, folder: Path, use_rslora: bool) -> None:
     """An adapter of the base whose deltas are not zero."""
     model = load_as_stored(base)
     lora.attach(model, 4, 8.0, 0, use_rslora=use_rslora)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.normal_(std=0.1)
+    wake(model, seed=1)
     lora.save(model, folder, "tiny")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
@@ -31,11 +32,7 @@ def model(request: pytest.FixtureRequest, base: Path) -> nn.Module:
     made = load(base, FLOAT32)
     if request.param == "lora":
         lora.attach(made, rank=4, alpha=8, seed=1)
-        torch.manual_seed(2)
-        with torch.no_grad():
-            for name, parameter in made.named_parameters():
-                if name.endswith("lora_B"):
-                    parameter.normal_(std=0.05)
+        wake(made, std=0.05)
     return made
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_model
+from tests.support.onlooker import Onlooker
 from tunesmith_trainer import lora
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Wanted, resolve
@@ -23,7 +24,6 @@ from tunesmith_trainer.pairs import Pair, render_pairs
 from tunesmith_trainer.preference import PairScore, PreferenceObjective
 from tunesmith_trainer.rendering import Renderer
 
-from .test_loop import Onlooker
 from .test_pairs import preference_row
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")

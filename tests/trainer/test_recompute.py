@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.support import tiny_families
+from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
@@ -32,10 +33,7 @@ def model_of(folder: Path, *, full: bool) -> torch.nn.Module:
     model = load(folder, Hardware(torch.device("cpu"), "float32", 128, "a test"))
     if not full:
         lora.attach(model, 4, 8.0, 1)
-        with torch.no_grad():  # adapters that change something
-            for name, parameter in model.named_parameters():
-                if name.endswith("lora_B"):
-                    parameter.add_(torch.randn_like(parameter, dtype=torch.float32), alpha=0.1)
+        wake(model)
     return model
 
 

@@ -38,7 +38,7 @@ def estimate(row: FineTuneRow, place: Place | None, settings: Settings, now: flo
         created_at=row.created_at,
         status=_status(row),
         error=views.error(row),
-        model=row.start_model or row.base_model_id,
+        model=views.model_name(row),
         rows=numbers.get("rows"),
         tokens=numbers.get("tokens"),
         trained_tokens=trained_tokens,

@@ -135,7 +135,7 @@ def _shown(row: FineTuneRow, files: Mapping[str, FileRow], updated_at: int) -> L
         id=f"ft-{row.id.removeprefix('ftjob-')}",
         created_at=row.created_at,
         updated_at=updated_at,
-        model=row.start_model or row.base_model_id,
+        model=views.model_name(row),
         fine_tuned_model=row.fine_tuned_model,
         organization_id=row.project_id,
         status=_STATUSES[views.status(row)],

@@ -45,7 +45,7 @@ def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneOb
         id=job.id,
         created_at=job.created_at,
         finished_at=job.finished_at,
-        model=job.start_model or job.base_model_id,
+        model=model_name(job),
         fine_tuned_model=job.fine_tuned_model,
         organization_id=job.project_id,
         status=status(job),
@@ -76,6 +76,11 @@ def hyperparameters_of(job: FineTuneRow) -> Hyperparameters:
     numbers: dict[str, Any] = job.resolved or job.requested
     shape = DpoHyperparameters if job.method == "dpo" else Hyperparameters
     return shape(**{name: numbers[name] for name in shape.model_fields if numbers.get(name) is not None})
+
+
+def model_name(job: FineTuneRow) -> str:
+    """The model that the job starts from: a tuned one, or its base model."""
+    return job.start_model or job.base_model_id
 
 
 def training_of(job: FineTuneRow) -> TrainingObject:

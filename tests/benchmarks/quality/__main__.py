@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from tests.benchmarks.quality.answers import answer
-from tests.benchmarks.quality.training import rendered, scores, tune
+from tests.benchmarks.quality.training import scores, tune
+from tests.benchmarks.training.workload import rendered
 from tunesmith_trainer.base_import import import_base
 from tunesmith_trainer.config import Wanted
 from tunesmith_trainer.evaluation import summarise

@@ -18,6 +18,7 @@ STARTED = time.perf_counter()
 import numpy as np  # noqa: E402  what is imported from here on is part of the cold start
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
+from tests.support.onlooker import Onlooker  # noqa: E402
 from tunesmith_trainer import allocator, compilation, lora  # noqa: E402
 from tunesmith_trainer.checkpoint import Progress  # noqa: E402
 from tunesmith_trainer.config import TrainingConfig  # noqa: E402
@@ -28,27 +29,17 @@ from tunesmith_trainer.optim import Optimizer  # noqa: E402
 from tunesmith_trainer.rendering import Example  # noqa: E402
 
 
-class Watch:
-    """A host that notes when each step ended."""
+class Watch(Onlooker):
+    """Notes when each step ended."""
 
     def __init__(self) -> None:
-        self.metrics: list[Metrics] = []
+        super().__init__()
         self.stamps = [time.perf_counter()]
 
-    def check(self) -> None:
-        """Never stops the run."""
-
     def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
-        """Keeps the numbers."""
+        """As always, with the time."""
         self.stamps.append(time.perf_counter())
-        self.metrics.append(metrics)
-        return False
-
-    def evaluating(self, step: int) -> None:
-        """Evaluation is not measured."""
-
-    def save(self, progress: Progress, metrics: Metrics) -> None:
-        """Nothing is kept."""
+        return super().step_done(metrics, remaining_seconds)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ _PEAK_RATE = {"lora": 1e-3, "full": 1e-4}
 
 def write(path: Path, base: Path, rows: Path, weights: str, steps: int, seed: int) -> None:
     """Draws rows for `steps` optimizer steps and writes them with everything that both sides must do alike."""
-    examples = _render(base, rows)
+    examples = rendered(base, rows)
     generator = np.random.default_rng(seed)
     chosen = [_draw_step(examples, generator) for _ in range(steps)]
     document = {
@@ -47,7 +47,8 @@ def cut(whole: Path, path: Path, steps: int) -> None:
     path.write_text(json.dumps({**document, "steps": document["steps"][:steps]}))
 
 
-def _render(base: Path, rows: Path) -> list[Example]:
+def rendered(base: Path, rows: Path) -> list[Example]:
+    """All rows of a file as the trainer renders them."""
     tokenizer = load_tokenizer(base)
     renderer = Renderer(tokenizer, read_facts(base, tokenizer.eos_token_id).stop_ids)
     read = [row for row in read_rows(rows, "training_file") if isinstance(row, Row)]
