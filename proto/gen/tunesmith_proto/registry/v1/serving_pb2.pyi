@@ -40,6 +40,41 @@ SERVABLE_KIND_ADAPTER: ServableKind.ValueType  # 2
 SERVABLE_KIND_FULL: ServableKind.ValueType  # 3
 Global___ServableKind: _TypeAlias = ServableKind  # noqa: Y015
 
+class _ReplicaState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPLICA_STATE_UNSPECIFIED: _ReplicaState.ValueType  # 0
+    REPLICA_STATE_FETCHING: _ReplicaState.ValueType  # 1
+    """files on their way to the gateway's machine"""
+    REPLICA_STATE_LOADING: _ReplicaState.ValueType  # 2
+    """into the engine, or the engine starts"""
+    REPLICA_STATE_PROBING: _ReplicaState.ValueType  # 3
+    """held against what the run recorded"""
+    REPLICA_STATE_READY: _ReplicaState.ValueType  # 4
+    REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 5
+    """finishes its requests, takes no new ones"""
+    REPLICA_STATE_FAILED: _ReplicaState.ValueType  # 6
+    """never gets traffic"""
+
+class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper): ...
+
+REPLICA_STATE_UNSPECIFIED: ReplicaState.ValueType  # 0
+REPLICA_STATE_FETCHING: ReplicaState.ValueType  # 1
+"""files on their way to the gateway's machine"""
+REPLICA_STATE_LOADING: ReplicaState.ValueType  # 2
+"""into the engine, or the engine starts"""
+REPLICA_STATE_PROBING: ReplicaState.ValueType  # 3
+"""held against what the run recorded"""
+REPLICA_STATE_READY: ReplicaState.ValueType  # 4
+REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 5
+"""finishes its requests, takes no new ones"""
+REPLICA_STATE_FAILED: ReplicaState.ValueType  # 6
+"""never gets traffic"""
+Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
+
 @_typing.final
 class ServableModel(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -92,6 +127,91 @@ class ServableModel(_message.Message):
 Global___ServableModel: _TypeAlias = ServableModel  # noqa: Y015
 
 @_typing.final
+class Deployment(_message.Message):
+    """A name of a project's own that stands for one or several of its models and can be moved from one to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """what clients send as `model`; unique in its project"""
+    project_id: _builtins.str
+    version: _builtins.int
+    """grows with each change of the targets"""
+    pinned: _builtins.bool
+    """the targets stay loaded, also without traffic"""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentTarget]:
+        """at least one"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        targets: _abc.Iterable[Global___DeploymentTarget] | None = ...,
+        version: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pinned", b"pinned", "project_id", b"project_id", "targets", b"targets", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class DeploymentTarget(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """name of a ServableModel"""
+    weight: _builtins.int
+    """share of the requests, of the sum of all weights; 0: loaded, no traffic"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentTarget: _TypeAlias = DeploymentTarget  # noqa: Y015
+
+@_typing.final
+class DeletedDeployment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletedDeployment: _TypeAlias = DeletedDeployment  # noqa: Y015
+
+@_typing.final
 class WatchModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -113,23 +233,31 @@ class WatchModelsResponse(_message.Message):
     UPSERTED_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_UPSERTED_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_DELETED_FIELD_NUMBER: _builtins.int
     deleted: _builtins.str
     """name"""
     snapshot_complete: _builtins.bool
     @_builtins.property
     def upserted(self) -> Global___ServableModel: ...
+    @_builtins.property
+    def deployment_upserted(self) -> Global___Deployment: ...
+    @_builtins.property
+    def deployment_deleted(self) -> Global___DeletedDeployment: ...
     def __init__(
         self,
         *,
         upserted: Global___ServableModel | None = ...,
         deleted: _builtins.str = ...,
         snapshot_complete: _builtins.bool = ...,
+        deployment_upserted: Global___Deployment | None = ...,
+        deployment_deleted: Global___DeletedDeployment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "deployment_deleted", b"deployment_deleted", "deployment_upserted", b"deployment_upserted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "deployment_deleted", b"deployment_deleted", "deployment_upserted", b"deployment_upserted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["upserted", "deleted", "snapshot_complete"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["upserted", "deleted", "snapshot_complete", "deployment_upserted", "deployment_deleted"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -339,3 +467,87 @@ class ReportUsageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportUsageResponse: _TypeAlias = ReportUsageResponse  # noqa: Y015
+
+@_typing.final
+class Replica(_message.Message):
+    """One revision in one engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """of the tuned or base model"""
+    engine: _builtins.str
+    """the gateway's name for it"""
+    state: Global___ReplicaState.ValueType
+    reason: _builtins.str
+    """why it failed, or why it is tried again"""
+    since: _builtins.int
+    """Unix seconds of the last change of state"""
+    in_flight: _builtins.int
+    """requests being answered"""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        state: Global___ReplicaState.ValueType = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "in_flight", b"in_flight", "reason", b"reason", "revision", b"revision", "since", b"since", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class ReportReplicasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    gateway_id: _builtins.str
+    """new with each start of a gateway"""
+    url: _builtins.str
+    """where the control plane reaches this gateway"""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
+    def __init__(
+        self,
+        *,
+        gateway_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+        replicas: _abc.Iterable[Global___Replica] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "replicas", b"replicas", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportReplicasRequest: _TypeAlias = ReportReplicasRequest  # noqa: Y015
+
+@_typing.final
+class ReportReplicasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportReplicasResponse: _TypeAlias = ReportReplicasResponse  # noqa: Y015

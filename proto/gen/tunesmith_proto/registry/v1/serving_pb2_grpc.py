@@ -55,6 +55,11 @@ class ServingServiceStub(object):
                 request_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageResponse.FromString,
                 _registered_method=True)
+        self.ReportReplicas = channel.unary_unary(
+                '/tunesmith.registry.v1.ServingService/ReportReplicas',
+                request_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasResponse.FromString,
+                _registered_method=True)
 
 
 class ServingServiceServicer(object):
@@ -89,6 +94,13 @@ class ServingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportReplicas(self, request, context):
+        """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_ServingServiceServicer_to_server(servicer, server):
                     servicer.ReportUsage,
                     request_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageRequest.FromString,
                     response_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageResponse.SerializeToString,
+            ),
+            'ReportReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportReplicas,
+                    request_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasRequest.FromString,
+                    response_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class ServingService(object):
             '/tunesmith.registry.v1.ServingService/ReportUsage',
             tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageRequest.SerializeToString,
             tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.registry.v1.ServingService/ReportReplicas',
+            tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasRequest.SerializeToString,
+            tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class ServingServiceStub:
     """Who an API key belongs to; UNAUTHENTICATED when nobody, PERMISSION_DENIED when it may not infer."""
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportUsageRequest, _serving_pb2.ReportUsageResponse]
     """What keys have used since the last report; a batch that is sent again is counted once."""
+    ReportReplicas: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportReplicasRequest, _serving_pb2.ReportReplicasResponse]
+    """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
 
 @_typing.type_check_only
 class ServingServiceAsyncStub(ServingServiceStub):
@@ -57,6 +59,8 @@ class ServingServiceAsyncStub(ServingServiceStub):
     """Who an API key belongs to; UNAUTHENTICATED when nobody, PERMISSION_DENIED when it may not infer."""
     ReportUsage: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportUsageRequest, _serving_pb2.ReportUsageResponse]  # type: ignore[assignment]
     """What keys have used since the last report; a batch that is sent again is counted once."""
+    ReportReplicas: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportReplicasRequest, _serving_pb2.ReportReplicasResponse]  # type: ignore[assignment]
+    """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
 
 class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells gateways which model names exist, what they point at, and who may use them."""
@@ -92,5 +96,13 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_serving_pb2.ReportUsageResponse, _abc.Awaitable[_serving_pb2.ReportUsageResponse]]:
         """What keys have used since the last report; a batch that is sent again is counted once."""
+
+    @_abc_1.abstractmethod
+    def ReportReplicas(
+        self,
+        request: _serving_pb2.ReportReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_pb2.ReportReplicasResponse, _abc.Awaitable[_serving_pb2.ReportReplicasResponse]]:
+        """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
 
 def add_ServingServiceServicer_to_server(servicer: ServingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
