@@ -17,7 +17,6 @@ from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.methods import objective_of
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
-from tunesmith_trainer.pairs import Pair
 from tunesmith_trainer.rendering import Example
 
 RUNG = Rung(64)
@@ -30,7 +29,7 @@ def examples(method: Method) -> list[Example]:
         length = 20 + 4 * row
         tokens = np.random.default_rng(row).integers(3, 250, length).astype(np.int32)
         if method == "dpo":
-            made.append(Pair(row, tokens, np.arange(length) % 10 > 4, 10))
+            made.append(Example(row, tokens, np.arange(length) % 10 > 4, (10,)))
         else:
             labelled_from = 1 if method == "continued_pretraining" else length // 2
             made.append(Example(row, tokens, np.arange(length) >= labelled_from))

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from tests.support.adapters import wake
 from tunesmith_trainer import lora
+from tunesmith_trainer.evaluation import evaluate
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.rendering import Example, joined
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 
@@ -117,3 +118,13 @@ def _reference_model(base: Path) -> nn.Module:
 
     model: nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
+
+
+def test_a_row_of_several_documents_is_measured_as_one_row(model: nn.Module) -> None:
+    alone = evaluate(model, EXAMPLES, 256, lambda: None)
+    (first, both) = evaluate(model, [EXAMPLES[0], joined(EXAMPLES[1:3])], 256, lambda: None)
+
+    assert first.loss == pytest.approx(alone[0].loss, rel=1e-5)
+    assert (both.row, both.labels) == (2, alone[1].labels + alone[2].labels)
+    assert both.hits == alone[1].hits + alone[2].hits
+    assert both.loss * both.labels == pytest.approx(sum(one.loss * one.labels for one in alone[1:3]), rel=1e-5)

@@ -6,8 +6,8 @@ import pytest
 from tests.support import tiny_model
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
-from tunesmith_trainer.pairs import Pair, conversations, render_pairs
-from tunesmith_trainer.rendering import Renderer
+from tunesmith_trainer.pairs import conversations, render_pairs
+from tunesmith_trainer.rendering import Example, Renderer
 
 
 def preference_row(asked: str, preferred: str, other: str) -> Row:
@@ -17,16 +17,15 @@ def preference_row(asked: str, preferred: str, other: str) -> Row:
 
 
 @pytest.fixture
-def pair() -> Pair:
+def pair() -> Example:
     """The only pair of a good row."""
     (outcome,) = render_pairs(Renderer(tiny_model.tokenizer(), [2]), [preference_row("Colour?", "red", "a horse")])
     assert isinstance(outcome, list)
     (one,) = outcome
-    assert isinstance(one, Pair)
     return one
 
 
-def test_both_answers_are_labelled_with_their_stop_tokens(pair: Pair) -> None:
+def test_both_answers_are_labelled_with_their_stop_tokens(pair: Example) -> None:
     tokenizer = tiny_model.tokenizer()
     ids, labels = (np.split(each, [pair.documents[0]]) for each in (pair.token_ids, pair.labelled))
 
@@ -38,7 +37,7 @@ def test_both_answers_are_labelled_with_their_stop_tokens(pair: Pair) -> None:
     assert tokenizer.decode(pair.prompt_token_ids).endswith("Colour?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_pair_is_cut_document_by_document(pair: Pair) -> None:
+def test_a_pair_is_cut_document_by_document(pair: Example) -> None:
     shortest = min(pair.documents)
     prompt = len(pair.prompt_token_ids)
 

@@ -20,9 +20,9 @@ from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.pairs import Pair, render_pairs
+from tunesmith_trainer.pairs import render_pairs
 from tunesmith_trainer.preference import PairScore, PreferenceObjective
-from tunesmith_trainer.rendering import Renderer
+from tunesmith_trainer.rendering import Example, Renderer
 
 from .test_pairs import preference_row
 
@@ -30,19 +30,19 @@ FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 BETA = 0.3
 
 
-def pair(row: int, lengths: tuple[int, int], prompt: int) -> Pair:
+def pair(row: int, lengths: tuple[int, int], prompt: int) -> Example:
     """Random tokens; the two documents begin with the same prompt."""
     generator = np.random.default_rng(row)
     start = generator.integers(0, 200, prompt)
     documents = [np.concatenate([start, generator.integers(0, 200, length - prompt)]) for length in lengths]
     labelled = np.concatenate([np.arange(length) >= prompt for length in lengths])
-    return Pair(row, np.concatenate(documents).astype(np.int32), labelled, lengths[0])
+    return Example(row, np.concatenate(documents).astype(np.int32), labelled, (lengths[0],))
 
 
 PAIRS = [pair(1, (30, 22), 8), pair(2, (9, 40), 4), pair(3, (17, 18), 15)]
 
 
-def documents(one: Pair) -> list[tuple[Tensor, Tensor]]:
+def documents(one: Example) -> list[tuple[Tensor, Tensor]]:
     """Token ids and labels of the two documents."""
     ends = np.cumsum(one.documents)[:-1]
     ids, labels = np.split(one.token_ids.astype(np.int64), ends), np.split(one.labelled, ends)
@@ -56,7 +56,7 @@ def plain_logprob(model: nn.Module, ids: Tensor, labelled: Tensor) -> Tensor:
     return total
 
 
-def plain_loss(policy: nn.Module, reference: nn.Module, pairs: list[Pair]) -> Tensor:
+def plain_loss(policy: nn.Module, reference: nn.Module, pairs: list[Example]) -> Tensor:
     """The formula of the paper, pair by pair."""
     losses = []
     for one in pairs:

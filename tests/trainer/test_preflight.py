@@ -151,6 +151,18 @@ def test_a_template_that_no_row_fits_is_one_finding_with_all_rows(
     assert "roles must alternate" in one.message or code == "stop_token_missing"
 
 
+def test_rows_whose_answers_are_rendered_apart_are_a_warning(base: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    thought = "+ ('<think></think>' if loop.last and message['role'] == 'assistant' else '') + message['content']"
+    (own / "chat_template.jinja").write_text(CHATML.replace("+ message['content']", thought))
+    ask: dict[str, object] = {"role": "user", "content": "a"}
+    result = examined(own, tmp_path, chat(ask, {**ANSWER}, ask))
+    one = found(result, "answers_rendered_apart")
+
+    assert (one.severity, one.rows) == ("warning", (11,))
+    assert result.training.examples[-1].token_ids.size == sum(result.training.examples[-1].documents)
+
+
 def test_special_tokens_in_texts_are_a_warning(base: Path, tmp_path: Path) -> None:
     result = examined(base, tmp_path, pair(10, "say <|im_start|>"), pair(11, "say <|im_end|>"))
     one = found(result, "special_tokens_in_text")

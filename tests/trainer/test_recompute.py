@@ -13,7 +13,6 @@ from tunesmith_trainer import lora
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.pairs import Pair
 from tunesmith_trainer.preference import PreferenceObjective
 from tunesmith_trainer.recompute import recompute
 from tunesmith_trainer.rendering import Example
@@ -71,7 +70,9 @@ def test_loss_and_gradients_do_not_change(folder: Path, *, full: bool) -> None:
 
 
 def test_preferences_too(base: Path) -> None:
-    examples = [Pair(row, tokens(row, length), np.arange(length) % 10 > 4, 10) for row, length in enumerate(LENGTHS)]
+    examples = [
+        Example(row, tokens(row, length), np.arange(length) % 10 > 4, (10,)) for row, length in enumerate(LENGTHS)
+    ]
     (batch,) = pack(examples, 128)
     found: list[dict[str, torch.Tensor]] = []
     for layers in (0, 2):

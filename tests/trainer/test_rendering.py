@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import tiny_model
@@ -10,6 +11,7 @@ from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.rendering import CannotRender, Example, Renderer
 
 STOP = 2  # <|im_end|>
+UNTHOUGHT = "<think>\n\n</think>\n\n"
 
 
 def row(*turns: tuple[str, str] | tuple[str, str, int], tools: list[object] | None = None) -> Row:
@@ -56,14 +58,14 @@ def test_every_weighted_answer_of_a_conversation_is_learnt(renderer: Renderer) -
         ("chatml", "red<|im_end|>", "one<|im_end|>two<|im_end|>"),
         ("llama3", "red<|eot_id|>", "one<|eot_id|>two<|eot_id|>"),
         ("qwen2", "red<|im_end|>", "one<|im_end|>two<|im_end|>"),
-        ("qwen3", "<think>\n\n</think>\n\nred<|im_end|>", None),
+        ("qwen3", f"{UNTHOUGHT}red<|im_end|>", f"{UNTHOUGHT}one<|im_end|>{UNTHOUGHT}two<|im_end|>"),
         ("mistral", " red</s>", " one</s> two</s>"),
         ("gemma", "red<end_of_turn>", "one<end_of_turn>two<end_of_turn>"),
         ("phi3", "red<|end|>", "one<|end|>two<|end|>"),
     ],
 )
 def test_each_family_learns_its_answers_and_stop_tokens_and_is_asked_as_when_serving(
-    family: str, one: str, two: str | None
+    family: str, one: str, two: str
 ) -> None:
     shape = SHAPES[family]
     tokenizer = shape.tokenizer()
@@ -75,12 +77,22 @@ def test_each_family_learns_its_answers_and_stop_tokens_and_is_asked_as_when_ser
     assert tokenizer.decode(single.token_ids[single.labelled]) == one
     assert single.prompt_token_ids == served
     turns = row(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two"))
-    if two is None:  # its template writes an answer in another way once the conversation goes on
-        with pytest.raises(CannotRender):
-            renderer.render(turns)
-        return
     both = renderer.render(turns)
     assert tokenizer.decode(both.token_ids[both.labelled]) == two
+
+
+def test_an_answer_that_the_template_writes_in_another_way_later_is_learnt_as_it_will_be_asked_for() -> None:
+    shape = SHAPES["qwen3"]
+    tokenizer = shape.tokenizer()
+    turns = [("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")]
+    example = Renderer(tokenizer, shape.stop_ids()).render(row(*turns))
+
+    first, second = np.split(example.token_ids, example.splits)
+    wire = [{"role": role, "content": content} for role, content in turns]
+    for document, count in ((first, 1), (second, 3)):
+        asked = tokenizer.apply_chat_template(wire[:count], add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert document[: len(asked)].tolist() == asked
+    assert f"{UNTHOUGHT}one" not in tokenizer.decode(second)
 
 
 def test_a_row_without_weighted_answers_learns_nothing(renderer: Renderer) -> None:
@@ -94,7 +106,7 @@ def test_a_template_that_rewrites_history_is_refused_with_the_row() -> None:
 
     with pytest.raises(CannotRender) as refused:
         renderer.render(turns)
-    assert (refused.value.problem.code, refused.value.problem.row) == ("label_boundary_split", 7)
+    assert (refused.value.problem.code, refused.value.problem.row) == ("template_rewrites_prompt", 7)
 
 
 def test_a_template_without_a_stop_token_is_refused() -> None:

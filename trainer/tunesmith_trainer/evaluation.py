@@ -2,6 +2,7 @@
 Must not know optimizers, files' destinations or the control plane."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -78,11 +79,14 @@ def evaluate(
 
     def scores_of(batch: Pack) -> dict[int, RowScore]:
         scored = score(model, batch)
-        counts = list(batch.label_counts)
+        # A row's documents lie side by side in a pack.
+        counts: Counter[int] = Counter()
+        for member, labels in zip(batch.members, batch.label_counts, strict=True):
+            counts[member] += labels
         parts = zip(
-            batch.members,
-            torch.split(scored.losses.cpu(), counts),
-            torch.split(scored.hits.cpu(), counts),
+            counts,
+            torch.split(scored.losses.cpu(), list(counts.values())),
+            torch.split(scored.hits.cpu(), list(counts.values())),
             strict=True,
         )
         after_pack()

@@ -3,7 +3,8 @@ Must not know packing, models' weights or the control plane."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -23,22 +24,26 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rendered row: `token_ids` int32 (T,); `labelled` bool (T,) marks the tokens that are to be predicted."""
+    """A rendered row: `token_ids` int32 (T,); `labelled` bool (T,) marks the tokens that are to be predicted.
+
+    It may consist of several documents, which do not see each other: `splits` are where all but the first begin.
+    """
 
     row: int
     token_ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
+    splits: tuple[int, ...] = ()
 
     @property
     def documents(self) -> tuple[int, ...]:
-        """Lengths of the texts that it consists of, which do not see each other. They sum to T."""
-        return (len(self.token_ids),)
+        """Lengths of its documents. They sum to T."""
+        bounds = (0, *self.splits, len(self.token_ids))
+        return tuple(end - start for start, end in pairwise(bounds))
 
     @property
     def teaches(self) -> bool:
         """Whether there is something to learn in each of its documents."""
-        ends = np.cumsum(self.documents)[:-1]
-        return all(part.any() for part in np.split(self.labelled, ends))
+        return all(part.any() for part in np.split(self.labelled, self.splits))
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -47,7 +52,23 @@ class Example:
 
     def cut(self, tokens: int) -> "Example":
         """The example without what comes after the first `tokens` tokens of a document."""
-        return Example(self.row, self.token_ids[:tokens].copy(), self.labelled[:tokens].copy())
+        keep = np.concatenate([np.arange(length) < tokens for length in self.documents])
+        kept = np.cumsum([min(tokens, length) for length in self.documents])
+        splits = tuple(int(end) for end in kept[:-1])
+        return replace(self, token_ids=self.token_ids[keep], labelled=self.labelled[keep], splits=splits)
+
+
+def joined(examples: Sequence[Example]) -> Example:
+    """One example with the documents of several of the same row."""
+    if len(examples) == 1:
+        return examples[0]
+    lengths = [length for example in examples for length in example.documents]
+    return Example(
+        examples[0].row,
+        np.concatenate([example.token_ids for example in examples]),
+        np.concatenate([example.labelled for example in examples]),
+        tuple(int(end) for end in np.cumsum(lengths)[:-1]),
+    )
 
 
 class Tokenizer(Protocol):
@@ -121,29 +142,32 @@ class Renderer:
     def render_all(self, rows: Sequence[Row]) -> list[Example | Problem]:
         """Like `render`, much faster for many rows; where a row cannot be rendered, its problem stands instead."""
         drafts = [_attempt(self._draft, row) for row in rows]
-        good = [draft for draft in drafts if isinstance(draft, _Draft)]
+        good = [draft for of_row in drafts if not isinstance(of_row, Problem) for draft in of_row]
         for draft, token_ids in zip(good, self._tokenize([draft.text for draft in good]), strict=True):
             draft.token_ids = token_ids
         self._remember(place.end for draft in good for answer in draft.answers for place in answer)
-        return [draft if isinstance(draft, Problem) else _attempt(self._finish, draft) for draft in drafts]
+        return [of_row if isinstance(of_row, Problem) else _attempt(self._finish_all, of_row) for of_row in drafts]
 
     def special_tokens_in(self, row: Row) -> list[str]:
         """Special tokens spelled out inside the row's texts: they would act as control tokens."""
         found = (token for message in row.messages for token in self._controlling.findall(message.content))
         return list(dict.fromkeys(found))
 
-    def _draft(self, row: Row) -> "_Draft":
+    def _draft(self, row: Row) -> list["_Draft"]:
+        """The row's documents: one, or one for each answer where the template writes an answer in another way once
+        the conversation goes on (Qwen3 takes its thoughts out). Each is then as it will be when serving asks for it.
+        """
         if self.has_chat_template:
             return self._draft_chat(row)
         if [message.role for message in row.messages] != ["user", "assistant"]:
             raise _problem(row, "no_chat_template", "has chat messages, but the base model has no chat template")
         prompt, completion = row.messages
         text = prompt.content + completion.content
-        return _Draft(row, text, [(self._place(prompt.content), self._place(text))], is_plain=True)
+        return [_Draft(row, text, [(self._place(prompt.content), self._place(text))], is_plain=True)]
 
-    def _draft_chat(self, row: Row) -> "_Draft":
+    def _draft_chat(self, row: Row) -> list["_Draft"]:
         text = self._template(row, len(row.messages), asks=False)
-        answers = []
+        answers: list[tuple[_Place, _Place]] = []
         for index, message in enumerate(row.messages):
             if message.role != "assistant" or message.weight == 0:
                 continue
@@ -152,10 +176,16 @@ class Renderer:
             before = self._template(row, index, asks=True)
             is_last = index + 1 == len(row.messages)
             through = text if is_last else self._template(row, index + 1, asks=False)
-            if not text.startswith(through) and self._tokenizer.eos_token:
-                through = through.removesuffix(self._tokenizer.eos_token)  # which some put after the last message
+            shorter = through.removesuffix(self._tokenizer.eos_token or "")  # which some put after the last message
+            if not text.startswith(through) and text.startswith(shorter):
+                through = shorter
             answers.append((self._place(before), self._place(through)))
-        return _Draft(row, text, answers, is_plain=False)
+        if all(text.startswith(place.text) for answer in answers for place in answer):
+            return [_Draft(row, text, answers, is_plain=False)]
+        return [_Draft(row, answer[1].text, [answer], is_plain=False) for answer in answers]
+
+    def _finish_all(self, drafts: Sequence["_Draft"]) -> Example:
+        return joined([self._finish(draft) for draft in drafts])
 
     def _finish(self, draft: "_Draft") -> Example:
         token_ids = draft.token_ids
@@ -224,8 +254,14 @@ class Renderer:
             start = int(draft.special[place.specials - 1])
         elif place.specials:
             (own,) = self._tokenize([place.text])
-        agreed = np.array_equal(draft.token_ids[start : start + len(own)], own)
-        if not agreed or not draft.text.startswith(place.text):
+        if not draft.text.startswith(place.text):
+            raise _problem(
+                draft.row,
+                "template_rewrites_prompt",
+                "cannot be learnt as it would be asked: with the answer behind it, the base model's chat template "
+                "writes the prompt in another way; shorten the conversation, or choose another base model",
+            )
+        if not np.array_equal(draft.token_ids[start : start + len(own)], own):
             raise _problem(
                 draft.row,
                 "label_boundary_split",

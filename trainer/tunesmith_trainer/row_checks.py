@@ -19,6 +19,10 @@ Watch = Callable[[int, int], None]
 """Called now and then with the rows read so far and all rows of the file; may raise to stop."""
 
 _ROWS_AT_ONCE = 250
+_APART = (
+    "is learnt answer by answer, with more tokens in all: the chat template writes an answer in another way once the "
+    "conversation goes on, so each is rendered as it will be when it is asked for"
+)
 
 
 @dataclass(slots=True)
@@ -113,6 +117,8 @@ class RowReader:
             message = f"Row {row} has nothing to learn: {why}."
             self._findings.reject(Problem("no_labelled_tokens", message, found.param, row), "refused")
             return
+        if example.splits and self._kind == "chat":
+            self._findings.add(Problem("answers_rendered_apart", f"Row {row} {_APART}.", found.param, row), "warning")
         if length > self._limit:
             fitted = self._fitted(example, found.param)
             if fitted is None:
