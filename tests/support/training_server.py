@@ -24,7 +24,8 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
     """Serves `spec` and records what a run reports. Objects lie below `root`, uploads below `root / "out"`.
 
     `commands` are handed out one per heartbeat once the run has reached the step that each is keyed with.
-    `on_heartbeat` is called with each; `forget_replies` of them are recorded but answered with UNAVAILABLE.
+    `on_heartbeat` is called with each; `forget_replies` of them are recorded but answered with UNAVAILABLE. `on_commit`
+    is called before a checkpoint is taken.
     """
 
     def __init__(self, root: Path, spec: pb.TrainingSpec) -> None:
@@ -39,6 +40,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
         self.fenced = False
         self.forget_replies = 0
         self.on_heartbeat: Callable[[pb.HeartbeatRequest], None] = lambda request: None
+        self.on_commit: Callable[[], None] = lambda: None
         self._server: grpc.Server | None = None
         self.port = 0
         self.http = _object_server(root)
@@ -103,6 +105,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
         self, request: pb.CommitCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.CommitCheckpointResponse:
         self._admit(context)
+        self.on_commit()
         for file in [*request.artifact.files, *request.artifact.training_state]:
             self._verify(f"{request.artifact.prefix}/{file.path}", file)
         self.checkpoints.append(request)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import allocator, checkpoint, compilation, distributed, lora, sharding
 from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
+from tunesmith_trainer.background import Background
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
@@ -73,6 +74,7 @@ class Training:
         renderer = Renderer(load_tokenizer(base), data.model.stop_ids)
         self._guard: list[GuardItem] = guard_items(renderer, data.config.context_length)
         self._committed: dict[int, pb.Artifact] = {}
+        self._uploading = Background()
         self._command: pb.Command.ValueType = pb.COMMAND_UNSPECIFIED
 
     @contextmanager
@@ -153,7 +155,7 @@ class Training:
         recompute(sharding.inner(self._model), rung.recomputed_layers)
         self._optimizer = optimizer
         self._report("training", progress.step)
-        return Loop(
+        loop = Loop(
             self._model,
             optimizer,
             config,
@@ -163,7 +165,12 @@ class Training:
             host=self,
             objective=self._objective,
             guard=examples_of(self._guard),
-        ).run(progress)
+        )
+        try:
+            return loop.run(progress)
+        except Exception:
+            self._uploading.settle()  # whatever ends the run, its last good checkpoint is not lost
+            raise
 
     def complete(self, before: Measured, trained: Trained) -> None:
         """Reports the evaluation and makes the chosen checkpoint the job's result."""
@@ -177,7 +184,7 @@ class Training:
         """Reports a step. Returns whether the control plane wants a checkpoint."""
         self._reporter.add_metrics(pb.StepMetrics(**asdict(metrics)))
         self._report("training", metrics.step, remaining_seconds)
-        self._command = distributed.by_leader(self._reporter.take_command)
+        self._command = distributed.by_leader(self._next_command)
         return self._command in (pb.COMMAND_CHECKPOINT, pb.COMMAND_PAUSE)
 
     def evaluating(self, step: int) -> None:
@@ -185,19 +192,24 @@ class Training:
         self._report("evaluating", step)
 
     def save(self, progress: Progress, metrics: Metrics) -> None:
-        """Writes, uploads and commits a checkpoint; then stops if the control plane asked to pause."""
+        """Writes a checkpoint, which is uploaded and committed while training goes on.
+
+        Waits for the one before, and where the control plane asked to pause, for this one; then stops the run.
+        """
         self._report("uploading", progress.step)
         weights, optimizer = sharding.whole_weights(self._model), self._optimizer.state()
         answers, coarsest = distributed.by_leader(lambda: self._write(progress, weights, optimizer))
         prove(self._model, answers, coarsest)
-        distributed.by_leader(lambda: self._commit(progress, metrics))
+        distributed.by_leader(lambda: self._uploading.start(lambda: self._commit(progress, metrics)))
         if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
+            distributed.by_leader(self._uploading.wait)
             raise Yielded("paused after saving")
         self._report("training", progress.step)
 
     def _complete(self, before: Measured, trained: Trained) -> None:
         progress, chosen = trained.progress, trained.chosen
         self._report("uploading", progress.step)
+        self._uploading.wait()
         if self._data.config.early_stopping_patience is not None:
             self._reporter.add_event(
                 f"Trained {progress.step} of {self._data.config.total_steps} steps. "
@@ -220,6 +232,10 @@ class Training:
                 result_files=deliver(results, "", self._reporter),
             )
         )
+
+    def _next_command(self) -> pb.Command.ValueType:
+        self._uploading.check()
+        return self._reporter.take_command()
 
     def _write(
         self, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]
