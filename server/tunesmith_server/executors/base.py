@@ -5,12 +5,14 @@ It must not know a kind of machine. "Unreachable" is an answer of its own and ne
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 MAX_DEVICES_PER_RUN = 1
 """Devices that one run can use: the trainer does not spread over several yet."""
+_ATTEMPT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,18 @@ class Launch:
     """Ids out of the executor's inventory; the run may use these and no others. A preflight has none."""
 
 
+def require_attempt_id(attempt_id: str) -> str:
+    """The id, which becomes part of paths and names; raises ValueError for what could mean something else there."""
+    if not _ATTEMPT_ID.fullmatch(attempt_id):
+        raise ValueError("an attempt id is at most 64 ASCII letters, digits, '-' and '_', a letter or digit first")
+    return attempt_id
+
+
 class Executor(Protocol):
-    """Starts, observes and stops runs; the attempt id is the name under which a run is found again."""
+    """Starts, observes and stops runs; the attempt id is the name under which a run is found again.
+
+    `tests/server/executors/contract.py` holds what every implementation must do.
+    """
 
     async def capabilities(self) -> Inventory:
         """The devices that runs can have; raises UnavailableError when that cannot be told now."""
@@ -64,16 +76,25 @@ class Executor(Protocol):
         """Starts the run unless one of this attempt id exists already; raises UnavailableError."""
 
     async def observe(self, attempt_id: str) -> Observation:
-        """What became of the run; never raises."""
+        """What became of the run; an executor that cannot tell says unreachable and raises nothing."""
 
     async def stop(self, attempt_id: str, grace_seconds: float) -> None:
-        """Asks the run to end and kills it after the grace; no error when it is gone."""
+        """Asks the run to end and kills it after the grace; no error when it is gone.
+
+        Raises UnavailableError when the run cannot be reached now.
+        """
 
     async def list_attempts(self) -> list[str]:
-        """Attempt ids of all runs that the executor still knows, for the orphan sweep."""
+        """Attempt ids of all runs that the executor still knows, for the orphan sweep; none when it cannot tell now.
+
+        Runs of other installations on the same machines are not among them.
+        """
 
     async def forget(self, attempt_id: str) -> None:
-        """Removes what is left of an ended run (its folder, its container)."""
+        """Kills the run if it still runs and removes what is left of it (its folder, its container).
+
+        Raises UnavailableError when that cannot be done now.
+        """
 
     async def read_log(self, attempt_id: str, max_bytes: int = 65536) -> str:
         """The end of the run's output, or an empty string."""

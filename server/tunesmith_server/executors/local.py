@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith_server.errors import UnavailableError
-from tunesmith_server.executors import local_devices, local_supervisor
-from tunesmith_server.executors.base import Inventory, Launch, Observation, RunState
+from tunesmith_server.executors import local_devices, supervisor
+from tunesmith_server.executors.base import Inventory, Launch, Observation, RunState, require_attempt_id
 from tunesmith_server.failpoints import reach
 from tunesmith_server.tail import read_tail
 
@@ -96,12 +96,10 @@ class LocalExecutor:
 
     async def read_log(self, attempt_id: str, max_bytes: int = 65536) -> str:
         """The end of the run's output, or an empty string."""
-        return await asyncio.to_thread(read_tail, self._run_folder(attempt_id) / local_supervisor.LOG_FILE, max_bytes)
+        return await asyncio.to_thread(read_tail, self._run_folder(attempt_id) / supervisor.LOG_FILE, max_bytes)
 
     def _run_folder(self, attempt_id: str) -> Path:
-        if not attempt_id.replace("-", "").replace("_", "").isalnum():
-            raise ValueError("an attempt id is letters, digits, '-' and '_'")
-        return self._folder / attempt_id
+        return self._folder / require_attempt_id(attempt_id)
 
     def _ensure(self, launch: Launch) -> None:
         with self._launching:
@@ -109,15 +107,15 @@ class LocalExecutor:
 
     def _launch(self, launch: Launch) -> None:
         folder = self._run_folder(launch.attempt_id)
-        if (folder / local_supervisor.IDENTITY_FILE).exists():
+        if (folder / supervisor.IDENTITY_FILE).exists():
             return
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         reach("executor.folder_made")
-        local_supervisor.write_atomically(folder / _TOKEN_FILE, launch.token)
-        with local_supervisor.open_log(folder) as log:
+        supervisor.write_atomically(folder / _TOKEN_FILE, launch.token)
+        with supervisor.open_log(folder) as log:
             # Isolated (-I) and without site (-S): the supervisor is standard library only and starts at once.
             child = subprocess.Popen(
-                [sys.executable, "-I", "-S", local_supervisor.__file__, str(folder), *self._command],
+                [sys.executable, "-I", "-S", supervisor.__file__, str(folder), *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -128,7 +126,7 @@ class LocalExecutor:
         self._children[launch.attempt_id] = child
         reach("executor.process_started")
         deadline = time.monotonic() + _LAUNCH_LIMIT_SECONDS
-        while not (folder / local_supervisor.IDENTITY_FILE).exists():
+        while not (folder / supervisor.IDENTITY_FILE).exists():
             if child.poll() is not None or time.monotonic() > deadline:
                 raise UnavailableError("launch_failed", f"The run's supervisor did not start; see {folder}/log.")
             time.sleep(_POLL_SECONDS)
@@ -146,7 +144,7 @@ class LocalExecutor:
             "TUNESMITH_CONTROL_PLANE": launch.control_plane,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": str(folder / _TOKEN_FILE),
             "TUNESMITH_CACHE_DIR": str(self._cache_dir),
-            "TUNESMITH_WORK_DIR": str(folder / local_supervisor.WORK_FOLDER),
+            "TUNESMITH_WORK_DIR": str(folder / supervisor.WORK_FOLDER),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -209,27 +207,27 @@ class _Session:
     def read(cls, folder: Path) -> _Session | None:
         """The session that the folder names; None when none was started since the machine booted."""
         try:
-            identity = json.loads((folder / local_supervisor.IDENTITY_FILE).read_text())
+            identity = json.loads((folder / supervisor.IDENTITY_FILE).read_text())
         except FileNotFoundError:
             return None
-        if identity["boot_id"] != local_supervisor.boot_id():
+        if identity["boot_id"] != supervisor.boot_id():
             return None
         return cls(leader=identity["pid"], start_time=identity["start_time"])
 
     def supervisor_lives(self) -> bool:
-        return local_supervisor.start_time(self.leader) == self.start_time
+        return supervisor.start_time(self.leader) == self.start_time
 
     def members(self) -> Iterator[int]:
         """Living processes of the run other than the supervisor."""
         # The id of a session is not given to a new process while the session has members. So a process that has
         # the leader's id but another start time says that this session is over and the id is somebody else's.
-        leader_started = local_supervisor.start_time(self.leader)
+        leader_started = supervisor.start_time(self.leader)
         if leader_started is not None and leader_started != self.start_time:
             return
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal() or int(entry.name) == self.leader:
                 continue
-            fields = local_supervisor.stat_fields(int(entry.name))
+            fields = supervisor.stat_fields(int(entry.name))
             if (
                 fields
                 and fields[0] not in "ZX"
@@ -259,6 +257,6 @@ class _Session:
 
 def _read_exit_code(folder: Path) -> int | None:
     try:
-        return int((folder / local_supervisor.EXIT_CODE_FILE).read_text())
+        return int((folder / supervisor.EXIT_CODE_FILE).read_text())
     except FileNotFoundError:
         return None

@@ -1,11 +1,10 @@
-"""Owns the process above one local run: it starts the run and leaves its exit code behind, whoever has died meanwhile.
+"""Owns the process above one run on a machine: starts it once and leaves its exit code behind, whoever has died.
 
-It must not know the control plane: a plain script on the standard library, `local_supervisor.py RUN_FOLDER COMMAND…`.
+It must not know the control plane: a plain script on the standard library, `supervisor.py RUN_FOLDER COMMAND…`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -26,20 +25,13 @@ _COUNTERS = Path("/proc/vmstat")
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command once in the run folder; a second supervisor of the same folder does nothing."""
+    """Runs the command once in the run folder; a second supervisor of the same folder, wherever it is, does nothing."""
     folder, command = Path(arguments[0]), arguments[1:]
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0
-    if (folder / IDENTITY_FILE).exists():
+    if not _claim(folder):
         return 0
     # A handler, not SIG_IGN: ignoring would be inherited by the run, which is the one that must hear the signal.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: None)
-    identity = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
-    write_atomically(folder / IDENTITY_FILE, json.dumps(identity))
     write_atomically(folder / EXIT_CODE_FILE, str(_run(folder, command)))
     return 0
 
@@ -77,13 +69,31 @@ def kills_for_memory(counters: Path) -> int:
 
 def write_atomically(path: Path, text: str) -> None:
     """Readers see the whole text or no file, also after a crash of the machine; only the owner may read it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    _write_beside(path, text).replace(path)
+
+
+def _claim(folder: Path) -> bool:
+    """Takes the folder unless it is taken. A link is exclusive on shared file systems too; locks may not be."""
+    identity = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
+    written = _write_beside(folder / IDENTITY_FILE, json.dumps(identity))
+    try:
+        os.link(written, folder / IDENTITY_FILE)
+    except FileExistsError:
+        # NFS may repeat a request whose answer was lost, and then says of our own link that it exists.
+        return bool(json.loads((folder / IDENTITY_FILE).read_text()) == identity)
+    finally:
+        written.unlink()
+    return True
+
+
+def _write_beside(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    return temporary
 
 
 def _run(folder: Path, command: list[str]) -> int:
