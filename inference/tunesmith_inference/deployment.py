@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_inference import proof
+from tunesmith_inference import proof, tool_calls
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
 from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
@@ -36,10 +36,11 @@ _CLEAN_ON_CPU = (0, 33)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a request goes: an engine, and the engine's name for the model."""
+    """Where a request goes: an engine, the engine's name for the model, and whether tools can be shown to it."""
 
     client: VllmClient
     model: str
+    takes_tools: bool
 
 
 class Deployment:
@@ -67,6 +68,7 @@ class Deployment:
         self._revisions = revisions
         self._on_up = on_up
         self._adapters = False
+        self._takes_tools = False
         self._process = EngineProcess(settings, command)
         self._failure: tuple[float, Exception] | None = None
         self._changed = asyncio.Event()
@@ -83,7 +85,7 @@ class Deployment:
                     served = await self._up()
                     try:
                         model = await stack.enter_async_context(served.lease(servable))
-                        target = Target(served.client, model)
+                        target = Target(served.client, model, self._takes_tools)
                     except EngineUnavailable:
                         await asyncio.sleep(_RETRY_SECONDS)
                 yield target
@@ -125,6 +127,7 @@ class Deployment:
         try:
             folder = await self._folder()
             self._adapters = self.kind is Kind.BASE and takes_adapters(folder)
+            self._takes_tools = tool_calls.parser_for(folder) is not None
             spec = EngineSpec(self._name, folder, adapters=self._adapters)
             limit = _MAX_FAILED_STARTS if self.kind is Kind.FULL else None
             await self._process.run(spec, self._is_up, self._is_gone, limit)

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from tunesmith_inference.auth import Authenticator, Principal
 from tunesmith_inference.config import Settings
 from tunesmith_inference.deployment import Target
-from tunesmith_inference.errors import GatewayError, model_loading, model_unservable
+from tunesmith_inference.errors import GatewayError, model_loading, model_unservable, tools_unsupported
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import RegistryClient
@@ -101,6 +101,8 @@ async def _answer(
     target: Target,
     stack: contextlib.AsyncExitStack,
 ) -> Response:
+    if asked.tools_at is not None and not target.takes_tools:
+        raise tools_unsupported(asked.tools_at)
     body = _engine_body(asked, target, principal)
     meter = partial(gateway.usage.count_tokens, principal, asked.model)
     if asked.stream:

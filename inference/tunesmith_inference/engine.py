@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_inference import engine_guard
+from tunesmith_inference import engine_guard, tool_calls
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.vllm import EngineUnavailable, VllmClient
 
@@ -136,6 +136,10 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
         command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
     else:
         command += ["--gpu-memory-utilization", f"{0.9 / settings.max_engines:.3f}", "--api-server-count", "1"]
+    parser = tool_calls.parser_for(spec.model_folder)
+    if parser is not None:
+        # Arguments fit their schema also where the client does not say `strict`: nobody wants others.
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", parser, "--tool-strict-level", "parameter"]
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
         command += ["--max-lora-rank", str(settings.max_lora_rank)]

@@ -44,6 +44,15 @@ def invalid_request(code: str, message: str, param: str | None = None) -> Gatewa
     return GatewayError(400, code, message, param=param)
 
 
+def tools_unsupported(param: str) -> GatewayError:
+    """400: the model's chat template has no place for tools, so the model would never hear of them."""
+    message = (
+        "The chat template of this model's base shows no tools to it. Use a base model whose template does, or ask for "
+        "an answer of a given form with `response_format`."
+    )
+    return GatewayError(400, "tools_unsupported", message, param=param)
+
+
 def model_not_found(name: str) -> GatewayError:
     """404: no such model, or another project's, which must look the same."""
     message = f"The model `{name[:200]}` does not exist or your key has no access to it."

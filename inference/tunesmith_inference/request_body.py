@@ -89,6 +89,14 @@ class InferenceRequest:
     usage_wanted: bool
     parameters: Mapping[str, Any]
 
+    @property
+    def tools_at(self) -> str | None:
+        """The parameter that has tools or calls of tools in it; None where there are none."""
+        if self.parameters.get("tools"):
+            return "tools"
+        calls = any(message.get("tool_calls") for message in self.parameters.get("messages", ()))
+        return "messages" if calls else None
+
 
 def parse(route: Route, content: bytes) -> InferenceRequest:
     """Checks a body; raises 400 with the parameter at fault."""

@@ -141,11 +141,12 @@ def make_base(cache_dir: Path, revision: str = BASE_REVISION) -> Path:
 
 @contextlib.asynccontextmanager
 async def gateway_on_simulator(tmp_path: Path, **changes: Any) -> AsyncIterator[GatewayUnderTest]:
-    """A gateway with one base model, whose engines are simulators."""
+    """A gateway with one base model, whose engines are simulators; `template` is the base's chat template."""
+    template = changes.pop("template", "{{ messages }}")
     control_plane = ServingControlPlane()
     control_plane.keys |= {"key-1": "p1", "key-2": "p2"}
     control_plane.models[BASE] = servable(BASE, BASE_REVISION, serving_pb2.SERVABLE_KIND_BASE, project_id="")
-    make_base(tmp_path)
+    (make_base(tmp_path) / "chat_template.jinja").write_text(template)
     fields: dict[str, Any] = {
         "control_plane": control_plane.address,
         "cache_dir": tmp_path,

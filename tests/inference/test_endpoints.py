@@ -45,6 +45,37 @@ async def test_completions_answer_too(gateway: GatewayUnderTest) -> None:
     assert texts == [answer("tuned", "one two", 16)] * 2
 
 
+async def test_tools_are_called_where_the_template_shows_them(tmp_path: Path) -> None:
+    function = {"name": "say", "parameters": {"type": "object", "properties": {"said": {"type": "string"}}}}
+    ask: dict[str, Any] = {
+        "model": BASE,
+        "messages": [{"role": "user", "content": "one two"}],
+        "max_tokens": 3,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+    }
+    template = "{% if tools %}<tool_call></tool_call>{% endif %}"
+    async with gateway_on_simulator(tmp_path, template=template) as gateway:
+        url = str(gateway.http.base_url.join("/v1"))
+        async with openai.AsyncOpenAI(api_key="key-1", base_url=url, max_retries=0) as client:
+            whole = await client.chat.completions.create(**ask)
+            async with client.chat.completions.stream(**ask) as stream:
+                gathered = await stream.get_final_completion()
+    for completion in (whole, gathered):
+        (call,) = completion.choices[0].message.tool_calls or []
+        assert call.function.name == "say"
+        assert json.loads(call.function.arguments) == {"said": answer("", "one two", 3)}
+        assert completion.choices[0].finish_reason == "tool_calls"
+
+
+async def test_tools_are_refused_where_the_model_would_never_hear_of_them(gateway: GatewayUnderTest) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {}}]}
+    for at, body in (("tools", {"tools": [{"type": "function"}]}), ("messages", {"messages": [called]})):
+        response = await gateway.chat(BASE, **body)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (400, "tools_unsupported", at)
+
+
 async def test_the_official_client_works_unmodified(gateway: GatewayUnderTest) -> None:
     async with openai.AsyncOpenAI(
         api_key="key-1", base_url=str(gateway.http.base_url.join("/v1")), max_retries=0

@@ -2,7 +2,8 @@
 
 It must not know the gateway. Run as `python engine_simulator.py --uds PATH --served-model-name NAME …`. A contract test
 holds it against the real engine. Its "model" continues every prompt with tokens that depend on prompt and adapter; an
-adapter's content is the text in its `adapter_model.safetensors`. Faults are asked for in the prompt, see `FAULTS`.
+adapter's content is the text in its `adapter_model.safetensors`. Made to choose a tool, it calls the first one. Faults
+are asked for in the prompt, see `FAULTS`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Simulator:
     async def chat(self, request: Request) -> Response:
         """Answers messages."""
         body = await request.json()
-        text = " ".join(message["content"] for message in body["messages"])
+        text = " ".join(message["content"] or "" for message in body["messages"])
         return await _answer(self, request, body, tokenized(text), text, is_chat=True)
 
     async def complete(self, request: Request) -> Response:
@@ -177,6 +178,7 @@ class _Answer:
         self._is_chat = is_chat
         self._pause = 0.05 if "fault:slow" in text or "fault:long" in text else 0.0
         self._dies = "fault:die" in text
+        self._calls = bool(body.get("tools")) and body.get("tool_choice", "auto") not in ("auto", "none")
         count = len(self._tokens)
         self._usage = {"prompt_tokens": len(prompt), "completion_tokens": count, "total_tokens": len(prompt) + count}
         kind = ("chat.completion" if is_chat else "text_completion") + (
@@ -196,7 +198,12 @@ class _Answer:
             self._simulator.running -= 1
         text = " ".join(map(str, self._tokens))
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "logprobs": None}
-        if self._is_chat:
+        if self._calls:
+            function = {"name": self._body["tools"][0]["function"]["name"], "arguments": json.dumps({"said": text})}
+            call = {"id": "chatcmpl-tool-1", "type": "function", "function": function}
+            choice["message"] = {"role": "assistant", "content": "", "refusal": None, "tool_calls": [call]}
+            choice["finish_reason"] = "tool_calls"
+        elif self._is_chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice |= {"text": text, "token_ids": self._tokens, "logprobs": {"token_logprobs": self._logprobs}}
@@ -208,13 +215,13 @@ class _Answer:
         options = self._body.get("stream_options") or {}
         self._simulator.running += 1
         try:
-            for place, token in enumerate(self._tokens):
+            for place in range(len(self._tokens)):
                 await asyncio.sleep(self._pause)
                 if self._dies and place == 2:
                     os._exit(1)
-                piece = {"delta": {"content": f"{token} "}} if self._is_chat else {"text": f"{token} "}
                 last = place == len(self._tokens) - 1
-                choice = {"index": 0, "logprobs": None, "finish_reason": "length" if last else None, **piece}
+                reason = ("tool_calls" if self._calls else "length") if last else None
+                choice = {"index": 0, "logprobs": None, "finish_reason": reason, **self._piece(place, last=last)}
                 chunk = {**self._head, "choices": [choice]}
                 if options.get("include_usage") and options.get("continuous_usage_stats"):
                     made = {"completion_tokens": place + 1, "total_tokens": self._usage["prompt_tokens"] + place + 1}
@@ -227,6 +234,18 @@ class _Answer:
         finally:
             self._simulator.running -= 1
             self._simulator.aborted += not done
+
+    def _piece(self, place: int, *, last: bool) -> dict[str, Any]:
+        """What one event brings: a token, or the part of a call to the first tool that falls on it."""
+        token = self._tokens[place]
+        if not self._calls:
+            return {"delta": {"content": f"{token} "}} if self._is_chat else {"text": f"{token} "}
+        begin, end = '{"said": "' if place == 0 else " ", '"}' if last else ""
+        call: dict[str, Any] = {"index": 0, "function": {"arguments": f"{begin}{token}{end}"}}
+        if place == 0:
+            call |= {"id": "chatcmpl-tool-1", "type": "function"}
+            call["function"]["name"] = self._body["tools"][0]["function"]["name"]
+        return {"delta": {"content": None, "tool_calls": [call]}}
 
 
 def _event(content: dict[str, Any]) -> bytes:
