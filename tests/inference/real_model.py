@@ -18,12 +18,13 @@ PROMPTS = ([5, 60, 33, 47], [7, 90, 120, 44, 61, 200, 13], [11, 12, 13])
 TOKENS = 6
 
 _HIDDEN, _INNER, _LAYERS = 256, 512, 3
+_SHOWS_TOOLS = "{% if tools %}Call in <tool_call></tool_call>: {{ tools | tojson }}\n{% endif %}"
 
 
 def build_base(folder: Path) -> Path:
     """Writes the base model: heads 64 wide, the smallest that engines support everywhere."""
     torch.manual_seed(0)
-    tokenizer = tiny_model.tokenizer()
+    tokenizer = tiny_model.tokenizer(_SHOWS_TOOLS + tiny_model.CHATML)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=_HIDDEN,

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from tests.inference import gateway, real_model
+from tests.support import tiny_model
 from tunesmith_inference import proof
 from tunesmith_inference.config import Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, vllm_command
@@ -30,6 +31,23 @@ from tunesmith_inference.zero_adapter import write_zero_adapter
 
 MODEL = "base-1"
 MESSAGES = [{"role": "user", "content": "hi"}]
+NO_BLANKS = {str(tiny_model.tokenizer().convert_tokens_to_ids(blank)): -100 for blank in "ĠĊčĉ"}
+"""A random model would write blanks between the parts of a JSON text until its tokens are used up."""
+ONE_OF_TWO = {
+    "type": "object",
+    "properties": {"said": {"enum": ["yes", "no"]}},
+    "required": ["said"],
+    "additionalProperties": False,
+}
+"""A schema that leaves a random model nothing to get lost in."""
+CALL = {
+    "model": MODEL,
+    "messages": MESSAGES,
+    "max_tokens": 120,
+    "logit_bias": NO_BLANKS,
+    "tools": [{"type": "function", "function": {"name": "say", "parameters": ONE_OF_TWO}}],
+    "tool_choice": "required",
+}
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -147,6 +165,29 @@ async def test_a_stream_can_be_left(engine: Engine) -> None:
     assert await engine.client.healthy()
 
 
+async def test_a_tool_that_must_be_called_is_called_with_arguments(engine: Engine) -> None:
+    answer = await engine.client.answer(Route.CHAT, CALL)
+    (choice,) = answer["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["type"], call["function"]["name"], choice["finish_reason"]) == ("function", "say", "tool_calls")
+    assert set(json.loads(call["function"]["arguments"])) == {"said"}
+
+
+async def test_a_call_is_streamed_in_parts(engine: Engine) -> None:
+    async with engine.client.stream(Route.CHAT, {**CALL, "stream": True}) as chunks:
+        choices = [choice async for chunk in chunks for choice in chunk["choices"]]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls") or ()]
+    assert (calls[0]["type"], calls[0]["function"]["name"], {call["index"] for call in calls}) == (
+        "function",
+        "say",
+        {0},
+    )
+    assert all(call["id"] for call in calls[:1])
+    arguments = "".join(call["function"].get("arguments") or "" for call in calls)
+    assert set(json.loads(arguments)) == {"said"}
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [
@@ -171,6 +212,16 @@ async def test_refusals_can_be_told_to_clients(
 async def test_an_unknown_model_is_an_engine_to_wait_for(engine: Engine) -> None:
     with pytest.raises(EngineUnavailable):
         await engine.client.answer(Route.CHAT, {"model": "nothing", "messages": MESSAGES})
+
+
+@pytest.mark.engine
+async def test_answers_and_arguments_fit_their_schema(vllm: Engine) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": ONE_OF_TWO, "strict": True}}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 120, "logit_bias": NO_BLANKS, "response_format": wanted}
+    answer = await vllm.client.answer(Route.CHAT, body)
+    assert json.loads(answer["choices"][0]["message"]["content"])["said"] in ("yes", "no")
+    called = (await vllm.client.answer(Route.CHAT, CALL))["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert json.loads(called["arguments"])["said"] in ("yes", "no")
 
 
 @pytest.mark.engine
