@@ -29,6 +29,7 @@ from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.ledger import Ledger
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import connect
+from tunesmith_inference.replicas import ReplicaReports
 from tunesmith_inference.revisions import RevisionCache
 from tunesmith_inference.usage import Usage
 
@@ -49,12 +50,14 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         following = asyncio.create_task(registry.follow(lambda: fleet.follow(registry.models.values())))
         running = asyncio.create_task(fleet.run())
         reporting = asyncio.create_task(ledger.run())
+        telling = asyncio.create_task(ReplicaReports(fleet.replicas, registry.report_replicas).run())
         try:
             yield create_app(gateway)
         finally:
-            for task in (following, running, reporting):
+            tasks = {following, running, reporting, telling}
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({following, running, reporting})
+            await asyncio.wait(tasks)
             await ledger.close()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from tunesmith_inference import proof, tool_calls
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
+from tunesmith_inference.replicas import Replica, ReplicaState
 from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.served_set import ServedSet, Unservable
@@ -105,15 +106,27 @@ class Deployment:
 
     def state(self) -> dict[str, Any]:
         """For people who look; names revisions, not models."""
-        failure = self._failure[1] if self._failure else None
+        own, *adapters = self.replicas()
         return {
             "kind": self.kind.value,
             "revision": self._revision[:16],
-            "state": "ready" if self.served else "failed" if failure else "starting",
-            "reason": str(failure) if failure else self._process.last_error,
+            "state": "starting" if own.state is ReplicaState.LOADING else own.state.value,
+            "reason": own.reason or self._process.last_error,
             "starts": self._process.starts,
-            "adapters": {key[:16]: text for key, text in self.served.states().items()} if self.served else {},
+            "adapters": {
+                replica.revision[:16]: f"not served: {replica.reason}" if replica.reason else replica.state.value
+                for replica in adapters
+            },
         }
+
+    def replicas(self) -> list[Replica]:
+        """What this engine holds: its own model first, then adapters."""
+        if self._failure is not None:
+            return [Replica(self._revision, self._name, ReplicaState.FAILED, str(self._failure[1]))]
+        if self.served is None:
+            return [Replica(self._revision, self._name, ReplicaState.LOADING)]
+        own = Replica(self._revision, self._name, ReplicaState.READY, in_flight=self.users)
+        return [own, *self.served.replicas(self._name)]
 
     async def _up(self) -> ServedSet:
         while self.served is None:

@@ -14,6 +14,7 @@ from typing import Any
 from tunesmith_inference.config import Settings
 from tunesmith_inference.deployment import Command, Deployment, Target
 from tunesmith_inference.engine import vllm_command
+from tunesmith_inference.replicas import Replica
 from tunesmith_inference.revisions import NotFetched, RevisionCache
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.served_set import Unservable
@@ -66,6 +67,10 @@ class Fleet:
     def states(self) -> list[dict[str, Any]]:
         """What each engine does, for people who look."""
         return [deployment.state() for deployment in self._deployments.values()]
+
+    def replicas(self) -> list[Replica]:
+        """What all engines hold."""
+        return [replica for deployment in self._deployments.values() for replica in deployment.replicas()]
 
     async def _prepare(self) -> None:
         """Starts base engines while there is room, and loads final adapters, the newest first."""

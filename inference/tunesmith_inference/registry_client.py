@@ -1,4 +1,4 @@
-"""Owns the talk with the control plane: the followed list of models, files of revisions, who a key belongs to, usage.
+"""Owns the talk with the control plane: the followed list of models, files of revisions, who a key belongs to, reports.
 
 It must not know engines or HTTP.
 """
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from tunesmith_inference.auth import KeyRejected, KeysUnavailable, Principal
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.ledger import Batch, ReportFailed
+from tunesmith_inference.replicas import Aged, ReplicaState, ReportLost
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 
@@ -29,6 +30,13 @@ _KINDS = {
     serving_pb2.SERVABLE_KIND_BASE: Kind.BASE,
     serving_pb2.SERVABLE_KIND_ADAPTER: Kind.ADAPTER,
     serving_pb2.SERVABLE_KIND_FULL: Kind.FULL,
+}
+_STATES = {
+    ReplicaState.FETCHING: serving_pb2.REPLICA_STATE_FETCHING,
+    ReplicaState.LOADING: serving_pb2.REPLICA_STATE_LOADING,
+    ReplicaState.PROBING: serving_pb2.REPLICA_STATE_PROBING,
+    ReplicaState.READY: serving_pb2.REPLICA_STATE_READY,
+    ReplicaState.FAILED: serving_pb2.REPLICA_STATE_FAILED,
 }
 _REFUSALS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
 _CALL_SECONDS = 10.0
@@ -147,6 +155,25 @@ class RegistryClient:
             await self._stub.ReportUsage(request, metadata=self._metadata, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise ReportFailed(error.code().name) from error
+
+    async def report_replicas(self, replicas: Sequence[Aged]) -> None:
+        """Says what this gateway's engines hold; raises ReportLost."""
+        rows = [
+            serving_pb2.Replica(
+                revision=aged.replica.revision,
+                engine=aged.replica.engine,
+                state=_STATES[aged.replica.state],
+                reason=aged.replica.reason,
+                since=aged.since,
+                in_flight=aged.replica.in_flight,
+            )
+            for aged in replicas
+        ]
+        request = serving_pb2.ReportReplicasRequest(gateway_id=self._gateway_id, replicas=rows)
+        try:
+            await self._stub.ReportReplicas(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise ReportLost(error.code().name) from error
 
     async def _changes(self) -> AsyncIterator[None]:
         """One connection's changes, applied. The old list stays until the new one is complete."""

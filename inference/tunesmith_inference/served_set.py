@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith_inference import proof
+from tunesmith_inference.replicas import Replica, ReplicaState
 from tunesmith_inference.revisions import NotFetched, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
@@ -27,10 +28,11 @@ class Unservable(Exception):
 
 @dataclass(slots=True)
 class _Slot:
-    """One adapter: the task that loads and proves it, and how many requests use it."""
+    """One adapter: the task that loads and proves it, how far that is, and how many requests use it."""
 
     name: str
     loading: asyncio.Task[None]
+    stage: ReplicaState = ReplicaState.FETCHING
     users: int = 0
 
 
@@ -86,9 +88,9 @@ class ServedSet:
         """Whether the adapter is loaded, being loaded or refused."""
         return revision in self._slots
 
-    def states(self) -> dict[str, str]:
-        """By revision: ready, loading, or why it is not served."""
-        return {revision: _state(slot) for revision, slot in self._slots.items()}
+    def replicas(self, engine: str) -> list[Replica]:
+        """What is held of adapters, and how far it is, under the name `engine` for this engine."""
+        return [_replica(revision, engine, slot) for revision, slot in self._slots.items()]
 
     def close(self) -> None:
         """Ends all loading: the engine is gone."""
@@ -110,15 +112,20 @@ class ServedSet:
     async def _load(self, servable: Servable, name: str) -> None:
         try:
             folder = await self._fetch(servable)
+            self._reached(servable, ReplicaState.LOADING)
             await self._make_room(servable.revision)
             golden = proof.read_golden(folder)
             await self.client.load_adapter(name, folder)
+            self._reached(servable, ReplicaState.PROBING)
             await proof.prove(self.client.complete_greedily, golden, name, self._base_name, self._dtype)
         except (RevisionRefused, AdapterRefused, proof.ProofFailed) as error:
             _log.error("revision %s is not served: %s", servable.revision[:16], error)
             await self.client.unload_adapter(name)
             raise Unservable(str(error)) from error
         _log.info("revision %s is proven and served", servable.revision[:16])
+
+    def _reached(self, servable: Servable, stage: ReplicaState) -> None:
+        self._slots[servable.revision].stage = stage
 
     async def _make_room(self, revision: str) -> None:
         """Unloads the least recently used idle adapters, waiting for one to become idle if it must."""
@@ -145,10 +152,10 @@ def _may_try_again(loading: asyncio.Task[None]) -> bool:
     return loading.cancelled() or isinstance(loading.exception(), (NotFetched, EngineUnavailable))
 
 
-def _state(slot: _Slot) -> str:
+def _replica(revision: str, engine: str, slot: _Slot) -> Replica:
     if not slot.loading.done():
-        return "loading"
-    if slot.loading.cancelled():
-        return "engine gone"
-    error = slot.loading.exception()
-    return "ready" if error is None else f"not served: {error}"
+        return Replica(revision, engine, slot.stage)
+    error = EngineUnavailable("the engine is gone") if slot.loading.cancelled() else slot.loading.exception()
+    if error is None:
+        return Replica(revision, engine, ReplicaState.READY, in_flight=slot.users)
+    return Replica(revision, engine, ReplicaState.FAILED, str(error))

@@ -183,7 +183,8 @@ async def _adapters(gateway: GatewayUnderTest, count: int) -> dict[str, Any]:
     """The base engine's adapters once there are so many that are not loading any more."""
     engines = await gateway.engines()
     adapters = engines[0]["adapters"] if engines else {}
-    settled = {revision: state for revision, state in adapters.items() if state != "loading"}
+    under_way = ("fetching", "loading", "probing")
+    settled = {revision: state for revision, state in adapters.items() if state not in under_way}
     return settled if len(settled) >= count else {}
 
 

@@ -29,7 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
     """`models`, `revisions` (revision → file name → bytes) and `keys` (API key → project) are what it knows.
 
-    `limits` (API key → requests_per_minute, tokens_per_minute) are what keys may use, `reports` what gateways reported.
+    `limits` (API key → requests_per_minute, tokens_per_minute) are what keys may use, `reports` what gateways
+    reported of use, and `replicas` what one said last that its engines hold.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         self.limits: dict[str, dict[str, int]] = {}
         self.without_scope: set[str] = set()
         self.reports: list[serving_pb2.ReportUsageRequest] = []
+        self.replicas: list[serving_pb2.Replica] = []
         self.downloads = 0
         self.authentications = 0
         self.announced: dict[str, serving_pb2.RevisionFile] = {}
@@ -142,6 +144,14 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         await _check_token(context)
         self.reports.append(request)
         return serving_pb2.ReportUsageResponse()
+
+    async def ReportReplicas(  # noqa: N802
+        self, request: serving_pb2.ReportReplicasRequest, context: Context
+    ) -> serving_pb2.ReportReplicasResponse:
+        """Keeps the last report."""
+        await _check_token(context)
+        self.replicas = list(request.replicas)
+        return serving_pb2.ReportReplicasResponse()
 
     def _tell(self, change: serving_pb2.WatchModelsResponse) -> None:
         for watcher in self._watchers:

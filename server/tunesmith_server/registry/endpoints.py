@@ -12,8 +12,9 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from tunesmith_server.http_auth import CurrentPrincipal
+from tunesmith_server.registry import replicas, schemas
 from tunesmith_server.registry.downloads import DownloadsService
-from tunesmith_server.registry.schemas import DeletedModel, ModelList, ModelObject
+from tunesmith_server.registry.schemas import DeletedModel, ModelList, ModelObject, ServedModel
 from tunesmith_server.registry.service import Model, RegistryService
 
 _ARCHIVE: dict[int | str, dict[str, Any]] = {
@@ -33,8 +34,9 @@ def create_router(service: RegistryService, downloads: DownloadsService) -> APIR
         return ModelList(data=[_object(model) for model in await service.list_models(principal)])
 
     @router.get("/v1/models/{model:path}")
-    async def get_model(model: str, principal: CurrentPrincipal) -> ModelObject:
-        return _object(await service.get_model(principal, model))
+    async def get_model(model: str, principal: CurrentPrincipal) -> ServedModel:
+        found = await service.get_model(principal, model)
+        return _served(found, service.replicas.of(found.revision))
 
     @router.delete("/v1/models/{model:path}")
     async def delete_model(model: str, principal: CurrentPrincipal) -> DeletedModel:
@@ -54,3 +56,19 @@ def create_router(service: RegistryService, downloads: DownloadsService) -> APIR
 
 def _object(model: Model) -> ModelObject:
     return ModelObject(id=model.id, created=model.created, owned_by=model.owned_by)
+
+
+def _served(model: Model, serving: replicas.Serving) -> ServedModel:
+    rows = [
+        schemas.ServingReplica(
+            gateway=replica.gateway,
+            engine=replica.engine,
+            state=replica.state,
+            reason=replica.reason or None,
+            since=replica.since,
+            in_flight=replica.in_flight,
+        )
+        for replica in serving.replicas
+    ]
+    seen = schemas.Serving.model_validate({"state": serving.state, "reason": serving.reason or None, "replicas": rows})
+    return ServedModel(**_object(model).model_dump(), serving=seen)

@@ -19,6 +19,31 @@ class ModelObject(BaseModel):
     owned_by: str
 
 
+class ServingReplica(BaseModel):
+    """The model in one engine; `since` is the Unix second of the last change of state."""
+
+    gateway: str
+    engine: str
+    state: str
+    reason: str | None
+    since: int
+    in_flight: int
+
+
+class Serving(BaseModel):
+    """How far gateways are with the model: `state` is that of the furthest replica, `reason` why it failed."""
+
+    state: Literal["ready", "probing", "loading", "fetching", "failed", "not_loaded"]
+    reason: str | None
+    replicas: list[ServingReplica]
+
+
+class ServedModel(ModelObject):
+    """One model and, our addition to OpenAI's shape, whether it can be prompted at once."""
+
+    serving: Serving
+
+
 class ModelList(BaseModel):
     """Every model that the project can prompt."""
 

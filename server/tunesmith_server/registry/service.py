@@ -15,6 +15,7 @@ from tunesmith_server.errors import NotFoundError, PermissionDeniedError, Unavai
 from tunesmith_server.registry import claims, manifest, promotion, repository
 from tunesmith_server.registry.changes import ChangeFeed
 from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
+from tunesmith_server.registry.replicas import Replicas
 from tunesmith_server.registry.repository import Revision
 from tunesmith_server.storage.base import ObjectNotFoundError
 
@@ -25,11 +26,12 @@ _IMPORT_RETRY_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as users see it; `created` in Unix seconds."""
+    """A model as users see it; `created` in Unix seconds, `revision` what its name points at."""
 
     id: str
     created: int
     owned_by: str
+    revision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,12 @@ class SignedFile:
 
 
 class RegistryService:
-    """Models and revisions. `changes` is the feed that gateways follow."""
+    """Models and revisions. `changes` is the feed that gateways follow, `replicas` what they say in return."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self.changes = ChangeFeed(core.database)
+        self.replicas = Replicas(core.clock)
 
     async def list_models(self, principal: Principal) -> list[Model]:
         """Every name that the project may prompt: its tuned models, newest first, then base models and aliases."""
@@ -157,11 +160,11 @@ def require_ready(row: BaseModelRow) -> None:
 
 
 def _tuned_model(row: ModelRow) -> Model:
-    return Model(id=row.name, created=row.created_at, owned_by=row.project_id)
+    return Model(id=row.name, created=row.created_at, owned_by=row.project_id, revision=row.revision)
 
 
 def _base_model(row: BaseModelRow, name: str) -> Model:
-    return Model(id=name, created=row.created_at, owned_by=BASE_MODEL_OWNER)
+    return Model(id=name, created=row.created_at, owned_by=BASE_MODEL_OWNER, revision=row.revision or "")
 
 
 def _unknown(name: str) -> NotFoundError:

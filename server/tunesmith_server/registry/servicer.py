@@ -11,6 +11,7 @@ import grpc.aio
 
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.registry.replicas import Serving
 from tunesmith_server.registry.service import Model, RegistryService
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,7 +37,10 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     ) -> models_pb2.GetModelResponse:
         """One model."""
         principal = await self._authenticator.principal(authorization_of(context))
-        return models_pb2.GetModelResponse(model=_message(await self._service.get_model(principal, request.id)))
+        model = await self._service.get_model(principal, request.id)
+        message = _message(model)
+        message.serving.CopyFrom(_serving(self._service.replicas.of(model.revision)))
+        return models_pb2.GetModelResponse(model=message)
 
     async def DeleteModel(  # noqa: N802
         self, request: models_pb2.DeleteModelRequest, context: Context
@@ -49,3 +53,18 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
 
 def _message(model: Model) -> models_pb2.Model:
     return models_pb2.Model(id=model.id, created=model.created, owned_by=model.owned_by)
+
+
+def _serving(serving: Serving) -> models_pb2.Serving:
+    rows = [
+        models_pb2.ServingReplica(
+            gateway=replica.gateway,
+            engine=replica.engine,
+            state=replica.state,
+            reason=replica.reason,
+            since=replica.since,
+            in_flight=replica.in_flight,
+        )
+        for replica in serving.replicas
+    ]
+    return models_pb2.Serving(state=serving.state, reason=serving.reason, replicas=rows)

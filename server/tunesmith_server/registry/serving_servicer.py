@@ -1,4 +1,4 @@
-"""Owns what gateways ask and report over gRPC: the feed of models, files of revisions, who a key belongs to, usage.
+"""Owns what gateways ask and report over gRPC: the feed of models, files, who a key belongs to, usage, replicas.
 
 It must not know rules or SQL; service.py, changes.py and auth.py decide.
 """
@@ -15,6 +15,7 @@ from tunesmith_server.auth import Authenticator, authorization_of
 from tunesmith_server.projects.usage import UsageService
 from tunesmith_server.projects.usage_repository import UsageLine
 from tunesmith_server.registry.changes import Change, Deleted, Servable
+from tunesmith_server.registry.replicas import Replica, ReplicaState
 from tunesmith_server.registry.service import RegistryService
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -23,6 +24,13 @@ _KINDS = {
     "base": serving_pb2.SERVABLE_KIND_BASE,
     "adapter": serving_pb2.SERVABLE_KIND_ADAPTER,
     "full": serving_pb2.SERVABLE_KIND_FULL,
+}
+_STATES = {
+    serving_pb2.REPLICA_STATE_FETCHING: ReplicaState.FETCHING,
+    serving_pb2.REPLICA_STATE_LOADING: ReplicaState.LOADING,
+    serving_pb2.REPLICA_STATE_PROBING: ReplicaState.PROBING,
+    serving_pb2.REPLICA_STATE_READY: ReplicaState.READY,
+    serving_pb2.REPLICA_STATE_FAILED: ReplicaState.FAILED,
 }
 
 
@@ -88,6 +96,27 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
         ]
         await self._usage.take_report(request.gateway_id, request.sequence, lines)
         return serving_pb2.ReportUsageResponse()
+
+    async def ReportReplicas(  # noqa: N802
+        self, request: serving_pb2.ReportReplicasRequest, context: Context
+    ) -> serving_pb2.ReportReplicasResponse:
+        """Takes what a gateway's engines hold, in the place of what it said before."""
+        self._authenticator.service(authorization_of(context))
+        replicas = [
+            Replica(
+                revision=replica.revision,
+                gateway=request.gateway_id,
+                engine=replica.engine,
+                state=_STATES[replica.state],
+                reason=replica.reason,
+                since=replica.since,
+                in_flight=replica.in_flight,
+            )
+            for replica in request.replicas
+            if replica.state in _STATES
+        ]
+        self._service.replicas.take(request.gateway_id, replicas)
+        return serving_pb2.ReportReplicasResponse()
 
 
 def _response(change: Change) -> serving_pb2.WatchModelsResponse:

@@ -104,6 +104,34 @@ async def test_a_gateway_follows_the_registry(core: Core, registry: RegistryServ
     assert await watch.read() == grpc.aio.EOF
 
 
+async def test_users_read_what_gateways_hold_of_a_model(core: Core, channel: grpc.aio.Channel) -> None:
+    revision = await publish_tuned_model(core, TUNED, await publish_base_model(core))
+    get = models_pb2.GetModelRequest(id=TUNED)
+
+    before = (await models_stub(channel).GetModel(get, metadata=USER)).model.serving
+    report = serving_pb2.ReportReplicasRequest(
+        gateway_id="g1",
+        replicas=[
+            serving_pb2.Replica(
+                revision=revision,
+                engine="base-1",
+                state=serving_pb2.REPLICA_STATE_FAILED,
+                reason="the proof failed",
+                since=7,
+            )
+        ],
+    )
+    await serving_stub(channel).ReportReplicas(report, metadata=GATEWAY)
+    after = (await models_stub(channel).GetModel(get, metadata=USER)).model.serving
+
+    assert (before.state, list(before.replicas)) == ("not_loaded", [])
+    assert (after.state, after.reason) == ("failed", "the proof failed")
+    assert [(one.gateway, one.engine, one.since) for one in after.replicas] == [("g1", "base-1", 7)]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await serving_stub(channel).ReportReplicas(report, metadata=USER)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_gateway_gets_the_files_of_tuned_and_base_revisions(core: Core, channel: grpc.aio.Channel) -> None:
     base_revision = await publish_base_model(core)
     revision = await publish_tuned_model(core, TUNED, base_revision)

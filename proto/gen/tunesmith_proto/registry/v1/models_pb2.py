@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/registry/v1/models.proto\x12\x15tunesmith.registry.v1\"6\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tunesmith.registry.v1.Model\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.tunesmith.registry.v1.Model\" \n\x12\x44\x65leteModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x13\x44\x65leteModelResponse\x12\n\n\x02id\x18\x01 \x01(\t2\xb5\x02\n\rModelsService\x12\x61\n\nListModels\x12(.tunesmith.registry.v1.ListModelsRequest\x1a).tunesmith.registry.v1.ListModelsResponse\x12[\n\x08GetModel\x12&.tunesmith.registry.v1.GetModelRequest\x1a\'.tunesmith.registry.v1.GetModelResponse\x12\x64\n\x0b\x44\x65leteModel\x12).tunesmith.registry.v1.DeleteModelRequest\x1a*.tunesmith.registry.v1.DeleteModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/registry/v1/models.proto\x12\x15tunesmith.registry.v1\"g\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12/\n\x07serving\x18\x04 \x01(\x0b\x32\x1e.tunesmith.registry.v1.Serving\"a\n\x07Serving\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x37\n\x08replicas\x18\x03 \x03(\x0b\x32%.tunesmith.registry.v1.ServingReplica\"r\n\x0eServingReplica\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tunesmith.registry.v1.Model\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.tunesmith.registry.v1.Model\" \n\x12\x44\x65leteModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x13\x44\x65leteModelResponse\x12\n\n\x02id\x18\x01 \x01(\t2\xb5\x02\n\rModelsService\x12\x61\n\nListModels\x12(.tunesmith.registry.v1.ListModelsRequest\x1a).tunesmith.registry.v1.ListModelsResponse\x12[\n\x08GetModel\x12&.tunesmith.registry.v1.GetModelRequest\x1a\'.tunesmith.registry.v1.GetModelResponse\x12\x64\n\x0b\x44\x65leteModel\x12).tunesmith.registry.v1.DeleteModelRequest\x1a*.tunesmith.registry.v1.DeleteModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.registry.v1.model
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL']._serialized_start=61
-  _globals['_MODEL']._serialized_end=115
-  _globals['_LISTMODELSREQUEST']._serialized_start=117
-  _globals['_LISTMODELSREQUEST']._serialized_end=136
-  _globals['_LISTMODELSRESPONSE']._serialized_start=138
-  _globals['_LISTMODELSRESPONSE']._serialized_end=204
-  _globals['_GETMODELREQUEST']._serialized_start=206
-  _globals['_GETMODELREQUEST']._serialized_end=235
-  _globals['_GETMODELRESPONSE']._serialized_start=237
-  _globals['_GETMODELRESPONSE']._serialized_end=300
-  _globals['_DELETEMODELREQUEST']._serialized_start=302
-  _globals['_DELETEMODELREQUEST']._serialized_end=334
-  _globals['_DELETEMODELRESPONSE']._serialized_start=336
-  _globals['_DELETEMODELRESPONSE']._serialized_end=369
-  _globals['_MODELSSERVICE']._serialized_start=372
-  _globals['_MODELSSERVICE']._serialized_end=681
+  _globals['_MODEL']._serialized_end=164
+  _globals['_SERVING']._serialized_start=166
+  _globals['_SERVING']._serialized_end=263
+  _globals['_SERVINGREPLICA']._serialized_start=265
+  _globals['_SERVINGREPLICA']._serialized_end=379
+  _globals['_LISTMODELSREQUEST']._serialized_start=381
+  _globals['_LISTMODELSREQUEST']._serialized_end=400
+  _globals['_LISTMODELSRESPONSE']._serialized_start=402
+  _globals['_LISTMODELSRESPONSE']._serialized_end=468
+  _globals['_GETMODELREQUEST']._serialized_start=470
+  _globals['_GETMODELREQUEST']._serialized_end=499
+  _globals['_GETMODELRESPONSE']._serialized_start=501
+  _globals['_GETMODELRESPONSE']._serialized_end=564
+  _globals['_DELETEMODELREQUEST']._serialized_start=566
+  _globals['_DELETEMODELREQUEST']._serialized_end=598
+  _globals['_DELETEMODELRESPONSE']._serialized_start=600
+  _globals['_DELETEMODELRESPONSE']._serialized_end=633
+  _globals['_MODELSSERVICE']._serialized_start=636
+  _globals['_MODELSSERVICE']._serialized_end=945
 # @@protoc_insertion_point(module_scope)

@@ -54,10 +54,8 @@ class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaS
     REPLICA_STATE_PROBING: _ReplicaState.ValueType  # 3
     """held against what the run recorded"""
     REPLICA_STATE_READY: _ReplicaState.ValueType  # 4
-    REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 5
-    """finishes its requests, takes no new ones"""
-    REPLICA_STATE_FAILED: _ReplicaState.ValueType  # 6
-    """never gets traffic"""
+    REPLICA_STATE_FAILED: _ReplicaState.ValueType  # 5
+    """gets no traffic"""
 
 class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper): ...
 
@@ -69,10 +67,8 @@ REPLICA_STATE_LOADING: ReplicaState.ValueType  # 2
 REPLICA_STATE_PROBING: ReplicaState.ValueType  # 3
 """held against what the run recorded"""
 REPLICA_STATE_READY: ReplicaState.ValueType  # 4
-REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 5
-"""finishes its requests, takes no new ones"""
-REPLICA_STATE_FAILED: ReplicaState.ValueType  # 6
-"""never gets traffic"""
+REPLICA_STATE_FAILED: ReplicaState.ValueType  # 5
+"""gets no traffic"""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
 @_typing.final
@@ -514,24 +510,20 @@ class ReportReplicasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GATEWAY_ID_FIELD_NUMBER: _builtins.int
-    URL_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """new with each start of a gateway"""
-    url: _builtins.str
-    """where the control plane reaches this gateway"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
     def __init__(
         self,
         *,
         gateway_id: _builtins.str = ...,
-        url: _builtins.str = ...,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "replicas", b"replicas", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,90 @@
+"""Owns telling the control plane what this gateway's engines hold, so that users can read why a model does not answer.
+
+It must not know how engines come to hold something, or how a report travels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+_LOOK_SECONDS = 0.5
+_REPEAT_SECONDS = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+class ReplicaState(StrEnum):
+    """How far an engine is with a revision."""
+
+    FETCHING = "fetching"
+    LOADING = "loading"
+    PROBING = "probing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One revision in one engine; `reason` is why it failed, `in_flight` the requests being answered."""
+
+    revision: str
+    engine: str
+    state: ReplicaState
+    reason: str = ""
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """A replica and the Unix second since which it is in its state."""
+
+    replica: Replica
+    since: int
+
+
+class ReportLost(Exception):
+    """The control plane did not say that it has the report."""
+
+
+class ReplicaReports:
+    """Sends what `replicas` gives at each change of a state, and now and then; `send` may raise ReportLost."""
+
+    def __init__(
+        self,
+        replicas: Callable[[], Iterable[Replica]],
+        send: Callable[[Sequence[Aged]], Awaitable[None]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._replicas = replicas
+        self._send = send
+        self._clock = clock
+        self._since: dict[tuple[str, str], tuple[ReplicaState, int]] = {}
+        self._sent_at = float("-inf")
+
+    async def run(self) -> None:
+        """Reports for ever."""
+        while True:
+            try:
+                await self.look()
+            except ReportLost as error:
+                _log.warning("what the engines hold is not reported: %s", error)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Sends a report if a state has changed since the last one, or if that is long ago."""
+        now = self._clock()
+        replicas = list(self._replicas())
+        since: dict[tuple[str, str], tuple[ReplicaState, int]] = {}
+        for replica in replicas:
+            key = (replica.engine, replica.revision)
+            state, at = self._since.get(key, (None, 0))
+            since[key] = (replica.state, at if state is replica.state else int(now))
+        if since == self._since and now - self._sent_at < _REPEAT_SECONDS:
+            return
+        await self._send([Aged(replica, since[replica.engine, replica.revision][1]) for replica in replicas])
+        self._since, self._sent_at = since, now
