@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test soak lint format proto lock clean
+.PHONY: help install quickstart test clusters soak lint format proto lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 22
@@ -17,6 +17,10 @@ quickstart: install ## Fine-tune the bundled model, serve it, show before and af
 
 test: install ## Run everything that needs no GPU
 	@$(VENV_PYTHON) -m pytest
+
+clusters: install ## Install Slurm and munge (as root, on Debian) and run what needs them
+	@sh tests/install_clusters.sh
+	@$(VENV_PYTHON) -m pytest -m cluster
 
 soak: install ## Run what takes long: faults at every step, fuzzing, whole weights end to end
 	@$(VENV_PYTHON) -m pytest -m soak

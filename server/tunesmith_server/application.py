@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,7 +25,9 @@ from tunesmith_server.config import Settings
 from tunesmith_server.core import Core
 from tunesmith_server.db import migrate
 from tunesmith_server.db.session import Database
+from tunesmith_server.executors.base import Executor
 from tunesmith_server.executors.local import LocalExecutor
+from tunesmith_server.executors.slurm import SlurmExecutor, SlurmSettings
 from tunesmith_server.files import endpoints as files_endpoints
 from tunesmith_server.files import upload_endpoints
 from tunesmith_server.files.service import FilesService
@@ -231,9 +234,14 @@ def _bound(add: Callable[[Any, Any], None], servicer: object) -> Register:
     return lambda server: add(servicer, server)
 
 
-def _executor(settings: Settings) -> LocalExecutor:
+def _executor(settings: Settings) -> Executor:
     command = (str(settings.trainer_python), "-m", "tunesmith_trainer", "run")
-    return LocalExecutor(settings.home / "runs", settings.cache_dir, command, settings.max_concurrent_runs)
+    slots = settings.max_concurrent_runs
+    if settings.executor == "slurm":
+        folder = settings.slurm_folder or settings.home / "runs"
+        slurm = SlurmSettings(slots, settings.slurm_gres, shlex.split(settings.slurm_options))
+        return SlurmExecutor(folder, settings.cache_dir, command, slurm)
+    return LocalExecutor(settings.home / "runs", settings.cache_dir, command, slots)
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:

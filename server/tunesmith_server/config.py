@@ -42,7 +42,14 @@ class Settings(BaseSettings):
     """SQLAlchemy URL, `sqlite:///…` or `postgresql://…`; empty: `home`/tunesmith.db."""
     storage_url: str = ""
     """`file:///folder` or `s3://bucket/prefix`; empty: `home`/objects."""
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "slurm"] = "local"
+    """Where runs run; `deploy/README.md` has a section on each."""
+    slurm_folder: Path | None = None
+    """Run folders, on a file system that all nodes have at this path; unset: `home`/runs."""
+    slurm_gres: str = ""
+    """The generic resource that one device is, such as `gpu`; empty: runs ask for none."""
+    slurm_options: str = ""
+    """Further options of sbatch, such as `--partition=gpu --time=1-0 --mem=64G`."""
     base_models: Path | None = None
     """YAML catalogue; unset: the bundled SmolLM2-135M-Instruct only."""
     cache_dir: Path = Field(default_factory=default_cache_dir)
@@ -75,7 +82,7 @@ class Settings(BaseSettings):
     max_context_length: int | None = None
     """Tokens per row that serving accepts; unset: the base model's own limit."""
     max_concurrent_runs: int = 1
-    """Training runs at once on a machine without GPUs; with GPUs, as many as their devices allow."""
+    """Training runs at once on a machine without GPUs, and on Slurm; else as many as the GPUs allow."""
     max_concurrent_preflights: int = 1
     """They run on the CPU beside training runs and take no device."""
     heartbeat_interval_seconds: int = 5

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc.aio
 import httpx
@@ -22,6 +22,9 @@ from tests.support.core import open_core
 from tests.support.fake_importer import write_fake_importer
 from tunesmith_server import application as wiring
 from tunesmith_server.application import Application
+from tunesmith_server.config import Settings
+from tunesmith_server.executors.local import LocalExecutor
+from tunesmith_server.executors.slurm import SlurmExecutor
 from tunesmith_server.inference_proxy import InferenceProxy
 
 ROUTES = {
@@ -151,3 +154,9 @@ async def test_what_ended_runs_left_is_swept(tmp_path: Path) -> None:
     async with asyncio.timeout(30):
         while any(orphan.exists() for orphan in orphans):  # noqa: ASYNC110 (files)
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("local", LocalExecutor), ("slurm", SlurmExecutor)])
+def test_the_settings_choose_the_executor(tmp_path: Path, name: Literal["local", "slurm"], kind: type) -> None:
+    settings = Settings(home=tmp_path, executor=name, slurm_options="--partition='my gpus'")
+    assert isinstance(wiring._executor(settings), kind)

@@ -155,7 +155,7 @@ class LocalExecutor:
             # The session is read before the exit code: a run that ends in between must not look gone.
             session = _Session.read(folder)
             alive = session is not None and session.supervisor_lives()
-            exit_code = _read_exit_code(folder)
+            exit_code = supervisor.read_exit_code(folder)
             if exit_code is not None:
                 return Observation(RunState.EXITED, exit_code)
             if alive or (session is not None and any(session.members())):
@@ -253,10 +253,3 @@ class _Session:
         while time.monotonic() < deadline and self.lives():
             self.signal(signal.SIGKILL)
             time.sleep(_POLL_SECONDS)
-
-
-def _read_exit_code(folder: Path) -> int | None:
-    try:
-        return int((folder / supervisor.EXIT_CODE_FILE).read_text())
-    except FileNotFoundError:
-        return None

@@ -23,16 +23,21 @@ def list_devices(slots: int) -> tuple[str, ...]:
 
     Raises UnavailableError when there is a driver that does not answer: a GPU that is busy starting is not absent.
     """
-    return _gpus() or tuple(f"{_SLOT}{number}" for number in range(slots))
+    return _driver_gpus() or tuple(f"{_SLOT}{number}" for number in range(slots))
 
 
 def environment(devices: tuple[str, ...]) -> Mapping[str, str]:
     """What a run is told of its GPUs; nothing where it has none. A preflight may look at all, but takes no memory."""
-    gpus = [device for device in devices if not device.startswith(_SLOT)]
-    return {VISIBLE: ",".join(gpus)} if gpus else {}
+    named = gpus(devices)
+    return {VISIBLE: ",".join(named)} if named else {}
 
 
-def _gpus() -> tuple[str, ...]:
+def gpus(devices: tuple[str, ...]) -> list[str]:
+    """Those of the devices that are GPUs and no slots."""
+    return [device for device in devices if not device.startswith(_SLOT)]
+
+
+def _driver_gpus() -> tuple[str, ...]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()

@@ -41,6 +41,14 @@ def open_log(folder: Path) -> BinaryIO:
     return os.fdopen(os.open(folder / LOG_FILE, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "ab")
 
 
+def read_exit_code(folder: Path) -> int | None:
+    """What the run in the folder ended with; None when it has not, or its supervisor could not say."""
+    try:
+        return int((folder / EXIT_CODE_FILE).read_text())
+    except FileNotFoundError:
+        return None
+
+
 def boot_id() -> str:
     """Differs after every boot, so that process ids of an earlier one are not believed."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
