@@ -26,6 +26,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.db import migrate
 from tunesmith_server.db.session import Database
 from tunesmith_server.executors.base import Executor
+from tunesmith_server.executors.docker import DockerExecutor, DockerSettings
 from tunesmith_server.executors.local import LocalExecutor
 from tunesmith_server.executors.slurm import SlurmExecutor, SlurmSettings
 from tunesmith_server.files import endpoints as files_endpoints
@@ -78,6 +79,7 @@ from tunesmith_server.webhooks.wiring import WebhooksPart
 
 _SWEEP_SECONDS = 900.0
 _RELAY_SECONDS = 1.0
+_TRAINER = ("-m", "tunesmith_trainer", "run")
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ class Application:
         self._sweeps = (CheckpointRetention(core), RunsSweep(core), RevisionsSweep(core))
         self._proxy = proxy
         self._importer = BaseModelImporter(core, self._registry.changes, progress)
-        executor = _executor(core.settings)
+        executor = _executor(core.settings, core.signer)
         self._scheduling = Scheduling(core, executor)
         outlook = Outlook(core, executor)
         self._fine_tunes = FineTunesService(core, self._scheduling.wake, outlook)
@@ -234,14 +236,28 @@ def _bound(add: Callable[[Any, Any], None], servicer: object) -> Register:
     return lambda server: add(servicer, server)
 
 
-def _executor(settings: Settings) -> Executor:
-    command = (str(settings.trainer_python), "-m", "tunesmith_trainer", "run")
+def _executor(settings: Settings, signer: Signer) -> Executor:
     slots = settings.max_concurrent_runs
+    if settings.executor == "docker":
+        return DockerExecutor(
+            ("python3", *_TRAINER),
+            DockerSettings(
+                installation=signer.sign("installation", "docker")[:16],
+                image=settings.docker_image,
+                socket=settings.docker_socket,
+                network=settings.docker_network,
+                cache_volume=settings.docker_cache_volume,
+                memory_bytes=settings.docker_memory_bytes,
+                process_limit=settings.docker_process_limit,
+                slots=slots,
+            ),
+        )
+    command = (str(settings.trainer_python), *_TRAINER)
+    folder = settings.home / "runs"
     if settings.executor == "slurm":
-        folder = settings.slurm_folder or settings.home / "runs"
         slurm = SlurmSettings(slots, settings.slurm_gres, shlex.split(settings.slurm_options))
-        return SlurmExecutor(folder, settings.cache_dir, command, slurm)
-    return LocalExecutor(settings.home / "runs", settings.cache_dir, command, slots)
+        return SlurmExecutor(settings.slurm_folder or folder, settings.cache_dir, command, slurm)
+    return LocalExecutor(folder, settings.cache_dir, command, slots)
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:

@@ -42,8 +42,18 @@ class Settings(BaseSettings):
     """SQLAlchemy URL, `sqlite:///…` or `postgresql://…`; empty: `home`/tunesmith.db."""
     storage_url: str = ""
     """`file:///folder` or `s3://bucket/prefix`; empty: `home`/objects."""
-    executor: Literal["local", "slurm"] = "local"
+    executor: Literal["local", "docker", "slurm"] = "local"
     """Where runs run; `deploy/README.md` has a section on each."""
+    docker_image: str = "tunesmith-trainer"
+    docker_socket: Path = Path("/var/run/docker.sock")
+    docker_network: str = "bridge"
+    """What containers of runs are attached to: a network of the daemon's, `host` or `none`."""
+    docker_cache_volume: str = "tunesmith-cache"
+    """Where base models are kept between runs."""
+    docker_memory_bytes: int | None = Field(default=None, ge=1)
+    """Bound of a run's main memory; unset: that of the machine."""
+    docker_process_limit: int = Field(default=4096, ge=1)
+    """Processes and threads that a run may have."""
     slurm_folder: Path | None = None
     """Run folders, on a file system that all nodes have at this path; unset: `home`/runs."""
     slurm_gres: str = ""

@@ -22,7 +22,9 @@ from tests.support.core import open_core
 from tests.support.fake_importer import write_fake_importer
 from tunesmith_server import application as wiring
 from tunesmith_server.application import Application
+from tunesmith_server.auth import Signer
 from tunesmith_server.config import Settings
+from tunesmith_server.executors.docker import DockerExecutor
 from tunesmith_server.executors.local import LocalExecutor
 from tunesmith_server.executors.slurm import SlurmExecutor
 from tunesmith_server.inference_proxy import InferenceProxy
@@ -156,7 +158,11 @@ async def test_what_ended_runs_left_is_swept(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("local", LocalExecutor), ("slurm", SlurmExecutor)])
-def test_the_settings_choose_the_executor(tmp_path: Path, name: Literal["local", "slurm"], kind: type) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("local", LocalExecutor), ("docker", DockerExecutor), ("slurm", SlurmExecutor)]
+)
+def test_the_settings_choose_the_executor(
+    tmp_path: Path, name: Literal["local", "docker", "slurm"], kind: type
+) -> None:
     settings = Settings(home=tmp_path, executor=name, slurm_options="--partition='my gpus'")
-    assert isinstance(wiring._executor(settings), kind)
+    assert isinstance(wiring._executor(settings, Signer(b"secret")), kind)
