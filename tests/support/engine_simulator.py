@@ -263,16 +263,17 @@ def _content(path: Path) -> str:
 
 
 def main() -> None:
-    """Serves on a unix socket until SIGTERM."""
+    """Serves on a unix socket, or for those who know only ports on one of loopback, until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--served-model-name", required=True)
-    parser.add_argument("--uds", required=True)
+    parser.add_argument("--uds")
+    parser.add_argument("--port", type=int, default=0)
     arguments, _ = parser.parse_known_args()
     if "DoesNotStart" in (arguments.model / "config.json").read_text():
         sys.exit("this architecture is not supported")
     app = create_app(Simulator(arguments.served_model_name, arguments.model))
-    uvicorn.run(app, uds=arguments.uds, log_level="warning")
+    uvicorn.run(app, uds=arguments.uds, port=arguments.port, log_level="warning")
 
 
 if __name__ == "__main__":
