@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 
 import uvicorn
+import uvloop
 
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -23,7 +24,7 @@ def main() -> None:
     """Serves until SIGTERM or SIGINT, then lets running answers end and stops the engines."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    asyncio.run(_serve(Settings()))
+    uvloop.run(_serve(Settings()))
 
 
 class _Server(uvicorn.Server):

@@ -5,6 +5,7 @@ It must not know how keys are stored or where the control plane is.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -44,7 +45,7 @@ class KeysUnavailable(Exception):
 
 
 class Authenticator:
-    """Answers who a bearer key belongs to, asking `lookup` only when it does not remember.
+    """Answers who a bearer key belongs to, asking `lookup` only when it does not remember, once at a time for a key.
 
     `lookup` raises KeyRejected or KeysUnavailable. Only hashes of keys are kept.
     """
@@ -55,6 +56,7 @@ class Authenticator:
         self._lookup = lookup
         self._clock = clock
         self._remembered: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[Principal]] = {}
 
     async def principal(self, authorization: str | None) -> Principal:
         """Who sent this Authorization header; raises 401, or 503 when nobody can tell."""
@@ -66,18 +68,41 @@ class Authenticator:
         seen, principal = self._remembered.get(digest, (float("-inf"), None))
         age = self._clock() - seen
         if principal is not None and age < FRESH_SECONDS:
+            if age > FRESH_SECONDS / 2:
+                # Asked again ahead of time: a key that is in use all the time never makes a request wait.
+                self._ask(digest, key)
             return principal
+        asking = self._ask(digest, key)
+        await asyncio.wait({asking})
         try:
-            found = await self._lookup(key)
+            return asking.result()
         except KeyRejected as refusal:
-            self._remembered.pop(digest, None)
             raise refusal.error from None
         except KeysUnavailable:
             if principal is not None and age < OUTAGE_SECONDS:
                 return principal
             raise control_plane_unavailable() from None
-        self._remember(digest, found)
-        return found
+
+    def _ask(self, digest: bytes, key: str) -> asyncio.Task[Principal]:
+        """The one look-up of a key that is under way, begun if there is none."""
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = self._asking[digest] = asyncio.create_task(self._look_up(digest, key))
+            # A failure is for those who wait; where nobody does, the next request finds out.
+            asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return asking
+
+    async def _look_up(self, digest: bytes, key: str) -> Principal:
+        try:
+            found = await self._lookup(key)
+        except KeyRejected:
+            self._remembered.pop(digest, None)
+            raise
+        else:
+            self._remember(digest, found)
+            return found
+        finally:
+            del self._asking[digest]
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._remembered[digest] = (self._clock(), principal)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.support.clock import MovableClock
@@ -19,9 +21,14 @@ class _ControlPlane:
         self.asked = 0
         self.up = True
         self.keys = {"good": "p1"}
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.answered = asyncio.Event()
 
     async def lookup(self, key: str) -> Principal:
+        await self.answering.wait()
         self.asked += 1
+        self.answered.set()
         if not self.up:
             raise KeysUnavailable
         if key not in self.keys:
@@ -52,6 +59,23 @@ async def test_a_key_is_asked_for_once_in_a_while(
     assert control_plane.asked == 1
     clock.advance(FRESH_SECONDS)
     await authenticator.principal("bearer good")
+    assert control_plane.asked == 2
+
+
+async def test_many_requests_at_once_ask_once_and_a_busy_key_is_asked_for_ahead_of_time(
+    authenticator: Authenticator, control_plane: _ControlPlane, clock: MovableClock
+) -> None:
+    await asyncio.gather(*(authenticator.principal("Bearer good") for _ in range(20)))
+    assert control_plane.asked == 1
+    clock.advance(FRESH_SECONDS - 1)
+    control_plane.answering.clear()
+    control_plane.answered.clear()
+    for _ in range(20):
+        await authenticator.principal("Bearer good")  # nobody waits for the answer
+    control_plane.answering.set()
+    await asyncio.wait_for(control_plane.answered.wait(), 10)
+    clock.advance(2)
+    await authenticator.principal("Bearer good")
     assert control_plane.asked == 2
 
 
