@@ -82,7 +82,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route, wrong method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
-    message = "There is no such route here. Inference is at /v1/chat/completions and /v1/completions, with POST."
+    message = (
+        "There is no such route here. Inference is at /v1/chat/completions, /v1/completions, /v1/responses, with POST."
+    )
     return error_response(GatewayError(status, code, message))
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from tunesmith_inference import responses
 from tunesmith_inference.auth import Authenticator, Principal
 from tunesmith_inference.config import Settings
 from tunesmith_inference.deployment import Target
@@ -26,6 +28,7 @@ from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
+from tunesmith_inference.responses_stream import response_events
 from tunesmith_inference.revisions import NotFetched
 from tunesmith_inference.router import Servable, route
 from tunesmith_inference.served_set import Unservable
@@ -67,6 +70,13 @@ def router(gateway: Gateway) -> APIRouter:
     async def completions(request: Request) -> Response:
         return await _infer(gateway, request, Route.COMPLETIONS)
 
+    @routes.post(Route.RESPONSES)
+    async def responses_api(request: Request) -> Response:
+        try:
+            return await _infer(gateway, request, Route.RESPONSES)
+        except GatewayError as error:
+            raise responses.in_its_words(error) from None
+
     @routes.get("/health")
     async def health() -> Response:
         return JSONResponse({"status": "ok", "engines": gateway.fleet.states()})
@@ -105,12 +115,15 @@ async def _answer(
         raise tools_unsupported(asked.tools_at)
     body = _engine_body(asked, target, principal)
     meter = partial(gateway.usage.count_tokens, principal, asked.model)
+    response = asked.response_to and responses.begun(asked.response_to, f"resp_{secrets.token_hex(16)}", time.time())
     if asked.stream:
         chunks = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
+        if response:
+            return _StreamedAnswer(response_events(chunks, response, meter), stack.pop_all())
         return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
     answer = await _unless_gone(request, target.client.answer(asked.route, body))
     meter(answer.get("usage") or {})
-    return JSONResponse(public(answer, asked.model))
+    return JSONResponse(responses.answered(response, answer) if response else public(answer, asked.model))
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -44,6 +44,17 @@ def invalid_request(code: str, message: str, param: str | None = None) -> Gatewa
     return GatewayError(400, code, message, param=param)
 
 
+def missing_parameter(name: str) -> GatewayError:
+    """400: a parameter that the route cannot do without."""
+    return invalid_request("missing_required_parameter", f"`{name}` is required.", name)
+
+
+def unknown_parameter(name: str) -> GatewayError:
+    """400: a parameter that means nothing here, which would be ignored in silence otherwise."""
+    shown = name[:80]
+    return invalid_request("unknown_parameter", f"`{shown}` is not supported. Remove it or check its spelling.", shown)
+
+
 def tools_unsupported(param: str) -> GatewayError:
     """400: the model's chat template has no place for tools, so the model would never hear of them."""
     message = (

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Never
 
-from tunesmith_inference.errors import invalid_request
+from tunesmith_inference import responses
+from tunesmith_inference.errors import invalid_request, missing_parameter, unknown_parameter
 
 
 class Route(StrEnum):
-    """The inference routes, with the same path here and in the engine."""
+    """The inference routes. Responses are made of chat completions; the others have the same path in the engine."""
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    RESPONSES = "/v1/responses"
 
 
 _BOTH = frozenset(
@@ -81,13 +83,17 @@ _MAX_DEPTH = 64
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """A checked request. `parameters` go to the engine; `model` is still the client's name."""
+    """A checked request. `parameters` go to the engine's `route`; `model` is still the client's name.
+
+    `response_to` is the body where a response of the Responses API is to be made of the answer.
+    """
 
     route: Route
     model: str
     stream: bool
     usage_wanted: bool
     parameters: Mapping[str, Any]
+    response_to: Mapping[str, Any] | None = None
 
     @property
     def tools_at(self) -> str | None:
@@ -103,9 +109,15 @@ def parse(route: Route, content: bytes) -> InferenceRequest:
     body = {name: value for name, value in _json_object(content).items() if value is not None}
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise _missing("model") if model is None else invalid_request("invalid_type", "`model` is a name.", "model")
+        raise (
+            missing_parameter("model")
+            if model is None
+            else invalid_request("invalid_type", "`model` is a name.", "model")
+        )
+    if route is Route.RESPONSES:
+        return _parse_response(model, body)
     if _CONTENT[route] not in body:
-        raise _missing(_CONTENT[route])
+        raise missing_parameter(_CONTENT[route])
     parameters = {name: value for name, value in body.items() if _passes(route, name, value)}
     _check_values(route, parameters)
     options = parameters.get("stream_options") or {}
@@ -113,6 +125,13 @@ def parse(route: Route, content: bytes) -> InferenceRequest:
     return InferenceRequest(
         route, model, stream=stream, usage_wanted=options.get("include_usage") is True, parameters=parameters
     )
+
+
+def _parse_response(model: str, body: dict[str, Any]) -> InferenceRequest:
+    parameters = responses.chat_parameters(body, _OPEN_WEIGHTS)
+    _check_values(Route.CHAT, parameters)
+    stream = parameters.get("stream", False)
+    return InferenceRequest(Route.CHAT, model, stream, usage_wanted=True, parameters=parameters, response_to=body)
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
@@ -135,8 +154,7 @@ def _passes(route: Route, name: str, value: object) -> bool:
         return True
     if name in _IGNORED or (name == "best_of" and value == 1):
         return False
-    shown = name[:80]
-    raise invalid_request("unknown_parameter", f"`{shown}` is not supported. Remove it or check its spelling.", shown)
+    raise unknown_parameter(name)
 
 
 def _check_values(route: Route, parameters: dict[str, Any]) -> None:
@@ -167,10 +185,6 @@ def _check_message(message: object) -> None:
     is_text = all(isinstance(part, dict) and part.get("type") in ("text", "refusal") for part in parts)
     if not is_text or not isinstance(content, (str, list, type(None))):
         raise invalid_request("invalid_value", "Message content must be text.", "messages")
-
-
-def _missing(name: str) -> Exception:
-    return invalid_request("missing_required_parameter", f"`{name}` is required.", name)
 
 
 def _refuse_constant(constant: str) -> Never:

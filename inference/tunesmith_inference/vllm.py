@@ -217,6 +217,8 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 def _param_at_fault(param: str, sent: Mapping[str, Any]) -> str | None:
     """`messages.0` out of `body.messages.0.SomeUnionBranch.content`; None for what the client did not send."""
     names = param.removeprefix("body.").split(".")
+    if names[0] == "max_tokens" and "max_completion_tokens" in sent:
+        return "max_completion_tokens"  # which is newer, and the same to engines
     if names[0] not in sent:
         return None
     return ".".join(itertools.takewhile(lambda name: not name[:1].isupper(), names))

@@ -52,6 +52,7 @@ ROUTES = {
     "GET /v1/usage",
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "POST /v1/files",
     "POST /v1/fine_tuning/jobs",
     "POST /v1/fine_tuning/jobs/{job_id}/cancel",

@@ -65,6 +65,7 @@ NOTHING_OF_OTHERS = {
     # Answered by the gateway, whose own tests ask for other projects' models.
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
 }
 """They take no ids and show nothing that is stored for a project."""
 

@@ -52,6 +52,7 @@ class Simulator:
         self.adapters: dict[str, str] = {}
         self.loads = 0
         self.asked: Counter[str] = Counter()
+        self.formats: list[Any] = []
         self.aborted = 0
         self.running = 0
 
@@ -65,6 +66,7 @@ class Simulator:
             "adapters": list(self.adapters),
             "loads": self.loads,
             "asked": self.asked,
+            "formats": self.formats,
             "aborted": self.aborted,
             "running": self.running,
         }
@@ -136,6 +138,7 @@ async def _answer(
     simulator: Simulator, request: Request, body: dict[str, Any], prompt: list[int], text: str, *, is_chat: bool
 ) -> Response:
     simulator.asked[body["model"]] += 1
+    simulator.formats += [body["response_format"]] if "response_format" in body else []
     weights = simulator.weights_of(body["model"])
     if weights is None:
         return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")

@@ -137,7 +137,7 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("models.read", None, ("GET /v1/models/{model}", f"{_MODELS}/GetModel")),
     ("models.read", None, ("GET /v1/model_archives/{model}",)),
     ("models.write", "model.deleted", ("DELETE /v1/models/{model}", f"{_MODELS}/DeleteModel")),
-    (INFERENCE, None, ("POST /v1/chat/completions", "POST /v1/completions")),
+    (INFERENCE, None, ("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses")),
     ("webhooks", "webhook_endpoint.created", (f"POST {_HOOKS}", f"{_WEBHOOKS}/CreateWebhookEndpoint")),
     ("webhooks", "webhook_endpoint.updated", (f"POST {_HOOK}", f"{_WEBHOOKS}/UpdateWebhookEndpoint")),
     ("webhooks", "webhook_endpoint.deleted", (f"DELETE {_HOOK}", f"{_WEBHOOKS}/DeleteWebhookEndpoint")),
