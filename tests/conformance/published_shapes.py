@@ -45,7 +45,6 @@ ROUTES: dict[tuple[str, str], str] = {
     ("DELETE", rf"/models/{_ID}"): "DeleteModelResponse",
     ("POST", "/chat/completions"): "CreateChatCompletionResponse",
     ("POST", "/completions"): "CreateCompletionResponse",
-    ("POST", "/responses"): "Response",
     ("GET", "/organization/projects"): "ProjectListResponse",
     ("POST", "/organization/projects"): "Project",
     ("GET", _PROJECT): "Project",

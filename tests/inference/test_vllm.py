@@ -47,6 +47,7 @@ CALL = {
     "logit_bias": NO_BLANKS,
     "tools": [{"type": "function", "function": {"name": "say", "parameters": ONE_OF_TWO}}],
     "tool_choice": "required",
+    "parallel_tool_calls": False,
 }
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -242,6 +242,14 @@ def inference(client: OpenAI, model: str) -> None:
         assert (text.object, bool(text.choices[0].text)) == ("text_completion", True)
     with call("completions.create(stream)"):
         assert len(list(client.completions.create(model=BASE, prompt="Say a.", max_tokens=4, stream=True))) >= 4
+    if hasattr(client, "responses"):
+        with call("responses.create"):
+            response = client.responses.create(model=model, input="Say a.", max_output_tokens=4)
+            assert (response.object, response.model, response.status) == ("response", model, "incomplete")
+            assert response.output_text
+        with call("responses.create(stream)"):
+            events = list(client.responses.create(model=model, input="Say a.", max_output_tokens=4, stream=True))
+            assert (events[0].type, events[-1].type) == ("response.created", "response.incomplete")
     with call("chat.completions of an unknown model"):
         raises(
             openai.NotFoundError,
