@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -47,7 +48,12 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         limits, ledger = RateLimiter(), Ledger(registry.report_usage)
         keys = Authenticator(registry.authenticate)
         gateway = Gateway(settings, keys, registry, fleet, limits, Usage(limits, ledger))
-        following = asyncio.create_task(registry.follow(lambda: fleet.follow(registry.models.values())))
+
+        def changed() -> None:
+            fleet.follow(registry.models.values())
+            gateway.usage.models.keep_only(registry.models)
+
+        following = asyncio.create_task(registry.follow(changed))
         running = asyncio.create_task(fleet.run())
         reporting = asyncio.create_task(ledger.run())
         telling = asyncio.create_task(ReplicaReports(fleet.replicas, registry.report_replicas).run())
@@ -65,16 +71,17 @@ def create_app(gateway: Gateway) -> FastAPI:
     """The routes of a gateway whose parts run already."""
     app = FastAPI(title="Tunesmith gateway", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router(gateway))
-    app.add_exception_handler(GatewayError, _answer_error)
+    app.add_exception_handler(GatewayError, partial(_answer_error, gateway.usage))
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientGone, _answer_nobody)
     app.add_middleware(_Accounts, usage=gateway.usage)
     return app
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
+async def _answer_error(usage: Usage, request: Request, error: Exception) -> Response:
     if not isinstance(error, GatewayError):
         raise error
+    usage.count_error(error.code)
     return error_response(error)
 
 

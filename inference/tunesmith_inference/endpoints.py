@@ -25,6 +25,7 @@ from tunesmith_inference.config import Settings
 from tunesmith_inference.deployment import Target
 from tunesmith_inference.errors import GatewayError, model_loading, model_unservable, tools_unsupported
 from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.model_metrics import ModelWatch
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
@@ -83,6 +84,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
+        gateway.usage.models.show(gateway.fleet.replicas())
         return Response(gateway.usage.exposition(), media_type="text/plain; version=0.0.4")
 
     return routes
@@ -95,9 +97,9 @@ async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
     while True:
         async with contextlib.AsyncExitStack() as stack:
-            target = await _unless_gone(request, _target(gateway, asked, principal, stack, deadline))
+            found = await _unless_gone(request, _found(gateway, asked, principal, stack, deadline))
             try:
-                return await _answer(gateway, request, asked, principal, target, stack)
+                return await _answer(gateway, request, asked, principal, found, stack)
             except EngineUnavailable:
                 # It had not begun: nothing is lost by asking the engine that takes its place.
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -108,16 +110,18 @@ async def _answer(
     request: Request,
     asked: InferenceRequest,
     principal: Principal,
-    target: Target,
+    found: tuple[Target, ModelWatch],
     stack: contextlib.AsyncExitStack,
 ) -> Response:
+    target, watch = found
     if asked.tools_at is not None and not target.takes_tools:
         raise tools_unsupported(asked.tools_at)
     body = _engine_body(asked, target, principal)
     meter = partial(gateway.usage.count_tokens, principal, asked.model)
     response = asked.response_to and responses.begun(asked.response_to, f"resp_{secrets.token_hex(16)}", time.time())
     if asked.stream:
-        chunks = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
+        stream = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
+        chunks = watch.noting_first(stream)
         if response:
             return _StreamedAnswer(response_events(chunks, response, meter), stack.pop_all())
         return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
@@ -135,18 +139,24 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(content)
 
 
-async def _target(
+async def _found(
     gateway: Gateway,
     asked: InferenceRequest,
     principal: Principal,
     stack: contextlib.AsyncExitStack,
     deadline: float,
-) -> Target:
-    """What answers the request, held in `stack`; waits for engine and model until `deadline` on the loop's clock."""
+) -> tuple[Target, ModelWatch]:
+    """What answers the request and what measures it, held in `stack`.
+
+    Waits for engine and model until `deadline` on the loop's clock.
+    """
     try:
         async with asyncio.timeout_at(deadline):
             servable = await _route(gateway.registry, asked.model, principal.project_id)
-            return await stack.enter_async_context(gateway.fleet.lease(servable))
+            watch = stack.enter_context(gateway.usage.models.watch(asked.model))
+            target = await stack.enter_async_context(gateway.fleet.lease(servable))
+            watch.found()
+            return target, watch
     except (TimeoutError, NotFetched):
         raise model_loading() from None
     except Unservable:

@@ -11,13 +11,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from tunesmith_inference.auth import Principal
 from tunesmith_inference.ledger import Ledger
+from tunesmith_inference.model_metrics import ModelMetrics
 from tunesmith_inference.rate_limits import RateLimiter
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Usage:
-    """The counters of one gateway; what keys use goes on to their limits and to the ledger."""
+    """The counters of one gateway, `models` those by model; what keys use goes on to their limits and the ledger."""
 
     def __init__(self, limits: RateLimiter, ledger: Ledger) -> None:
         self._limits = limits
@@ -36,15 +37,24 @@ class Usage:
         self._tokens = Counter(
             "tunesmith_gateway_tokens", "Tokens.", ["project", "key", "direction"], registry=self._registry
         )
+        self._errors = Counter(
+            "tunesmith_gateway_errors", "Refusals and failures by their code.", ["code"], registry=self._registry
+        )
+        self.models = ModelMetrics(self._registry)
 
     def count_request(self, route: str, status: str, seconds: float) -> None:
         """One answered request; `route` is a template, so that its values stay few."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
+    def count_error(self, code: str) -> None:
+        """One request that was refused or failed, by its stable code."""
+        self._errors.labels(code).inc()
+
     def count_tokens(self, principal: Principal, model: str, usage: dict[str, Any]) -> None:
         """An engine's usage object, prompt_tokens and completion_tokens, of one answer under the name `model`."""
         self._ledger.add(principal, model, usage)
+        self.models.count_tokens(model, usage)
         self._limits.spend(principal, (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0))
         for direction, field in (("in", "prompt_tokens"), ("out", "completion_tokens")):
             counter = self._tokens.labels(principal.project_id, principal.key_id, direction)

@@ -189,6 +189,32 @@ async def test_metrics_count_requests_and_tokens(gateway: GatewayUnderTest) -> N
     assert 'tunesmith_gateway_tokens_total{direction="out",key="key-p1",project="p1"}' in text
 
 
+async def test_metrics_tell_how_each_model_does_until_it_is_deleted(gateway: GatewayUnderTest) -> None:
+    name = "ft:tiny:p1:metered:1"
+    revision = gateway.add_adapter(name, "metered")
+    await gateway.chat(name, "one two", max_tokens=4)
+    await gateway.chat(name, "one two", max_tokens=4, stream=True)
+    await gateway.chat("nothing")
+    text = (await gateway.http.get("/metrics")).text
+    for line in (
+        f'tunesmith_gateway_model_in_flight{{model="{name}"}} 0.0',
+        f'tunesmith_gateway_model_wait_seconds_count{{model="{name}"}} 2.0',
+        f'tunesmith_gateway_model_first_token_seconds_count{{model="{name}"}} 1.0',
+        f'tunesmith_gateway_model_tokens_total{{direction="in",model="{name}"}} 4.0',
+        f'tunesmith_gateway_model_tokens_total{{direction="out",model="{name}"}} 8.0',
+        'tunesmith_gateway_errors_total{code="model_not_found"}',
+        f'revision="{revision[:16]}",state="ready"}} 1.0',
+    ):
+        assert line in text
+    assert 'model="nothing"' not in text
+    gateway.control_plane.delete(name)
+    await until(lambda: _forgotten(gateway, name))
+
+
+async def _forgotten(gateway: GatewayUnderTest, name: str) -> bool:
+    return f'model="{name}"' not in (await gateway.http.get("/metrics")).text
+
+
 async def test_a_key_without_the_scope_is_told_so(gateway: GatewayUnderTest) -> None:
     gateway.control_plane.without_scope.add("key-files")
     body = {"model": MINE, "messages": [{"role": "user", "content": "x"}]}

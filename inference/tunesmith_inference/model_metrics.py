@@ -1,0 +1,108 @@
+"""Owns what is measured of each model: requests under way, waits, times to first token, tokens; what engines hold.
+
+It must not know requests, keys or projects.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Collection, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tunesmith_inference.replicas import Replica
+
+T = TypeVar("T")
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKENS = (("in", "prompt_tokens"), ("out", "completion_tokens"))
+
+
+class ModelMetrics:
+    """The series of all models that were asked for and still exist, which bounds their number."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._in_flight = Gauge(
+            "tunesmith_gateway_model_in_flight", "Requests under way.", ["model"], registry=registry
+        )
+        self._waits = Histogram(
+            "tunesmith_gateway_model_wait_seconds",
+            "Time until a request had its engine and model.",
+            ["model"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._first_tokens = Histogram(
+            "tunesmith_gateway_model_first_token_seconds",
+            "Time until the first token of a stream.",
+            ["model"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._tokens = Counter("tunesmith_gateway_model_tokens", "Tokens.", ["model", "direction"], registry=registry)
+        self._replicas = Gauge(
+            "tunesmith_gateway_replica",
+            "1 for each revision in an engine, with how far it is.",
+            ["revision", "engine", "state"],
+            registry=registry,
+        )
+        self._models: set[str] = set()
+
+    def watch(self, model: str) -> ModelWatch:
+        """Begins to measure one request; `model` is a name that exists."""
+        self._models.add(model)
+        return ModelWatch(self._in_flight.labels(model), self._waits.labels(model), self._first_tokens.labels(model))
+
+    def count_tokens(self, model: str, usage: dict[str, Any]) -> None:
+        """An engine's usage object of one answer."""
+        self._models.add(model)
+        for direction, field in _TOKENS:
+            self._tokens.labels(model, direction).inc(usage.get(field) or 0)
+
+    def keep_only(self, models: Collection[str]) -> None:
+        """Forgets models that do not exist any more."""
+        for model in self._models.difference(models):
+            for metric in (self._in_flight, self._waits, self._first_tokens):
+                metric.remove_by_labels({"model": model})
+            self._tokens.remove_by_labels({"model": model})
+        self._models.intersection_update(models)
+
+    def show(self, replicas: Iterable[Replica]) -> None:
+        """Takes what engines hold now."""
+        self._replicas.clear()
+        for replica in replicas:
+            self._replicas.labels(replica.revision[:16], replica.engine, replica.state.value).set(1)
+
+
+class ModelWatch:
+    """One request, under way inside the block."""
+
+    def __init__(self, in_flight: Gauge, waits: Histogram, first_tokens: Histogram) -> None:
+        self._in_flight = in_flight
+        self._waits = waits
+        self._first_tokens = first_tokens
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._in_flight.inc()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._in_flight.dec()
+
+    def found(self) -> None:
+        """The request has its engine and model."""
+        self._waits.observe(time.perf_counter() - self._began)
+
+    async def noting_first(self, chunks: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The chunks of a stream as they come; the first one ends the time to first token."""
+        async for chunk in chunks:
+            self._first_tokens.observe(time.perf_counter() - self._began)
+            yield chunk
+            break
+        async for chunk in chunks:
+            yield chunk
