@@ -59,16 +59,4 @@ def _object(model: Model) -> ModelObject:
 
 
 def _served(model: Model, serving: replicas.Serving) -> ServedModel:
-    rows = [
-        schemas.ServingReplica(
-            gateway=replica.gateway,
-            engine=replica.engine,
-            state=replica.state,
-            reason=replica.reason or None,
-            since=replica.since,
-            in_flight=replica.in_flight,
-        )
-        for replica in serving.replicas
-    ]
-    seen = schemas.Serving.model_validate({"state": serving.state, "reason": serving.reason or None, "replicas": rows})
-    return ServedModel(**_object(model).model_dump(), serving=seen)
+    return ServedModel(**_object(model).model_dump(), serving=schemas.Serving.model_validate(serving))

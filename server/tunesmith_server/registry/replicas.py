@@ -34,7 +34,7 @@ class Replica:
     gateway: str
     engine: str
     state: ReplicaState
-    reason: str
+    reason: str | None
     since: int
     in_flight: int
 
@@ -44,7 +44,7 @@ class Serving:
     """How far the furthest replica of a revision is, `not_loaded` where there is none, and why if it failed."""
 
     state: str
-    reason: str
+    reason: str | None
     replicas: tuple[Replica, ...]
 
 
@@ -76,5 +76,5 @@ class Replicas:
             key=lambda replica: (order.index(replica.state), replica.gateway, replica.engine),
         )
         if not found:
-            return Serving("not_loaded", "", ())
+            return Serving("not_loaded", None, ())
         return Serving(found[0].state, found[0].reason, tuple(found))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class ModelObject(BaseModel):
@@ -22,6 +22,8 @@ class ModelObject(BaseModel):
 class ServingReplica(BaseModel):
     """The model in one engine; `since` is the Unix second of the last change of state."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     gateway: str
     engine: str
     state: str
@@ -32,6 +34,8 @@ class ServingReplica(BaseModel):
 
 class Serving(BaseModel):
     """How far gateways are with the model: `state` is that of the furthest replica, `reason` why it failed."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     state: Literal["ready", "probing", "loading", "fetching", "failed", "not_loaded"]
     reason: str | None

@@ -61,10 +61,10 @@ def _serving(serving: Serving) -> models_pb2.Serving:
             gateway=replica.gateway,
             engine=replica.engine,
             state=replica.state,
-            reason=replica.reason,
+            reason=replica.reason or "",
             since=replica.since,
             in_flight=replica.in_flight,
         )
         for replica in serving.replicas
     ]
-    return models_pb2.Serving(state=serving.state, reason=serving.reason, replicas=rows)
+    return models_pb2.Serving(state=serving.state, reason=serving.reason or "", replicas=rows)

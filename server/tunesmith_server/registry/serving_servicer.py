@@ -108,7 +108,7 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
                 gateway=request.gateway_id,
                 engine=replica.engine,
                 state=_STATES[replica.state],
-                reason=replica.reason,
+                reason=replica.reason or None,
                 since=replica.since,
                 in_flight=replica.in_flight,
             )

@@ -47,6 +47,7 @@ def test_an_operation_that_nobody_thought_of_needs_the_whole_project() -> None:
 READING = {
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "POST /v1/fine_tuning/alpha/graders/run",
     "POST /v1/fine_tuning/alpha/graders/validate",
     # A part of an upload is nothing by itself, and a test message is seen where it arrives.

@@ -8,19 +8,19 @@ from tunesmith_server.registry.replicas import Replica, Replicas, ReplicaState, 
 REVISION = "a" * 64
 
 
-def replica(gateway: str, state: ReplicaState, reason: str = "") -> Replica:
+def replica(gateway: str, state: ReplicaState, reason: str | None = None) -> Replica:
     return Replica(REVISION, gateway, "base-1", state, reason, since=5, in_flight=0)
 
 
 def test_the_furthest_replica_says_how_far_a_model_is() -> None:
     replicas = Replicas(lambda: 0.0)
-    assert replicas.of(REVISION) == Serving("not_loaded", "", ())
+    assert replicas.of(REVISION) == Serving("not_loaded", None, ())
     failed = replica("g1", ReplicaState.FAILED, "the proof failed")
     replicas.take("g1", [failed])
     assert replicas.of(REVISION) == Serving("failed", "the proof failed", (failed,))
     ready = replica("g2", ReplicaState.READY)
     replicas.take("g2", [ready])
-    assert replicas.of(REVISION) == Serving("ready", "", (ready, failed))
+    assert replicas.of(REVISION) == Serving("ready", None, (ready, failed))
     assert replicas.of("b" * 64).replicas == ()
 
 
