@@ -41,7 +41,7 @@ async def test_nothing_is_lost_when_the_database_crashes(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, restarts: int
 ) -> None:
     executor = TaskExecutor(slots=8)
-    monkeypatch.setattr(application, "_executor", lambda _settings: executor)
+    monkeypatch.setattr(application, "_executor", lambda _settings, _signer: executor)
     async with control_plane(tmp_path, postgres.create_database()) as (core, client):
         file_id = await upload(client)
         acknowledged: list[str] = []
