@@ -25,6 +25,7 @@ from tunesmith_server.config import Settings
 from tunesmith_server.core import Core
 from tunesmith_server.db import migrate
 from tunesmith_server.db.session import Database
+from tunesmith_server.deployments.wiring import DeploymentsPart
 from tunesmith_server.executors.base import Executor
 from tunesmith_server.executors.docker import DockerExecutor, DockerSettings
 from tunesmith_server.executors.local import LocalExecutor
@@ -130,6 +131,7 @@ class Application:
         self._model_limits = ModelLimitsService(core)
         self._training = TrainingService(core, self._registry, self._scheduling.wake)
         self._webhooks = WebhooksPart(core)
+        self._deployments = DeploymentsPart(core, self._registry)
         self._trackers = TrackerRelay(core, self._scheduling.leads)
         self._graders = GradersPart(proxy)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -192,6 +194,7 @@ class Application:
             models_endpoints.create_router(self._registry, DownloadsService(core)),
             inference_proxy.create_router(self._proxy),
             *self._webhooks.routers(),
+            *self._deployments.routers(),
             *self._graders.routers(),
             *self.administration.routers(),
         ]
@@ -228,6 +231,7 @@ class Application:
                 training_pb2_grpc.add_TrainingServiceServicer_to_server, training
             ),
             **self._webhooks.grpc_services(authenticator),
+            **self._deployments.grpc_services(authenticator),
             **self._graders.grpc_services(authenticator),
         }
 

@@ -9,12 +9,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
 from tunesmith_server.errors import (
@@ -32,6 +33,8 @@ from tunesmith_server.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 ERROR_DOMAIN = "tunesmith"
 
@@ -126,6 +129,14 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: object = None) ->
     reasons = dict.fromkeys(_reason(other) for other, at in zip(errors, paths, strict=True) if at == path)
     message = " or ".join(reasons)
     return InvalidRequestError(_validation_code(error["type"]), f"`{path}`: {message}.", param=path)
+
+
+def read_shape(shape: type[Shape], sent: object) -> Shape:
+    """`sent` as the shape, as a REST body would be read; raises InvalidRequestError about the first field at fault."""
+    try:
+        return shape.model_validate(sent)
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False), sent) from error
 
 
 class _AsciiJSONResponse(JSONResponse):

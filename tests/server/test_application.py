@@ -32,6 +32,13 @@ from tunesmith_server.inference_proxy import InferenceProxy
 ROUTES = {
     "DELETE /v1/files/{file_id}",
     "DELETE /v1/models/{model}",
+    "DELETE /v1/deployments/{name}",
+    "GET /v1/deployments",
+    "GET /v1/deployments/{name}",
+    "GET /v1/deployments/{name}/versions",
+    "POST /v1/deployments",
+    "POST /v1/deployments/{name}",
+    "POST /v1/deployments/{name}/rollback",
     "GET /v1/files",
     "GET /v1/files/{file_id}",
     "GET /v1/files/{file_id}/content",

@@ -34,6 +34,7 @@ PARAMS = {
     "model": "model",
     "endpoint_id": "endpoint",
     "delivery_id": "delivery",
+    "name": "deployment",
 }
 # Bodies that are fine, where an empty one would be refused before anything is looked up.
 BODIES: dict[str, dict[str, Any]] = {
@@ -45,6 +46,7 @@ LISTS = {
     "GET /v1/fine_tuning/jobs": "job",
     "GET /v1/fine-tunes": None,
     "GET /v1/models": None,
+    "GET /v1/deployments": None,
     "GET /v1/webhook_endpoints": "endpoint",
     "GET /v1/usage": None,
 }
@@ -60,6 +62,8 @@ NOTHING_OF_OTHERS = {
     "POST /v1/webhook_endpoints",
     "GET /v1/webhook_event_types",
     "GET /v1/fine_tuning/model_limits",
+    # Its targets: tests/server/deployments.
+    "POST /v1/deployments",
     "POST /v1/fine_tuning/alpha/graders/validate",
     "POST /v1/fine_tuning/alpha/graders/run",
     # Answered by the gateway, whose own tests ask for other projects' models.
@@ -75,14 +79,16 @@ RPC_FIELDS: dict[str, dict[str, Any]] = {
     "FineTunesService": {"id": "job", "fine_tune_id": "job"},
     "EstimatesService": {"id": "estimate"},
     "ModelsService": {"id": "model"},
+    "DeploymentsService": {"name": "deployment"},
     "WebhooksService": {"id": "endpoint", "webhook_endpoint_id": "endpoint", "delivery_id": "delivery"},
 }
-RPC_LISTS = {"ListFiles", "ListFineTunes", "ListModels", "ListWebhookEndpoints", "GetUsage"}
+RPC_LISTS = {"ListDeployments", "ListFiles", "ListFineTunes", "ListModels", "ListWebhookEndpoints", "GetUsage"}
 RPC_NOTHING_OF_OTHERS = {
     "CreateFile",
     "CreateUpload",
     "CreateFineTune",
     "CreateEstimate",
+    "CreateDeployment",
     "CreateWebhookEndpoint",
     "ListWebhookEventTypes",
     "ListModelLimits",
@@ -100,6 +106,8 @@ async def owned(installation: Installation) -> dict[str, str]:
     ids = {"file": await store_file(core), "model": MODEL}
     async with await installation.http(project_id=OWNER) as http:
         job = await http.post("/v1/fine_tuning/jobs", json={"model": BASE_ID, "training_file": ids["file"]})
+        names = {"name": "support-bot", "targets": [{"model": MODEL}]}
+        ids["deployment"] = (await http.post("/v1/deployments", json=names)).json()["name"]
         parts = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
         ids |= {"job": job.json()["id"], "upload": (await http.post("/v1/uploads", json=parts)).json()["id"]}
     await insert_rows(core, ids, revision)
@@ -194,8 +202,12 @@ async def test_no_rpc_shows_or_touches_another_projects_things(installation: Ins
 
 def addressed(rpc: str) -> list[str]:
     """The fields of a method's request that name something."""
+    service, _, method = rpc.removeprefix("/").rpartition("/")
+    if method in RPC_NOTHING_OF_OTHERS:
+        return []
+    named = RPC_FIELDS.get(service.rpartition(".")[2], {})
     names = [field.name for field in descriptor(rpc).input_type.fields]
-    return [name for name in names if (name == "id" or name.endswith("_id")) and name != "request_id"]
+    return [name for name in names if (name == "id" or name.endswith("_id") or name in named) and name != "request_id"]
 
 
 async def try_rpc(channel: Any, rpc: str, ids: dict[str, str], metadata: Any) -> tuple[grpc.StatusCode, str]:
@@ -231,6 +243,7 @@ async def stored(core: Core) -> list[Any]:
         tables.FineTuneRow,
         tables.ModelRow,
         tables.WebhookEndpointRow,
+        tables.DeploymentRow,
     )
     async with core.database.read() as session:
         return [tuple(row) for kind in things for row in await session.execute(kind.__table__.select())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tunesmith_server.db import guards
@@ -348,6 +348,39 @@ class ModelRow(Base):
     deleted_at: Mapped[int | None]
     version: Mapped[int]
     """Place in the order of changes that gateways follow."""
+
+
+class DeploymentRow(Base):
+    """A name of a project's own that stands for one or several models, by weight."""
+
+    __tablename__ = "deployments"
+    __table_args__ = (Index("ix_deployments_version", "version"),)
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int]
+    """Its newest version."""
+    targets: Mapped[list[Any]]
+    """[{model, weight}]."""
+    pinned: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[int]
+    updated_at: Mapped[int]
+    deleted_at: Mapped[int | None]
+    version: Mapped[int]
+    """Place in the order of changes that gateways follow."""
+
+
+class DeploymentVersionRow(Base):
+    """What a deployment stood for, from one change of its targets to the next."""
+
+    __tablename__ = "deployment_versions"
+    __table_args__ = (ForeignKeyConstraint(["project_id", "name"], ["deployments.project_id", "deployments.name"]),)
+
+    project_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    targets: Mapped[list[Any]]
+    created_at: Mapped[int]
 
 
 class IdempotencyRow(Base):

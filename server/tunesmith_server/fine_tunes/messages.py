@@ -9,10 +9,9 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import ListValue, Struct
-from pydantic import ValidationError
 
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2 as pb
-from tunesmith_server.error_rendering import from_validation
+from tunesmith_server.error_rendering import read_shape
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.history_schemas import CheckpointObject, EventObject, MetricsObject
 from tunesmith_server.fine_tunes.integration_shapes import Integration
@@ -43,10 +42,7 @@ def create_body(request: pb.CreateFineTuneRequest) -> CreateFineTune:
         "scheduling": _fields(request.scheduling),
         "auto_start": request.auto_start if request.HasField("auto_start") else True,
     }
-    try:
-        return CreateFineTune.model_validate(body)
-    except ValidationError as error:
-        raise from_validation(error.errors(include_url=False), body) from error
+    return read_shape(CreateFineTune, body)
 
 
 def metadata_filter(request: pb.ListFineTunesRequest) -> dict[str, str] | None:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
-from pydantic import ValidationError
 
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2 as pb
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
-from tunesmith_server.error_rendering import from_validation
+from tunesmith_server.error_rendering import read_shape
 from tunesmith_server.fine_tunes.permission_schemas import CreatePermissions, PermissionObject
 from tunesmith_server.fine_tunes.permissions import PermissionsService
 
@@ -33,11 +32,7 @@ class CheckpointPermissionsServicer(fine_tunes_pb2_grpc.CheckpointPermissionsSer
     ) -> pb.CreateCheckpointPermissionsResponse:
         """Lets projects prompt a checkpoint."""
         await self._authenticator.principal(authorization_of(context))
-        body = {"project_ids": [*request.project_ids]}
-        try:
-            asked = CreatePermissions.model_validate(body)
-        except ValidationError as error:
-            raise from_validation(error.errors(include_url=False), body) from error
+        asked = read_shape(CreatePermissions, {"project_ids": [*request.project_ids]})
         page = await self._service.create(request.fine_tuned_model_checkpoint, asked)
         return pb.CreateCheckpointPermissionsResponse(permissions=_messages(page.data))
 

@@ -5,23 +5,21 @@ It must not know rules; service.py decides. What a grading model is asked goes o
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct
-from pydantic import BaseModel, ValidationError
 
 from tunesmith_proto.graders.v1 import graders_pb2 as pb
 from tunesmith_proto.graders.v1 import graders_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
-from tunesmith_server.error_rendering import from_validation
+from tunesmith_server.error_rendering import read_shape
 from tunesmith_server.graders.schemas import RunGrader, ValidateGrader
 from tunesmith_server.graders.service import GradersService
 from tunesmith_server.inference_proxy import InferenceProxy
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Body = TypeVar("Body", bound=BaseModel)
 
 
 class GradersServicer(graders_pb2_grpc.GradersServiceServicer):
@@ -37,7 +35,7 @@ class GradersServicer(graders_pb2_grpc.GradersServiceServicer):
     ) -> pb.ValidateGraderResponse:
         """Checks a grader."""
         await self._authenticator.principal(authorization_of(context))
-        validated = await self._service.validate(_read(ValidateGrader, _sent(request, "grader")))
+        validated = await self._service.validate(read_shape(ValidateGrader, _sent(request, "grader")))
         return pb.ValidateGraderResponse(grader=ParseDict(validated.grader, Struct()))
 
     async def RunGrader(  # noqa: N802
@@ -46,7 +44,7 @@ class GradersServicer(graders_pb2_grpc.GradersServiceServicer):
         """Tries a grader on one sample."""
         authorization = authorization_of(context)
         await self._authenticator.principal(authorization)
-        body = _read(RunGrader, _sent(request, "grader", "item") | {"model_sample": request.model_sample})
+        body = read_shape(RunGrader, _sent(request, "grader", "item") | {"model_sample": request.model_sample})
         result = await self._service.run(body, self._proxy.chat_for(authorization))
         return ParseDict(result.model_dump(), pb.RunGraderResponse())
 
@@ -64,10 +62,3 @@ def _whole(value: Any) -> Any:
     if isinstance(value, list):
         return [_whole(each) for each in value]
     return value
-
-
-def _read(shape: type[Body], sent: dict[str, Any]) -> Body:
-    try:
-        return shape.model_validate(sent)
-    except ValidationError as error:
-        raise from_validation(error.errors(), sent) from error

@@ -79,6 +79,7 @@ _ADMIN = "/tunesmith.projects.v1.AdminService"
 _USAGE = "/tunesmith.projects.v1.UsageService"
 
 _WEBHOOKS = "/tunesmith.webhooks.v1.WebhooksService"
+_DEPLOYMENTS = "/tunesmith.deployments.v1.DeploymentsService"
 _GRADERS = "/tunesmith.graders.v1.GradersService"
 
 _UPLOAD = "/v1/uploads/{upload_id}"
@@ -86,6 +87,8 @@ _JOBS = "/v1/fine_tuning/jobs"
 _JOB = f"{_JOBS}/{{job_id}}"
 _HOOKS = "/v1/webhook_endpoints"
 _HOOK = f"{_HOOKS}/{{endpoint_id}}"
+_DEPLOYED = "/v1/deployments"
+_DEPLOYMENT = f"{_DEPLOYED}/{{name}}"
 _GRADER = "/v1/fine_tuning/alpha/graders"
 _SHARED = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _PROJECTS = "/v1/organization/projects"
@@ -137,6 +140,13 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("models.read", None, ("GET /v1/models/{model}", f"{_MODELS}/GetModel")),
     ("models.read", None, ("GET /v1/model_archives/{model}",)),
     ("models.write", "model.deleted", ("DELETE /v1/models/{model}", f"{_MODELS}/DeleteModel")),
+    ("models.write", "deployment.created", (f"POST {_DEPLOYED}", f"{_DEPLOYMENTS}/CreateDeployment")),
+    ("models.write", "deployment.updated", (f"POST {_DEPLOYMENT}", f"{_DEPLOYMENTS}/UpdateDeployment")),
+    ("models.write", "deployment.deleted", (f"DELETE {_DEPLOYMENT}", f"{_DEPLOYMENTS}/DeleteDeployment")),
+    ("models.write", "deployment.rolled_back", (f"POST {_DEPLOYMENT}/rollback", f"{_DEPLOYMENTS}/RollBackDeployment")),
+    ("models.read", None, (f"GET {_DEPLOYED}", f"{_DEPLOYMENTS}/ListDeployments")),
+    ("models.read", None, (f"GET {_DEPLOYMENT}", f"{_DEPLOYMENTS}/GetDeployment")),
+    ("models.read", None, (f"GET {_DEPLOYMENT}/versions", f"{_DEPLOYMENTS}/ListDeploymentVersions")),
     (INFERENCE, None, ("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses")),
     ("webhooks", "webhook_endpoint.created", (f"POST {_HOOKS}", f"{_WEBHOOKS}/CreateWebhookEndpoint")),
     ("webhooks", "webhook_endpoint.updated", (f"POST {_HOOK}", f"{_WEBHOOKS}/UpdateWebhookEndpoint")),

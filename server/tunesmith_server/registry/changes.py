@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tunesmith_server.db.session import Database
-from tunesmith_server.db.tables import BaseModelRow, ModelRow, RevisionRow
+from tunesmith_server.db.tables import BaseModelRow, DeploymentRow, ModelRow, RevisionRow
+from tunesmith_server.deployments import repository as deployments
 from tunesmith_server.registry import repository
 
 POLL_SECONDS = 1.0
@@ -42,11 +43,30 @@ class Deleted:
 
 
 @dataclass(frozen=True, slots=True)
+class Deployed:
+    """A project's own name, and the models (with their weights) that it stands for in this version."""
+
+    project_id: str
+    name: str
+    version: int
+    targets: tuple[tuple[str, int], ...]
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Undeployed:
+    """A project's own name that no longer stands for anything."""
+
+    project_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotComplete:
     """Everything that existed when the feed began has been sent."""
 
 
-Change = Servable | Deleted | SnapshotComplete
+Change = Servable | Deleted | Deployed | Undeployed | SnapshotComplete
 
 
 @dataclass(slots=True)
@@ -116,9 +136,11 @@ class ChangeFeed:
             ]
             tuned = await repository.changed_models(session, after, upto)
             shared = await repository.shared_with(session, after, upto)
+            deployed = await deployments.changed(session, after, upto)
         # A snapshot has no use for what was deleted before it.
         wanted = [(row, revision) for row, revision in tuned if after or row.deleted_at is None]
         numbered += [(row.version, [_tuned_change(row, revision, shared)]) for row, revision in wanted]
+        numbered += [(row.version, [_deployment_change(row)]) for row in deployed if after or row.deleted_at is None]
         numbered.sort(key=lambda item: item[0])
         seen.version = upto
         return [change for _, changes in numbered for change in changes]
@@ -157,3 +179,10 @@ def _tuned_change(row: ModelRow, revision: RevisionRow, shared: Mapping[str, tup
         checkpoint=row.checkpoint,
         shared_with=shared.get(row.name, ()),
     )
+
+
+def _deployment_change(row: DeploymentRow) -> Change:
+    if row.deleted_at is not None:
+        return Undeployed(row.project_id, row.name)
+    targets = tuple((target["model"], target["weight"]) for target in row.targets)
+    return Deployed(row.project_id, row.name, row.number, targets, row.pinned)

@@ -187,6 +187,17 @@ async def get_model(session: AsyncSession, project_id: str, name: str) -> ModelR
     return await session.scalar(query)
 
 
+async def revision_of(session: AsyncSession, project_id: str, name: str) -> str | None:
+    """What a tuned or base model's name points at for the project; None when it may not be prompted."""
+    if "\0" in name:
+        return None
+    tuned = await get_model(session, project_id, name)
+    if tuned is not None:
+        return tuned.revision
+    base = await find_base_model(session, name)
+    return base.revision if base is not None and base.state == READY else None
+
+
 async def list_models(session: AsyncSession, project_id: str) -> list[ModelRow]:
     """The tuned models that the project may prompt and that are not deleted, newest first."""
     query = select(ModelRow).where(_may_prompt(project_id), ModelRow.deleted_at.is_(None))

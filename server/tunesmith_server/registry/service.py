@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import BaseModelRow, ModelRow
-from tunesmith_server.errors import NotFoundError, PermissionDeniedError, UnavailableError
+from tunesmith_server.deployments import repository as deployments
+from tunesmith_server.errors import ConflictError, NotFoundError, PermissionDeniedError, UnavailableError
 from tunesmith_server.registry import claims, manifest, promotion, repository
 from tunesmith_server.registry.changes import ChangeFeed
 from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
@@ -76,11 +79,15 @@ class RegistryService:
         return _base_model(base, name)
 
     async def delete_model(self, principal: Principal, name: str) -> None:
-        """Withdraws a tuned model for good; raises PermissionDeniedError for a base model, else NotFoundError."""
+        """Withdraws a tuned model for good.
+
+        Raises PermissionDeniedError for a base model, ConflictError while a deployment stands for it, NotFoundError.
+        """
         async with self._core.database.write() as session:
             if await repository.find_base_model(session, name) is not None:
                 message = f"{name} is a base model of this installation; only its operator can remove it."
                 raise PermissionDeniedError("base_model_not_deletable", message, param="model")
+            await _refuse_deployed(session, principal, name)
             if not await repository.delete_model(session, principal.project_id, name, int(self._core.clock())):
                 raise _unknown(name)
         self.changes.announce()
@@ -157,6 +164,15 @@ def require_ready(row: BaseModelRow) -> None:
     if row.state == repository.FAILED:
         message = f"The import of the base model {row.id} failed; `tunesmithd models list` tells its operator why."
         raise UnavailableError("base_model_import_failed", message, param="model")
+
+
+async def _refuse_deployed(session: AsyncSession, principal: Principal, name: str) -> None:
+    """Raises ConflictError while one of the project's deployments stands for the model: nobody would answer."""
+    await repository.hold_changes(session)
+    project_id, deployment = (await deployments.deployments_of(session, [name])).get(name, ("", ""))
+    if project_id == principal.project_id:
+        message = f"The deployment {deployment!r} stands for this model. Give it another target or delete it first."
+        raise ConflictError("model_deployed", message, param="model")
 
 
 def _tuned_model(row: ModelRow) -> Model:

@@ -14,7 +14,7 @@ from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
 from tunesmith_server.projects.usage import UsageService
 from tunesmith_server.projects.usage_repository import UsageLine
-from tunesmith_server.registry.changes import Change, Deleted, Servable
+from tunesmith_server.registry.changes import Change, Deleted, Deployed, Servable, Undeployed
 from tunesmith_server.registry.replicas import Replica, ReplicaState
 from tunesmith_server.registry.service import RegistryService
 
@@ -136,4 +136,17 @@ def _response(change: Change) -> serving_pb2.WatchModelsResponse:
         )
     if isinstance(change, Deleted):
         return serving_pb2.WatchModelsResponse(deleted=change.name)
+    if isinstance(change, Deployed):
+        return serving_pb2.WatchModelsResponse(
+            deployment_upserted=serving_pb2.Deployment(
+                name=change.name,
+                project_id=change.project_id,
+                targets=[serving_pb2.DeploymentTarget(model=model, weight=weight) for model, weight in change.targets],
+                version=change.version,
+                pinned=change.pinned,
+            )
+        )
+    if isinstance(change, Undeployed):
+        ended = serving_pb2.DeletedDeployment(project_id=change.project_id, name=change.name)
+        return serving_pb2.WatchModelsResponse(deployment_deleted=ended)
     return serving_pb2.WatchModelsResponse(snapshot_complete=True)

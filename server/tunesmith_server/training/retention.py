@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence, Set
 
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import CheckpointRow
+from tunesmith_server.deployments import repository as deployments
 from tunesmith_server.registry import repository as registry
 from tunesmith_server.training import repository
 
@@ -41,7 +42,8 @@ class CheckpointRetention:
             await registry.hold_changes(session)
             rows = await repository.all_checkpoints(session, job_id)
             referred = await repository.referred_checkpoints(session, job_id)
-            retired = superfluous(rows, referred)
+            deployed = await deployments.deployments_of(session, [row.model_name for row in rows])
+            retired = superfluous(rows, referred | {row.id for row in rows if row.model_name in deployed})
             for row in retired:
                 row.removed_at = now
                 await registry.retire_model(session, row.model_name, now)

@@ -5,15 +5,14 @@ It must not know rules or SQL; service.py decides.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
-from pydantic import BaseModel, ValidationError
 
 from tunesmith_proto.webhooks.v1 import webhooks_pb2 as pb
 from tunesmith_proto.webhooks.v1 import webhooks_pb2_grpc
 from tunesmith_server.auth import Authenticator, Principal, authorization_of
-from tunesmith_server.error_rendering import from_validation
+from tunesmith_server.error_rendering import read_shape
 from tunesmith_server.webhooks.schemas import (
     OFFERED_EVENT_TYPES,
     CreateEndpoint,
@@ -26,7 +25,6 @@ from tunesmith_server.webhooks.schemas import (
 from tunesmith_server.webhooks.service import WebhooksService
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Body = TypeVar("Body", bound=BaseModel)
 
 
 class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
@@ -49,7 +47,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         """Makes an endpoint."""
         principal = await self._principal(context)
         sent = {"url": request.url} if request.url else {}
-        body = _read(CreateEndpoint, {**sent, "event_types": list(request.event_types), "name": request.name})
+        body = read_shape(CreateEndpoint, {**sent, "event_types": list(request.event_types), "name": request.name})
         made = await self._service.create(principal, body)
         return pb.CreateWebhookEndpointResponse(webhook_endpoint=_endpoint(made), signing_secret=made.signing_secret)
 
@@ -78,7 +76,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         sent = {name: getattr(request, name) for name in ("url", "name") if request.HasField(name)}
         if request.event_types:
             sent["event_types"] = list(request.event_types)
-        changed = await self._service.update(principal, request.id, _read(UpdateEndpoint, sent))
+        changed = await self._service.update(principal, request.id, read_shape(UpdateEndpoint, sent))
         return pb.UpdateWebhookEndpointResponse(webhook_endpoint=_endpoint(changed))
 
     async def DeleteWebhookEndpoint(  # noqa: N802
@@ -102,7 +100,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     ) -> pb.TestWebhookEndpointResponse:
         """Sends a sample now."""
         principal = await self._principal(context)
-        body = _read(SendTest, {"event_type": request.event_type} if request.event_type else {})
+        body = read_shape(SendTest, {"event_type": request.event_type} if request.event_type else {})
         result = await self._service.test(principal, request.id, body)
         return pb.TestWebhookEndpointResponse(status_code=result.status_code, event_type=result.event_type)
 
@@ -128,13 +126,6 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
 
     async def _principal(self, context: Context) -> Principal:
         return await self._authenticator.principal(authorization_of(context))
-
-
-def _read(shape: type[Body], sent: dict[str, Any]) -> Body:
-    try:
-        return shape.model_validate(sent)
-    except ValidationError as error:
-        raise from_validation(error.errors(), sent) from error
 
 
 def _endpoint(shown: EndpointObject) -> pb.WebhookEndpoint:

@@ -123,6 +123,91 @@ class ServableModel(_message.Message):
 Global___ServableModel: _TypeAlias = ServableModel  # noqa: Y015
 
 @_typing.final
+class Deployment(_message.Message):
+    """A name of a project's own that stands for one or several models and can be moved from one to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """what clients send as `model`; unique in its project"""
+    project_id: _builtins.str
+    version: _builtins.int
+    """grows with each change of the targets"""
+    pinned: _builtins.bool
+    """its targets stay loaded, also without traffic"""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentTarget]:
+        """at least one"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        targets: _abc.Iterable[Global___DeploymentTarget] | None = ...,
+        version: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pinned", b"pinned", "project_id", b"project_id", "targets", b"targets", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class DeploymentTarget(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """name of a ServableModel"""
+    weight: _builtins.int
+    """share of the requests, of the sum of all weights; 0: loaded, no requests"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentTarget: _TypeAlias = DeploymentTarget  # noqa: Y015
+
+@_typing.final
+class DeletedDeployment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletedDeployment: _TypeAlias = DeletedDeployment  # noqa: Y015
+
+@_typing.final
 class WatchModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -144,23 +229,31 @@ class WatchModelsResponse(_message.Message):
     UPSERTED_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_UPSERTED_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_DELETED_FIELD_NUMBER: _builtins.int
     deleted: _builtins.str
     """name"""
     snapshot_complete: _builtins.bool
     @_builtins.property
     def upserted(self) -> Global___ServableModel: ...
+    @_builtins.property
+    def deployment_upserted(self) -> Global___Deployment: ...
+    @_builtins.property
+    def deployment_deleted(self) -> Global___DeletedDeployment: ...
     def __init__(
         self,
         *,
         upserted: Global___ServableModel | None = ...,
         deleted: _builtins.str = ...,
         snapshot_complete: _builtins.bool = ...,
+        deployment_upserted: Global___Deployment | None = ...,
+        deployment_deleted: Global___DeletedDeployment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "deployment_deleted", b"deployment_deleted", "deployment_upserted", b"deployment_upserted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "deleted", b"deleted", "deployment_deleted", b"deployment_deleted", "deployment_upserted", b"deployment_upserted", "snapshot_complete", b"snapshot_complete", "upserted", b"upserted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["upserted", "deleted", "snapshot_complete"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["upserted", "deleted", "snapshot_complete", "deployment_upserted", "deployment_deleted"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
