@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith_inference.auth import Authenticator
 from tunesmith_inference.config import Settings
-from tunesmith_inference.deployment import Command
 from tunesmith_inference.endpoints import ClientGone, Gateway, router
 from tunesmith_inference.engine import vllm_command
+from tunesmith_inference.engine_host import Command
 from tunesmith_inference.errors import GatewayError, error_response, internal_error
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.ledger import Ledger
@@ -32,6 +32,8 @@ from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import connect
 from tunesmith_inference.replicas import ReplicaReports
 from tunesmith_inference.revisions import RevisionCache
+from tunesmith_inference.router import Servable
+from tunesmith_inference.switch import Switch
 from tunesmith_inference.usage import Usage
 
 _log = logging.getLogger(__name__)
@@ -47,13 +49,9 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         fleet = Fleet(settings, RevisionCache(settings.cache_dir, registry.revision_files), command)
         limits, ledger = RateLimiter(), Ledger(registry.report_usage)
         keys = Authenticator(registry.authenticate)
-        gateway = Gateway(settings, keys, registry, fleet, limits, Usage(limits, ledger))
+        gateway = Gateway(settings, keys, registry, fleet, Switch(fleet.is_ready), limits, Usage(limits, ledger))
 
-        def changed() -> None:
-            fleet.follow(registry.models.values())
-            gateway.usage.models.keep_only(registry.models)
-
-        following = asyncio.create_task(registry.follow(changed))
+        following = asyncio.create_task(registry.follow(partial(_follow, gateway)))
         running = asyncio.create_task(fleet.run())
         reporting = asyncio.create_task(ledger.run())
         telling = asyncio.create_task(ReplicaReports(fleet.replicas, registry.report_replicas).run())
@@ -65,6 +63,18 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
                 task.cancel()
             await asyncio.wait(tasks)
             await ledger.close()
+
+
+def _follow(gateway: Gateway) -> None:
+    """Has every part know the names that exist now."""
+    names = gateway.registry.names
+    pinned: list[Servable] = []
+    others: list[Servable] = []
+    for deployment in names.deployments.values():
+        (pinned if deployment.pinned else others).extend(model for model, _ in names.behind(deployment))
+    gateway.fleet.follow(names.models.values(), deployed=pinned + others, pinned=pinned)
+    gateway.switch.follow(names)
+    gateway.usage.models.keep_only(names.models)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -121,7 +131,7 @@ class _Accounts:
             if message["type"] == "http.response.start":
                 status = str(message["status"])
                 headers = MutableHeaders(scope=message)
-                headers.update(scope.get("state", {}).get("rate_headers", {}))
+                headers.update(scope.get("state", {}).get("answer_headers", {}))
                 headers["x-request-id"] = request_id
                 headers["openai-version"] = "2020-10-01"
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))

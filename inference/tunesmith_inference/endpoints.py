@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from tunesmith_inference import responses
 from tunesmith_inference.auth import Authenticator, Principal
 from tunesmith_inference.config import Settings
-from tunesmith_inference.deployment import Target
+from tunesmith_inference.engine_host import Target
 from tunesmith_inference.errors import GatewayError, model_loading, model_unservable, tools_unsupported
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.model_metrics import ModelWatch
@@ -31,9 +32,10 @@ from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
 from tunesmith_inference.responses_stream import response_events
 from tunesmith_inference.revisions import NotFetched
-from tunesmith_inference.router import Servable, route
+from tunesmith_inference.router import Servable
 from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.streaming import public, relay
+from tunesmith_inference.switch import Switch
 from tunesmith_inference.usage import Usage
 from tunesmith_inference.vllm import EngineUnavailable
 
@@ -51,8 +53,18 @@ class Gateway:
     authenticator: Authenticator
     registry: RegistryClient
     fleet: Fleet
+    switch: Switch
     limits: RateLimiter
     usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The model that answers a request, where it does, and what measures it."""
+
+    servable: Servable
+    target: Target
+    watch: ModelWatch
 
 
 class ClientGone(Exception):
@@ -92,7 +104,7 @@ def router(gateway: Gateway) -> APIRouter:
 
 async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     principal = await gateway.authenticator.principal(request.headers.get("authorization"))
-    request.state.rate_headers = gateway.limits.admit(principal)
+    request.state.answer_headers = dict(gateway.limits.admit(principal))
     asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
     while True:
@@ -110,18 +122,20 @@ async def _answer(
     request: Request,
     asked: InferenceRequest,
     principal: Principal,
-    found: tuple[Target, ModelWatch],
+    found: _Found,
     stack: contextlib.AsyncExitStack,
 ) -> Response:
-    target, watch = found
+    target = found.target
+    if found.servable.name != asked.model:
+        request.state.answer_headers["x-tunesmith-model"] = quote(found.servable.name, safe=":/")
     if asked.tools_at is not None and not target.takes_tools:
         raise tools_unsupported(asked.tools_at)
     body = _engine_body(asked, target, principal)
-    meter = partial(gateway.usage.count_tokens, principal, asked.model)
+    meter = partial(gateway.usage.count_tokens, principal, found.servable.name)
     response = asked.response_to and responses.begun(asked.response_to, f"resp_{secrets.token_hex(16)}", time.time())
     if asked.stream:
         stream = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
-        chunks = watch.noting_first(stream)
+        chunks = found.watch.noting_first(stream)
         if response:
             return _StreamedAnswer(response_events(chunks, response, meter), stack.pop_all())
         return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
@@ -145,29 +159,29 @@ async def _found(
     principal: Principal,
     stack: contextlib.AsyncExitStack,
     deadline: float,
-) -> tuple[Target, ModelWatch]:
+) -> _Found:
     """What answers the request and what measures it, held in `stack`.
 
     Waits for engine and model until `deadline` on the loop's clock.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            servable = await _route(gateway.registry, asked.model, principal.project_id)
-            watch = stack.enter_context(gateway.usage.models.watch(asked.model))
+            servable = await _route(gateway, asked, principal.project_id)
+            watch = stack.enter_context(gateway.usage.models.watch(servable.name))
             target = await stack.enter_async_context(gateway.fleet.lease(servable))
             watch.found()
-            return target, watch
+            return _Found(servable, target, watch)
     except (TimeoutError, NotFetched):
         raise model_loading() from None
     except Unservable:
         raise model_unservable() from None
 
 
-async def _route(registry: RegistryClient, model: str, project_id: str) -> Servable:
+async def _route(gateway: Gateway, asked: InferenceRequest, project_id: str) -> Servable:
     try:
-        return route(await registry.known(), model, project_id)
+        return gateway.switch.route(await gateway.registry.known(), asked.model, project_id, asked.end_user)
     except GatewayError:
-        return route(await registry.current(), model, project_id)
+        return gateway.switch.route(await gateway.registry.current(), asked.model, project_id, asked.end_user)
 
 
 def _engine_body(asked: InferenceRequest, target: Target, principal: Principal) -> dict[str, Any]:

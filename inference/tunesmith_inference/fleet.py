@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from tunesmith_inference.config import Settings
-from tunesmith_inference.deployment import Command, Deployment, Target
 from tunesmith_inference.engine import vllm_command
+from tunesmith_inference.engine_host import Command, EngineHost, Target
 from tunesmith_inference.replicas import Replica
 from tunesmith_inference.revisions import NotFetched, RevisionCache
 from tunesmith_inference.router import Kind, Servable
@@ -30,8 +30,10 @@ class Fleet:
         self._settings = settings
         self._revisions = revisions
         self._command = command
-        self._deployments: dict[str, Deployment] = {}
+        self._hosts: dict[str, EngineHost] = {}
         self._models: tuple[Servable, ...] = ()
+        self._deployed: tuple[Servable, ...] = ()
+        self._pinned: frozenset[str] = frozenset()
         self._creating = asyncio.Lock()
         self._released = asyncio.Event()
         self._wake = asyncio.Event()
@@ -42,17 +44,31 @@ class Fleet:
 
         Waits without limit; raises Unservable or NotFetched.
         """
-        deployment = await self._deployment(servable)
+        host = await self._host(servable)
         try:
-            async with deployment.lease(servable) as target:
+            async with host.lease(servable) as target:
                 yield target
         finally:
             self._released.set()
 
-    def follow(self, models: Iterable[Servable]) -> None:
-        """Takes the models that exist now, to load ahead of demand what is likely to be asked for."""
-        self._models = tuple(models)
+    def follow(
+        self, models: Iterable[Servable], deployed: Iterable[Servable] = (), pinned: Iterable[Servable] = ()
+    ) -> None:
+        """Takes the models that exist now, to load ahead of demand what is likely to be asked for.
+
+        Those that deployments stand for come first, and `pinned` ones make room last.
+        """
+        self._models, self._deployed = tuple(models), tuple(deployed)
+        self._pinned = frozenset(model.revision for model in pinned)
         self._wake.set()
+
+    def is_ready(self, servable: Servable) -> bool:
+        """Whether a request for the model would be answered at once.
+
+        Also where its engine has no room beside those that run: only a request makes room for it.
+        """
+        host = self._hosts.get(_key(servable))
+        return len(self._hosts) >= self._settings.max_engines if host is None else host.is_ready(servable)
 
     async def run(self) -> None:
         """Prepares models ahead of demand until cancelled, then stops every engine."""
@@ -62,60 +78,77 @@ class Fleet:
                 self._wake.clear()
                 await self._prepare()
         finally:
-            await asyncio.gather(*(deployment.stop() for deployment in self._deployments.values()))
+            await asyncio.gather(*(host.stop() for host in self._hosts.values()))
 
     def states(self) -> list[dict[str, Any]]:
         """What each engine does, for people who look."""
-        return [deployment.state() for deployment in self._deployments.values()]
+        return [host.state() for host in self._hosts.values()]
 
     def replicas(self) -> list[Replica]:
         """What all engines hold."""
-        return [replica for deployment in self._deployments.values() for replica in deployment.replicas()]
+        return [replica for host in self._hosts.values() for replica in host.replicas()]
 
     async def _prepare(self) -> None:
-        """Starts base engines while there is room, and loads final adapters, the newest first."""
-        for servable in self._models:
-            if servable.kind is Kind.BASE and len(self._deployments) < self._settings.max_engines:
-                await self._deployment(servable)
+        """Starts base engines and those of deployed models while there is room, and loads adapters.
+
+        First those that are deployed, then final ones, the newest first.
+        """
+        own = [model for model in self._models if model.kind is Kind.BASE]
+        for servable in own + [model for model in self._deployed if model.kind is Kind.FULL]:
+            if len(self._hosts) < self._settings.max_engines:
+                await self._host(servable)
         newest_first = sorted(self._models, key=lambda model: -model.created)
-        adapters = [model for model in newest_first if model.kind is Kind.ADAPTER and not model.checkpoint]
-        for servable in adapters[: self._settings.max_loaded_adapters - 1]:
-            deployment = self._deployments.get(_key(servable))
-            served = deployment.served if deployment else None
+        final = [model for model in newest_first if model.kind is Kind.ADAPTER and not model.checkpoint]
+        deployed = [model for model in self._deployed if model.kind is Kind.ADAPTER]
+        adapters = {model.revision: model for model in deployed + final}
+        for servable in list(adapters.values())[: self._settings.max_loaded_adapters - 1]:
+            host = self._hosts.get(_key(servable))
+            served = host.served if host else None
             if served is None or served.knows(servable.revision):
                 continue
             with contextlib.suppress(Unservable, NotFetched, EngineUnavailable):
                 async with served.lease(servable):
                     pass
 
-    async def _deployment(self, servable: Servable) -> Deployment:
+    async def _host(self, servable: Servable) -> EngineHost:
         key = _key(servable)
-        found = self._deployments.get(key)
+        found = self._hosts.get(key)
         if found is not None and not found.given_up:
             return found
         async with self._creating:
-            found = self._deployments.get(key)
+            found = self._hosts.get(key)
             if found is not None and not found.given_up:
                 return found
             if found is not None:
-                del self._deployments[key]
+                del self._hosts[key]
             await self._make_room()
-            made = Deployment(servable, self._settings, self._revisions, self._command, self._wake.set)
-            self._deployments[key] = made
+            made = EngineHost(servable, self._settings, self._revisions, self._command, self._wake.set, self._is_pinned)
+            self._hosts[key] = made
             return made
 
     async def _make_room(self) -> None:
-        """Stops the least recently used idle engine, a base model's last of all, waiting for one if it must."""
-        while len(self._deployments) >= self._settings.max_engines:
-            idle = [(key, deployment) for key, deployment in self._deployments.items() if not deployment.users]
+        """Stops the least recently used idle engine, waiting for one if it must.
+
+        A base model's after those of tuned models, one with something pinned last of all.
+        """
+        while len(self._hosts) >= self._settings.max_engines:
+            idle = [(key, host) for key, host in self._hosts.items() if not host.users]
             if idle:
-                key, victim = min(idle, key=lambda pair: (pair[1].kind is Kind.BASE, pair[1].last_used))
-                del self._deployments[key]
+                key, victim = min(
+                    idle, key=lambda pair: (self._holds_pinned(pair[1]), pair[1].kind is Kind.BASE, pair[1].last_used)
+                )
+                del self._hosts[key]
                 _log.info("stopping an idle engine to make room")
                 await victim.stop()
             else:
                 self._released.clear()
                 await self._released.wait()
+
+    def _is_pinned(self, revision: str) -> bool:
+        return revision in self._pinned
+
+    def _holds_pinned(self, host: EngineHost) -> bool:
+        return any(replica.revision in self._pinned for replica in host.replicas())
 
 
 def _key(servable: Servable) -> str:

@@ -9,9 +9,9 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc.aio
 from google.rpc import error_details_pb2
@@ -21,7 +21,7 @@ from tunesmith_inference.auth import KeyRejected, KeysUnavailable, Principal
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.ledger import Batch, ReportFailed
 from tunesmith_inference.replicas import Aged, ReplicaState, ReportLost
-from tunesmith_inference.router import Kind, Servable
+from tunesmith_inference.router import Deployment, Kind, Names, Servable
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -66,26 +66,26 @@ class RevisionUnavailable(Exception):
 
 
 class RegistryClient:
-    """Follows the control plane's models. `models` is the newest complete list; it outlives the control plane."""
+    """Follows the control plane's names. `names` is the newest complete list; it outlives the control plane."""
 
     def __init__(self, channel: grpc.aio.Channel, service_token: str) -> None:
         self._stub = serving_pb2_grpc.ServingServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {service_token}"),)
         self._gateway_id = secrets.token_hex(16)
         self._complete = asyncio.Event()
-        self.models: Mapping[str, Servable] = {}
+        self.names = Names({}, {})
 
-    async def known(self) -> Mapping[str, Servable]:
-        """The models, as soon as the list has been complete once."""
+    async def known(self) -> Names:
+        """The names, as soon as the list has been complete once."""
         await self._complete.wait()
-        return self.models
+        return self.names
 
-    async def current(self) -> Mapping[str, Servable]:
-        """The models as the control plane has them now, or the followed list when it cannot be asked.
+    async def current(self) -> Names:
+        """The names as the control plane has them now, or the followed list when it cannot be asked.
 
         A name may be in use before the change has arrived here: a client that sees its job succeed asks at once.
         """
-        gathered: dict[str, Servable] = {}
+        gathered = _Gathered()
         changes = self._stub.WatchModels(
             serving_pb2.WatchModelsRequest(), metadata=self._metadata, timeout=_CALL_SECONDS
         )
@@ -93,13 +93,13 @@ class RegistryClient:
             async for response in changes:
                 if not _apply(response, gathered):
                     changes.cancel()
-                    return gathered
+                    return gathered.names()
         except grpc.aio.AioRpcError as error:
             _log.warning("the list of models could not be asked for: %s", error.code().name)
-        return self.models
+        return self.names
 
     async def follow(self, changed: Callable[[], None]) -> None:
-        """Keeps `models` up to date and calls `changed` after each change, for ever."""
+        """Keeps `names` up to date and calls `changed` after each change, for ever."""
         backoff = 0.1
         while True:
             try:
@@ -177,12 +177,12 @@ class RegistryClient:
 
     async def _changes(self) -> AsyncIterator[None]:
         """One connection's changes, applied. The old list stays until the new one is complete."""
-        gathered: dict[str, Servable] = {}
+        gathered = _Gathered()
         complete = False
         async for response in self._stub.WatchModels(serving_pb2.WatchModelsRequest(), metadata=self._metadata):
             complete = not _apply(response, gathered) or complete
             if complete:
-                self.models = dict(gathered)
+                self.names = gathered.names()
                 self._complete.set()
                 yield
 
@@ -203,14 +203,36 @@ def _refusal(error: grpc.aio.AioRpcError) -> GatewayError | None:
     return GatewayError(_REFUSALS[error.code()], info.reason, status.message)
 
 
-def _apply(response: serving_pb2.WatchModelsResponse, models: dict[str, Servable]) -> bool:
-    """Makes one change in `models`; returns False for the mark that the list is complete."""
+@dataclass(slots=True)
+class _Gathered:
+    """What one connection has said so far."""
+
+    models: dict[str, Servable] = field(default_factory=dict)
+    deployments: dict[tuple[str, str], Deployment] = field(default_factory=dict)
+
+    def names(self) -> Names:
+        return Names(dict(self.models), dict(self.deployments))
+
+
+def _apply(response: serving_pb2.WatchModelsResponse, gathered: _Gathered) -> bool:
+    """Makes one change in `gathered`; returns False for the mark that the list is complete."""
     change = response.WhichOneof("change")
     if change == "upserted" and response.upserted.kind in _KINDS:
-        models[response.upserted.name] = _servable(response.upserted)
+        gathered.models[response.upserted.name] = _servable(response.upserted)
     elif change == "deleted":
-        models.pop(response.deleted, None)
+        gathered.models.pop(response.deleted, None)
+    elif change == "deployment_upserted":
+        deployment = _deployment(response.deployment_upserted)
+        gathered.deployments[deployment.project_id, deployment.name] = deployment
+    elif change == "deployment_deleted":
+        ended = response.deployment_deleted
+        gathered.deployments.pop((ended.project_id, ended.name), None)
     return change != "snapshot_complete"
+
+
+def _deployment(deployment: serving_pb2.Deployment) -> Deployment:
+    targets = tuple((target.model, target.weight) for target in deployment.targets)
+    return Deployment(deployment.project_id, deployment.name, deployment.version, targets, deployment.pinned)
 
 
 def _servable(model: serving_pb2.ServableModel) -> Servable:

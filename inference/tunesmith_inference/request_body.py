@@ -94,6 +94,8 @@ class InferenceRequest:
     usage_wanted: bool
     parameters: Mapping[str, Any]
     response_to: Mapping[str, Any] | None = None
+    end_user: str | None = None
+    """Who the client asks for, where it says so: a deployment gives one end user one model."""
 
     @property
     def tools_at(self) -> str | None:
@@ -123,7 +125,12 @@ def parse(route: Route, content: bytes) -> InferenceRequest:
     options = parameters.get("stream_options") or {}
     stream = parameters.get("stream", False)
     return InferenceRequest(
-        route, model, stream=stream, usage_wanted=options.get("include_usage") is True, parameters=parameters
+        route,
+        model,
+        stream=stream,
+        usage_wanted=options.get("include_usage") is True,
+        parameters=parameters,
+        end_user=_end_user(body),
     )
 
 
@@ -131,7 +138,14 @@ def _parse_response(model: str, body: dict[str, Any]) -> InferenceRequest:
     parameters = responses.chat_parameters(body, _OPEN_WEIGHTS)
     _check_values(Route.CHAT, parameters)
     stream = parameters.get("stream", False)
-    return InferenceRequest(Route.CHAT, model, stream, usage_wanted=True, parameters=parameters, response_to=body)
+    return InferenceRequest(
+        Route.CHAT, model, stream, usage_wanted=True, parameters=parameters, response_to=body, end_user=_end_user(body)
+    )
+
+
+def _end_user(body: Mapping[str, Any]) -> str | None:
+    named = body.get("safety_identifier") or body.get("user")
+    return named if isinstance(named, str) else None
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

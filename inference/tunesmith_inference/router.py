@@ -5,11 +5,12 @@ It must not know engines, the network or time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tunesmith_inference.errors import model_not_found
+from tunesmith_inference.errors import GatewayError, model_not_found
 
 
 class Kind(StrEnum):
@@ -34,6 +35,33 @@ class Servable:
     checkpoint: bool
     shared_with: frozenset[str] = frozenset()
     """Other projects that may use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A name of a project's own, and what it stands for in this version: models with their share of the requests."""
+
+    project_id: str
+    name: str
+    version: int
+    targets: tuple[tuple[str, int], ...]
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """All that can be asked for: models by name, deployments by project and name."""
+
+    models: Mapping[str, Servable]
+    deployments: Mapping[tuple[str, str], Deployment]
+
+    def behind(self, deployment: Deployment) -> list[tuple[Servable, int]]:
+        """The models that a deployment stands for, with their weights; without those that are gone."""
+        found = []
+        for model, weight in deployment.targets:
+            with contextlib.suppress(GatewayError):
+                found.append((route(self.models, model, deployment.project_id), weight))
+        return found
 
 
 def route(models: Mapping[str, Servable], name: str, project_id: str) -> Servable:

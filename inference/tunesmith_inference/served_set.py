@@ -41,7 +41,7 @@ class ServedSet:
 
     `base_name` is what requests to the engine's own model go by: a zero adapter's name where the engine would otherwise
     give base answers the delta of another request's adapter. `capacity` is the number of adapters kept, `fetch` gives
-    an adapter's folder, `dtype` is what the engine computes in.
+    an adapter's folder, `dtype` is what the engine computes in, `is_pinned` whether a revision is to stay loaded.
     """
 
     def __init__(
@@ -52,12 +52,14 @@ class ServedSet:
         fetch: Callable[[Servable], Awaitable[Path]],
         capacity: int,
         dtype: str,
+        is_pinned: Callable[[str], bool],
     ) -> None:
         self.client = client
         self._base_name = base_name
         self._fetch = fetch
         self._capacity = capacity
         self._dtype = dtype
+        self._is_pinned = is_pinned
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._released = asyncio.Event()
 
@@ -87,6 +89,11 @@ class ServedSet:
     def knows(self, revision: str) -> bool:
         """Whether the adapter is loaded, being loaded or refused."""
         return revision in self._slots
+
+    def is_ready(self, revision: str) -> bool:
+        """Whether the adapter is loaded and proven."""
+        slot = self._slots.get(revision)
+        return slot is not None and _is_loaded(slot)
 
     def replicas(self, engine: str) -> list[Replica]:
         """What is held of adapters, and how far it is, under the name `engine` for this engine."""
@@ -128,12 +135,16 @@ class ServedSet:
         self._slots[servable.revision].stage = stage
 
     async def _make_room(self, revision: str) -> None:
-        """Unloads the least recently used idle adapters, waiting for one to become idle if it must."""
+        """Unloads the least recently used idle adapters, waiting for one to become idle if it must.
+
+        Pinned ones only where all are.
+        """
         while (
             len(loaded := [r for r, slot in self._slots.items() if r != revision and _is_loaded(slot)])
             >= self._capacity
         ):
-            victim = next((r for r in loaded if self._slots[r].users == 0), None)
+            free = [r for r in loaded if not self._is_pinned(r)] or loaded
+            victim = next((r for r in free if self._slots[r].users == 0), None)
             if victim is None:
                 self._released.clear()
                 await self._released.wait()

@@ -35,20 +35,20 @@ async def _following(control_plane: ServingControlPlane) -> AsyncIterator[Regist
 
 async def test_the_list_is_there_when_it_is_complete_and_follows_changes(control_plane: ServingControlPlane) -> None:
     async with _following(control_plane) as client, control_plane.running():
-        models = await client.known()
+        models = (await client.known()).models
         assert (models[BASE].kind, models[BASE].revision, models[BASE].project_id) == (Kind.BASE, BASE_REVISION, "")
         control_plane.upsert(servable("mine", "a" * 64, serving_pb2.SERVABLE_KIND_ADAPTER, checkpoint=True))
-        await until(lambda: "mine" in client.models)
-        assert client.models["mine"].checkpoint
+        await until(lambda: "mine" in client.names.models)
+        assert client.names.models["mine"].checkpoint
         control_plane.delete("mine")
-        await until(lambda: "mine" not in client.models)
+        await until(lambda: "mine" not in client.names.models)
 
 
 async def test_a_restart_of_the_control_plane_is_survived(control_plane: ServingControlPlane) -> None:
     async with _following(control_plane) as client:
         async with control_plane.running():
             await client.known()
-        assert BASE in client.models
+        assert BASE in client.names.models
         with pytest.raises(KeysUnavailable):
             await client.authenticate("key")
         with pytest.raises(RevisionUnavailable):
@@ -56,7 +56,7 @@ async def test_a_restart_of_the_control_plane_is_survived(control_plane: Serving
         control_plane.models["new"] = servable("new", "a" * 64, serving_pb2.SERVABLE_KIND_FULL)
         del control_plane.models[BASE]
         async with control_plane.running():
-            await until(lambda: set(client.models) == {"new"})
+            await until(lambda: set(client.names.models) == {"new"})
             assert await client.authenticate("key") == Principal("p1", "key-p1")
 
 
@@ -77,5 +77,5 @@ async def test_the_current_list_is_asked_for_and_the_followed_one_serves_without
 ) -> None:
     async with connect(control_plane.address, SERVICE_TOKEN) as client:
         async with control_plane.running():
-            assert set(await client.current()) == {BASE}
-        assert await client.current() == client.models
+            assert set((await client.current()).models) == {BASE}
+        assert await client.current() == client.names

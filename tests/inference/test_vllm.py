@@ -282,7 +282,7 @@ async def _served(engine: Engine) -> ServedSet:
     async def fetch(servable: Servable) -> Path:
         return engine.folder / servable.name
 
-    return ServedSet(engine.client, "zero", fetch=fetch, capacity=8, dtype="float32")
+    return ServedSet(engine.client, "zero", fetch=fetch, capacity=8, dtype="float32", is_pinned=lambda _: False)
 
 
 def _servable(name: str) -> Servable:

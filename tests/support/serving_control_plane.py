@@ -35,6 +35,7 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
 
     def __init__(self) -> None:
         self.models: dict[str, serving_pb2.ServableModel] = {}
+        self.deployments: dict[tuple[str, str], serving_pb2.Deployment] = {}
         self.revisions: dict[str, dict[str, bytes]] = {}
         self.keys: dict[str, str] = {}
         self.limits: dict[str, dict[str, int]] = {}
@@ -57,6 +58,25 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         """Removes a model and tells every gateway."""
         del self.models[name]
         self._tell(serving_pb2.WatchModelsResponse(deleted=name))
+
+    def deploy(self, name: str, *targets: tuple[str, int], pinned: bool = False, project_id: str = "p1") -> None:
+        """Makes the name stand for these models, as its next version, and tells every gateway."""
+        before = self.deployments.get((project_id, name))
+        deployment = serving_pb2.Deployment(
+            name=name,
+            project_id=project_id,
+            targets=[serving_pb2.DeploymentTarget(model=model, weight=weight) for model, weight in targets],
+            version=1 if before is None else before.version + 1,
+            pinned=pinned,
+        )
+        self.deployments[project_id, name] = deployment
+        self._tell(serving_pb2.WatchModelsResponse(deployment_upserted=deployment))
+
+    def undeploy(self, name: str, project_id: str = "p1") -> None:
+        """Ends the name and tells every gateway."""
+        del self.deployments[project_id, name]
+        ended = serving_pb2.DeletedDeployment(project_id=project_id, name=name)
+        self._tell(serving_pb2.WatchModelsResponse(deployment_deleted=ended))
 
     def add_revision(self, files: dict[str, bytes]) -> str:
         """Stores a revision's files and returns its id."""
@@ -93,6 +113,8 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         self._watchers.append(changes)
         for model in list(self.models.values()):
             yield serving_pb2.WatchModelsResponse(upserted=model)
+        for deployment in list(self.deployments.values()):
+            yield serving_pb2.WatchModelsResponse(deployment_upserted=deployment)
         yield serving_pb2.WatchModelsResponse(snapshot_complete=True)
         while True:
             yield await changes.get()

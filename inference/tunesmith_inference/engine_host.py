@@ -44,10 +44,10 @@ class Target:
     takes_tools: bool
 
 
-class Deployment:
+class EngineHost:
     """The engine of a base model and its adapters, or of one full-weight model. Starts at once; `stop` ends it.
 
-    `on_up` is called each time the engine is fit for traffic.
+    `on_up` is called each time the engine is fit for traffic; `is_pinned` says which adapters are to stay loaded.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Deployment:
         revisions: RevisionCache,
         command: Command,
         on_up: Callable[[], None],
+        is_pinned: Callable[[str], bool],
     ) -> None:
         self.kind = Kind.FULL if servable.kind is Kind.FULL else Kind.BASE
         self.users = 0
@@ -68,6 +69,7 @@ class Deployment:
         self._settings = settings
         self._revisions = revisions
         self._on_up = on_up
+        self._is_pinned = is_pinned
         self._adapters = False
         self._takes_tools = False
         self._process = EngineProcess(settings, command)
@@ -98,6 +100,12 @@ class Deployment:
     def given_up(self) -> bool:
         """Whether the engine failed for good, long enough ago to deserve a new one."""
         return self._failure is not None and time.monotonic() - self._failure[0] > _FAILURE_SECONDS
+
+    def is_ready(self, servable: Servable) -> bool:
+        """Whether a request for the model would be answered at once."""
+        return self.served is not None and (
+            servable.kind is not Kind.ADAPTER or self.served.is_ready(servable.revision)
+        )
 
     async def stop(self) -> None:
         """Ends the process."""
@@ -178,6 +186,7 @@ class Deployment:
             fetch=lambda servable: self._revisions.tuned_folder(servable.revision, Kind.ADAPTER),
             capacity=self._settings.max_loaded_adapters - 1,
             dtype=dtype,
+            is_pinned=self._is_pinned,
         )
         self._changed.set()
         self._on_up()
