@@ -14,6 +14,7 @@ from tunesmith._errors import ConfigurationError
 from tunesmith._http import AsyncTransport, BlockingTransport, HttpClient
 from tunesmith.resources.chat import AsyncChat, Chat
 from tunesmith.resources.completions import AsyncCompletions, Completions
+from tunesmith.resources.deployments import AsyncDeployments, Deployments
 from tunesmith.resources.files import AsyncFiles, Files
 from tunesmith.resources.fine_tunes import AsyncFineTunes, FineTunes
 from tunesmith.resources.models import AsyncModels, Models
@@ -56,6 +57,7 @@ class AsyncTunesmith:
         self.files = AsyncFiles(self._http)
         self.fine_tunes = AsyncFineTunes(self._http, self.files)
         self.models = AsyncModels(self._http)
+        self.deployments = AsyncDeployments(self._http)
         self.chat = AsyncChat(self._http)
         self.completions = AsyncCompletions(self._http)
 
@@ -108,6 +110,7 @@ class Tunesmith:
         self.files = Files(files)
         self.fine_tunes = FineTunes(AsyncFineTunes(self._http, files))
         self.models = Models(AsyncModels(self._http))
+        self.deployments = Deployments(AsyncDeployments(self._http))
         self.chat = Chat(AsyncChat(self._http))
         self.completions = Completions(AsyncCompletions(self._http))
 

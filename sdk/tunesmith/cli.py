@@ -1,4 +1,4 @@
-"""Owns the `tunesmith` command: the SDK's nouns and verbs in a shell, fine-tunes apart (`_cli_fine_tunes`).
+"""Owns the `tunesmith` command: the SDK's nouns and verbs in a shell, fine-tunes and deployments apart.
 Must not know HTTP, nor how anything is drawn.
 """
 
@@ -14,6 +14,7 @@ try:
     import typer.core
 
     from tunesmith._cli_context import AsJson, Limit, client_of
+    from tunesmith._cli_deployments import deployments_app
     from tunesmith._cli_fine_tunes import fine_tunes_app
     from tunesmith._cli_output import (
         local_time,
@@ -59,6 +60,7 @@ models_app = typer.Typer(no_args_is_help=True, help="List and delete models.")
 app.add_typer(files_app, name="files")
 app.add_typer(fine_tunes_app, name="fine-tunes")
 app.add_typer(models_app, name="models")
+app.add_typer(deployments_app, name="deployments")
 
 
 def main() -> None:
@@ -183,7 +185,7 @@ def delete_model(ctx: typer.Context, model: Annotated[str, typer.Argument(help="
 @app.command("chat")
 def chat(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A base model, a tuned model or a checkpoint.")],
+    model: Annotated[str, typer.Argument(help="A base model, a tuned model, a checkpoint or a deployment.")],
     message: Annotated[str | None, typer.Argument(help="What to say; without it, a conversation starts.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,

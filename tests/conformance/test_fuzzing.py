@@ -105,8 +105,10 @@ def make_state(platform: PlatformUnderTest) -> dict[str, list[Any]]:
     # Whoever follows the events of a job waits for its end.
     wait_until(lambda: call(platform, key, "GET", f"/fine-tunes/{old}")["status"] in ended, 60, "it did not end")
     victim_keys = call(platform, platform.server.api_key, "GET", f"/organization/projects/{VICTIM}/api_keys")
+    call(platform, key, "POST", "/deployments", json={"name": "bot", "targets": [{"model": name}]})
     return {
         "key": [key],
+        "name": ["bot"],
         "kept_projects": ["default", OTHER_PROJECT, PROJECT],
         "project_id": [VICTIM],
         "api_key_id": [each["id"] for each in victim_keys["data"]],

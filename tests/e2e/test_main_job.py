@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from tests.architecture.source_tree import ROOT
 from tests.support.live_server import LiveServer
 from tests.support.postgres import PostgresServer
 from tests.support.s3_server import BUCKET, S3Server
+from tunesmith import Tunesmith
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2, fine_tunes_pb2_grpc
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
 
@@ -213,6 +215,41 @@ def test_models_and_grpc_show_the_same(trained: Trained) -> None:
         assert {model.id for model in models.models} == listed
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_name_moves_to_the_tuned_model_and_back_while_it_is_asked(trained: Trained) -> None:
+    base = ask(trained.client, BASE, "red")
+    ended = threading.Event()
+
+    def keep_asking() -> list[str]:
+        answers = []
+        while not ended.is_set():
+            answers.append(ask(trained.client, "codes", "red"))
+        return answers
+
+    with Tunesmith(base_url=trained.server.url, api_key=trained.server.api_key) as tunesmith:
+        tunesmith.deployments.create("codes", BASE)
+        assert "codes" in {model.id for model in trained.client.models.list()}
+        assert ask(trained.client, "codes", "red") == base
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(keep_asking) for _ in range(3)]
+            try:
+                tunesmith.deployments.update("codes", trained.model)
+                answered_with(trained.client, ANSWERS["red"])
+                tunesmith.deployments.roll_back("codes")
+                answered_with(trained.client, base)
+            finally:
+                ended.set()
+            answers = [answer for each in asking for answer in each.result()]
+        tunesmith.deployments.delete("codes")
+    assert set(answers) == {base, ANSWERS["red"]}
+
+
+def answered_with(client: openai.OpenAI, answer: str) -> None:
+    """Returns once the deployment gives this answer."""
+    deadline = time.monotonic() + 60
+    while ask(client, "codes", "red") != answer:
+        assert time.monotonic() < deadline, f"nobody answered {answer!r} in time"
 
 
 def test_an_unknown_model_is_not_found(trained: Trained) -> None:

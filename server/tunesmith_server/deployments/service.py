@@ -40,13 +40,15 @@ class DeploymentsService:
         self._models = models
 
     async def create(self, principal: Principal, request: CreateDeployment) -> DeploymentObject:
-        """Makes a deployment; raises InvalidRequestError, or ConflictError where the name is in use."""
+        """Makes a deployment; raises InvalidRequestError, or ConflictError where the name stands for something else."""
         _check(request.targets)
         project_id, now = principal.project_id, int(self._core.clock())
         async with self._core.database.write() as session:
             version = await registry.next_version(session)
             row = await repository.find(session, project_id, request.name)
             if row is not None and row.deleted_at is None:
+                if (row.targets, row.pinned) == (_stored(request.targets), request.pinned):
+                    return await self._shown(session, principal, row)  # asked again, because the answer was lost
                 message = f"There is a deployment {request.name!r} already. Change it, or take another name."
                 raise ConflictError("deployment_exists", message, param="name")
             if await registry.find_base_model(session, request.name) is not None:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import BaseModelRow, ModelRow
+from tunesmith_server.db.tables import BaseModelRow, DeploymentRow, ModelRow
 from tunesmith_server.deployments import repository as deployments
 from tunesmith_server.errors import ConflictError, NotFoundError, PermissionDeniedError, UnavailableError
 from tunesmith_server.registry import claims, manifest, promotion, repository
@@ -56,11 +56,16 @@ class RegistryService:
         self.replicas = Replicas(core.clock)
 
     async def list_models(self, principal: Principal) -> list[Model]:
-        """Every name that the project may prompt: its tuned models, newest first, then base models and aliases."""
+        """Every name that the project may prompt.
+
+        Its deployments, its tuned models, newest first, then base models and aliases.
+        """
         async with self._core.database.read() as session:
             tuned = await repository.list_models(session, principal.project_id)
             bases = await repository.list_base_models(session)
-        models = [_tuned_model(row) for row in tuned]
+            named = await deployments.list_all(session, principal.project_id)
+        models = [_deployed_model(row, "") for row in named]
+        models += [_tuned_model(row) for row in tuned]
         for row in bases:
             if row.state == repository.READY:
                 models += [_base_model(row, name) for name in (row.id, *row.aliases)]
@@ -69,6 +74,12 @@ class RegistryService:
     async def get_model(self, principal: Principal, name: str) -> Model:
         """One model; raises NotFoundError, or UnavailableError while a base model is not imported."""
         async with self._core.database.read() as session:
+            named = await deployments.find(session, principal.project_id, name)
+            if named is not None and named.deleted_at is None:
+                # Models of one deployment are not equally far: the record tells of the one that answers most.
+                most = max(named.targets, key=lambda target: target["weight"])["model"]
+                revision = await repository.revision_of(session, principal.project_id, most)
+                return _deployed_model(named, revision or "")
             tuned = await repository.get_model(session, principal.project_id, name)
             base = await repository.find_base_model(session, name) if tuned is None else None
         if tuned is not None:
@@ -177,6 +188,10 @@ async def _refuse_deployed(session: AsyncSession, principal: Principal, name: st
 
 def _tuned_model(row: ModelRow) -> Model:
     return Model(id=row.name, created=row.created_at, owned_by=row.project_id, revision=row.revision)
+
+
+def _deployed_model(row: DeploymentRow, revision: str) -> Model:
+    return Model(id=row.name, created=row.created_at, owned_by=row.project_id, revision=revision)
 
 
 def _base_model(row: BaseModelRow, name: str) -> Model:

@@ -122,7 +122,8 @@ async def test_what_nobody_could_answer_is_refused(
 
 
 async def test_names_are_unique_in_their_project_only(service: DeploymentsService) -> None:
-    await service.create(DEFAULT, asking(ONE))
+    made = await service.create(DEFAULT, asking(ONE))
+    assert await service.create(DEFAULT, asking(ONE)) == made, "a repeated request is no conflict"
     with pytest.raises(ConflictError) as taken:
         await service.create(DEFAULT, asking(TWO))
     assert taken.value.code == "deployment_exists"
@@ -147,6 +148,16 @@ async def test_a_model_that_answers_under_a_name_cannot_be_deleted(
     with pytest.raises(InvalidRequestError) as gone:
         await service.roll_back(DEFAULT, "bot", 1)
     assert gone.value.code == "model_not_found"
+
+
+async def test_it_is_listed_among_the_models(service: DeploymentsService, models: RegistryService) -> None:
+    await service.create(DEFAULT, asking("toy-base", ONE))
+    assert [model.id for model in await models.list_models(DEFAULT)] == ["bot", ONE, TWO, "toy-base"]
+    assert (await models.get_model(DEFAULT, "bot")).owned_by == "default"
+    assert [model.id for model in await models.list_models(OTHER)] == [THEIRS, "toy-base"]
+    await service.delete(DEFAULT, "bot")
+    with pytest.raises(NotFoundError):
+        await models.get_model(DEFAULT, "bot")
 
 
 async def test_what_is_not_there_is_said_so(service: DeploymentsService) -> None:
