@@ -24,7 +24,7 @@ from tunesmith_inference import responses
 from tunesmith_inference.auth import Authenticator, Principal
 from tunesmith_inference.config import Settings
 from tunesmith_inference.engine_host import Target
-from tunesmith_inference.errors import GatewayError, model_loading, model_unservable, tools_unsupported
+from tunesmith_inference.errors import GatewayError, engine_failed, model_loading, model_unservable, tools_unsupported
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.model_metrics import ModelWatch
 from tunesmith_inference.rate_limits import RateLimiter
@@ -37,7 +37,7 @@ from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.streaming import public, relay
 from tunesmith_inference.switch import Switch
 from tunesmith_inference.usage import Usage
-from tunesmith_inference.vllm import EngineUnavailable
+from tunesmith_inference.vllm import EngineLost, EngineUnavailable
 
 T = TypeVar("T")
 
@@ -107,13 +107,18 @@ async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     request.state.answer_headers = dict(gateway.limits.admit(principal))
     asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
+    lost = 0
     while True:
         async with contextlib.AsyncExitStack() as stack:
             found = await _unless_gone(request, _found(gateway, asked, principal, stack, deadline))
             try:
                 return await _answer(gateway, request, asked, principal, found, stack)
-            except EngineUnavailable:
-                # It had not begun: nothing is lost by asking the engine that takes its place.
+            except EngineUnavailable as error:
+                # The client has seen nothing yet, so the engine that takes its place may answer. A request that was
+                # under way in two engines when they died may be what kills them.
+                lost += isinstance(error, EngineLost)
+                if lost > 1:
+                    raise engine_failed() from error
                 await asyncio.sleep(_RETRY_SECONDS)
 
 
@@ -135,13 +140,29 @@ async def _answer(
     response = asked.response_to and responses.begun(asked.response_to, f"resp_{secrets.token_hex(16)}", time.time())
     if asked.stream:
         stream = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
-        chunks = found.watch.noting_first(stream)
+        chunks = await _unless_gone(request, _begun(found.watch.noting_first(stream)))
         if response:
             return _StreamedAnswer(response_events(chunks, response, meter), stack.pop_all())
         return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
     answer = await _unless_gone(request, target.client.answer(asked.route, body))
     meter(answer.get("usage") or {})
     return JSONResponse(responses.answered(response, answer) if response else public(answer, asked.model))
+
+
+async def _begun(chunks: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same chunks, once there is a first one: what goes wrong until then, no client need see."""
+    try:
+        first = [await anext(chunks)]
+    except StopAsyncIteration:
+        first = []
+
+    async def whole() -> AsyncIterator[T]:
+        for chunk in first:
+            yield chunk
+        async for chunk in chunks:
+            yield chunk
+
+    return whole()
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -36,6 +36,10 @@ class EngineUnavailable(Exception):
     """The engine is not there: not started, gone, or not answering."""
 
 
+class EngineLost(EngineUnavailable):
+    """The engine went away while it worked on a request, perhaps because of it."""
+
+
 class AdapterRefused(Exception):
     """The engine does not load this adapter, and will not another time."""
 
@@ -114,7 +118,7 @@ class VllmClient:
     async def answer(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer of `/v1/chat/completions` or `/v1/completions`.
 
-        Raises GatewayError, or EngineUnavailable where the engine has not begun and another one may.
+        Raises GatewayError, or EngineUnavailable where another engine may answer instead.
         """
         response = await self._begun(route, body)
         try:
@@ -128,7 +132,7 @@ class VllmClient:
 
     @asynccontextmanager
     async def stream(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """The chunks of a streamed answer; raises as `answer` does, and GatewayError between two chunks.
+        """The chunks of a streamed answer; raises as `answer` does up to the first one, and GatewayError between two.
 
         Leaving the block early makes the engine drop the request.
         """
@@ -194,6 +198,7 @@ def translated(status: int, error_body: bytes, sent: Mapping[str, Any]) -> Gatew
 
 async def _chunks(response: httpx.Response, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
+    begun = False
     try:
         async for line in response.aiter_lines():
             if not line.startswith("data:"):
@@ -204,10 +209,13 @@ async def _chunks(response: httpx.Response, sent: Mapping[str, Any]) -> AsyncIte
             chunk = json.loads(data)
             if "error" in chunk:
                 raise translated(_status_of(chunk["error"]), data.encode(), sent)
+            begun = True
             yield chunk
     except (httpx.HTTPError, ValueError) as error:
-        raise _lost(error) from error
-    raise _lost(EOFError("the stream ended early"))
+        lost = _lost(error)
+        raise engine_failed() if begun else lost from error
+    lost = _lost(EOFError("the stream ended early"))
+    raise engine_failed() if begun else lost
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -232,9 +240,9 @@ def _sentence(message: str) -> str:
     return f"{line}."
 
 
-def _lost(error: Exception) -> GatewayError:
+def _lost(error: Exception) -> EngineLost:
     _log.error("engine lost during a request: %s", type(error).__name__)
-    return engine_failed()
+    return EngineLost(type(error).__name__)
 
 
 def _status_of(error: object) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def build_base(folder: Path) -> Path:
     return folder
 
 
-def build_adapter(base: Path, folder: Path, seed: int) -> Path:
+def build_adapter(base: Path, folder: Path, seed: int, rank: int = 8) -> Path:
     """Writes a random adapter with the record of what it must answer."""
     folder.mkdir(parents=True)
     numbers = np.random.default_rng(seed)
@@ -52,15 +53,15 @@ def build_adapter(base: Path, folder: Path, seed: int) -> Path:
     for layer in range(_LAYERS):
         for module, (out, into) in {"self_attn.o_proj": (_HIDDEN, _HIDDEN), "mlp.down_proj": (_HIDDEN, _INNER)}.items():
             name = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{name}.lora_A.weight"] = numbers.normal(0, 0.2, (8, into)).astype(np.float32)
-            tensors[f"{name}.lora_B.weight"] = numbers.normal(0, 0.2, (out, 8)).astype(np.float32)
+            tensors[f"{name}.lora_A.weight"] = numbers.normal(0, 0.2, (rank, into)).astype(np.float32)
+            tensors[f"{name}.lora_B.weight"] = numbers.normal(0, 0.2, (out, rank)).astype(np.float32)
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": "tiny",
-        "r": 8,
-        "lora_alpha": 8,
+        "r": rank,
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": ["o_proj", "down_proj"],
@@ -68,6 +69,16 @@ def build_adapter(base: Path, folder: Path, seed: int) -> Path:
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "golden.json").write_text(json.dumps(golden(base, folder)))
+    return folder
+
+
+def build_full(base: Path, adapter: Path, folder: Path) -> Path:
+    """Writes the base model with the adapter added in, as full weights with the record of what they must answer."""
+    shutil.copytree(base, folder)
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    _add(model, adapter)
+    model.save_pretrained(folder)
+    (folder / "golden.json").write_bytes((adapter / "golden.json").read_bytes())
     return folder
 
 
