@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """Threads of one CPU engine. Default: all cores this process may use."""
     max_engines: int = Field(default=2, gt=0)
     """Engines alive at once, the base model's included."""
+    engine_idle_seconds: float = Field(default=1800.0, gt=0)
+    """An engine of full weights that nobody has asked for so long is stopped; the next request starts it."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt and answer together in tokens, at most the model's own. Default: what fits into memory."""
     kv_cache_gib: int = Field(default=1, gt=0)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,10 @@ class EngineHost:
         self.last_used = time.monotonic()
         self.served: ServedSet | None = None
         self._servable = servable
-        self._revision = servable.revision if self.kind is Kind.FULL else servable.base_revision
-        self._name = f"{self.kind.value}-{self._revision[:16]}"
+        self.revision = servable.revision if self.kind is Kind.FULL else servable.base_revision
+        self._name = f"{self.kind.value}-{self.revision[:16]}"
         self._settings = settings
-        self._revisions = revisions
+        self.revisions = revisions
         self._on_up = on_up
         self._is_pinned = is_pinned
         self._adapters = False
@@ -107,6 +107,16 @@ class EngineHost:
             servable.kind is not Kind.ADAPTER or self.served.is_ready(servable.revision)
         )
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long nobody has asked for it."""
+        return 0.0 if self.users else time.monotonic() - self.last_used
+
+    async def keep_only(self, revisions: Set[str]) -> None:
+        """Unloads idle adapters of other revisions; raises EngineUnavailable."""
+        if self.served is not None:
+            await self.served.keep_only(revisions)
+
     async def stop(self) -> None:
         """Ends the process."""
         self._running.cancel()
@@ -117,7 +127,7 @@ class EngineHost:
         own, *adapters = self.replicas()
         return {
             "kind": self.kind.value,
-            "revision": self._revision[:16],
+            "revision": self.revision[:16],
             "state": "starting" if own.state is ReplicaState.LOADING else own.state.value,
             "reason": own.reason or self._process.last_error,
             "starts": self._process.starts,
@@ -130,10 +140,10 @@ class EngineHost:
     def replicas(self) -> list[Replica]:
         """What this engine holds: its own model first, then adapters."""
         if self._failure is not None:
-            return [Replica(self._revision, self._name, ReplicaState.FAILED, str(self._failure[1]))]
+            return [Replica(self.revision, self._name, ReplicaState.FAILED, str(self._failure[1]))]
         if self.served is None:
-            return [Replica(self._revision, self._name, ReplicaState.LOADING)]
-        own = Replica(self._revision, self._name, ReplicaState.READY, in_flight=self.users)
+            return [Replica(self.revision, self._name, ReplicaState.LOADING)]
+        own = Replica(self.revision, self._name, ReplicaState.READY, in_flight=self.users)
         return [own, *self.served.replicas(self._name)]
 
     async def _up(self) -> ServedSet:
@@ -164,10 +174,10 @@ class EngineHost:
 
     async def _folder(self) -> Path:
         if self.kind is Kind.FULL:
-            return await self._revisions.tuned_folder(self._revision, Kind.FULL)
+            return await self.revisions.tuned_folder(self.revision, Kind.FULL)
         while True:
             with contextlib.suppress(BaseMissing):
-                return self._revisions.base_folder(self._revision)
+                return self.revisions.base_folder(self.revision)
             await asyncio.sleep(_BASE_POLL_SECONDS)
 
     async def _is_up(self, client: VllmClient) -> None:
@@ -175,15 +185,15 @@ class EngineHost:
         dtype = "float32" if self._settings.device is Device.CPU else "bfloat16"
         base_name = self._name
         if self.kind is Kind.FULL:
-            golden = proof.read_golden(await self._revisions.tuned_folder(self._revision, Kind.FULL))
+            golden = proof.read_golden(await self.revisions.tuned_folder(self.revision, Kind.FULL))
             await proof.prove(client.complete_greedily, golden, self._name, None, dtype)
         elif self._adapters and self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
             base_name = "zero"
-            await client.load_adapter(base_name, await self._revisions.zero_adapter_folder(self._revision))
+            await client.load_adapter(base_name, await self.revisions.zero_adapter_folder(self.revision))
         self.served = ServedSet(
             client,
             base_name,
-            fetch=lambda servable: self._revisions.tuned_folder(servable.revision, Kind.ADAPTER),
+            fetch=lambda servable: self.revisions.tuned_folder(servable.revision, Kind.ADAPTER),
             capacity=self._settings.max_loaded_adapters - 1,
             dtype=dtype,
             is_pinned=self._is_pinned,

@@ -37,6 +37,7 @@ class Fleet:
         self._creating = asyncio.Lock()
         self._released = asyncio.Event()
         self._wake = asyncio.Event()
+        self._resting: set[str] = set()
 
     @contextlib.asynccontextmanager
     async def lease(self, servable: Servable) -> AsyncIterator[Target]:
@@ -50,6 +51,8 @@ class Fleet:
                 yield target
         finally:
             self._released.set()
+            if all(model.revision != servable.revision for model in self._models):
+                self._wake.set()
 
     def follow(
         self, models: Iterable[Servable], deployed: Iterable[Servable] = (), pinned: Iterable[Servable] = ()
@@ -65,18 +68,24 @@ class Fleet:
     def is_ready(self, servable: Servable) -> bool:
         """Whether a request for the model would be answered at once.
 
-        Also where its engine has no room beside those that run: only a request makes room for it.
+        Also where only a request starts its engine: where it has no room beside those that run, or rests.
         """
         host = self._hosts.get(_key(servable))
-        return len(self._hosts) >= self._settings.max_engines if host is None else host.is_ready(servable)
+        if host is None:
+            return len(self._hosts) >= self._settings.max_engines or _key(servable) in self._resting
+        return host.is_ready(servable)
 
     async def run(self) -> None:
-        """Prepares models ahead of demand until cancelled, then stops every engine."""
+        """Prepares models ahead of demand and ends what nobody needs until cancelled, then stops every engine."""
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                await self._end_unneeded()
                 await self._prepare()
+                resting = asyncio.get_running_loop().call_later(self._settings.engine_idle_seconds / 4, self._wake.set)
+                await self._wake.wait()
+                resting.cancel()
         finally:
             await asyncio.gather(*(host.stop() for host in self._hosts.values()))
 
@@ -95,7 +104,7 @@ class Fleet:
         """
         own = [model for model in self._models if model.kind is Kind.BASE]
         for servable in own + [model for model in self._deployed if model.kind is Kind.FULL]:
-            if len(self._hosts) < self._settings.max_engines:
+            if len(self._hosts) < self._settings.max_engines and _key(servable) not in self._resting:
                 await self._host(servable)
         newest_first = sorted(self._models, key=lambda model: -model.created)
         final = [model for model in newest_first if model.kind is Kind.ADAPTER and not model.checkpoint]
@@ -109,6 +118,23 @@ class Fleet:
             with contextlib.suppress(Unservable, NotFetched, EngineUnavailable):
                 async with served.lease(servable):
                     pass
+
+    async def _end_unneeded(self) -> None:
+        """Stops idle engines of full weights, and unloads idle adapters, that no name points at; others may rest."""
+        wanted = {model.revision for model in self._models}
+        for key, host in list(self._hosts.items()):
+            if host.kind is Kind.BASE:
+                with contextlib.suppress(EngineUnavailable):
+                    await host.keep_only(wanted)
+                continue
+            rests = host.idle_seconds >= self._settings.engine_idle_seconds and not self._holds_pinned(host)
+            if host.users or (host.revision in wanted and not rests):
+                continue
+            del self._hosts[key]
+            self._resting.add(key)
+            _log.info("stopping an engine that nobody asks for")
+            await host.stop()
+            self._released.set()
 
     async def _host(self, servable: Servable) -> EngineHost:
         key = _key(servable)
@@ -124,6 +150,7 @@ class Fleet:
             await self._make_room()
             made = EngineHost(servable, self._settings, self._revisions, self._command, self._wake.set, self._is_pinned)
             self._hosts[key] = made
+            self._resting.discard(key)
             return made
 
     async def _make_room(self) -> None:

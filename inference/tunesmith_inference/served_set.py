@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +93,22 @@ class ServedSet:
     def is_ready(self, revision: str) -> bool:
         """Whether the adapter is loaded and proven."""
         slot = self._slots.get(revision)
-        return slot is not None and _is_loaded(slot)
+        return slot is not None and _succeeded(slot.loading)
 
     def replicas(self, engine: str) -> list[Replica]:
         """What is held of adapters, and how far it is, under the name `engine` for this engine."""
         return [_replica(revision, engine, slot) for revision, slot in self._slots.items()]
+
+    async def keep_only(self, revisions: Set[str]) -> None:
+        """Unloads adapters that no name points at any more, once their last request has ended."""
+        for revision in self._slots.keys() - revisions:
+            slot = self._slots[revision]
+            if slot.users or not slot.loading.done():
+                continue
+            del self._slots[revision]
+            if _succeeded(slot.loading):
+                await self.client.unload_adapter(slot.name)
+                _log.info("revision %s is not served any more", revision[:16])
 
     def close(self) -> None:
         """Ends all loading: the engine is gone."""
@@ -140,7 +151,7 @@ class ServedSet:
         Pinned ones only where all are.
         """
         while (
-            len(loaded := [r for r, slot in self._slots.items() if r != revision and _is_loaded(slot)])
+            len(loaded := [r for r, slot in self._slots.items() if r != revision and _succeeded(slot.loading)])
             >= self._capacity
         ):
             free = [r for r in loaded if not self._is_pinned(r)] or loaded
@@ -153,8 +164,8 @@ class ServedSet:
             await self.client.unload_adapter(slot.name)
 
 
-def _is_loaded(slot: _Slot) -> bool:
-    return slot.loading.done() and not slot.loading.cancelled() and slot.loading.exception() is None
+def _succeeded(loading: asyncio.Task[None]) -> bool:
+    return loading.done() and not loading.cancelled() and loading.exception() is None
 
 
 def _may_try_again(loading: asyncio.Task[None]) -> bool:

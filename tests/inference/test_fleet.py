@@ -179,6 +179,49 @@ async def test_a_restart_of_the_control_plane_is_not_noticed(tmp_path: Path) -> 
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "control_plane_unavailable")
 
 
+async def test_a_deleted_model_is_unloaded_when_its_last_request_has_ended(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_adapter("kept", "kept")
+        gateway.add_adapter("mine", "tuned")
+        assert (await gateway.chat("mine")).status_code == 200
+        slow = asyncio.create_task(gateway.chat("mine", "fault:slow", max_tokens=16))
+        await until(lambda: _in_flight(gateway))
+        gateway.control_plane.delete("mine")
+        await until(lambda: _status(gateway, "mine", 404))
+        assert len(await _adapters(gateway, 2)) == 2, "it answers a request still"
+        assert (await slow).status_code == 200
+        await until(lambda: _loaded(gateway, 2))
+        assert (await gateway.chat("kept")).status_code == 200
+
+
+async def test_engines_of_deleted_models_and_of_idle_ones_are_stopped_and_come_back(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, max_engines=3, engine_idle_seconds=0.2) as gateway:
+        gateway.add_full("idle", "idle")
+        gateway.add_full("pinned", "pinned")
+        gateway.control_plane.deploy("bot", ("pinned", 1), pinned=True)
+        for _ in range(2):
+            response = await gateway.chat("idle", "one", max_tokens=2)
+            assert response.json()["choices"][0]["message"]["content"] == answer("idle", "one", 2)
+            assert (await gateway.chat("pinned")).status_code == 200
+            await until(lambda: _engine_states(gateway, ["ready", "ready"]))
+        gateway.control_plane.undeploy("bot")
+        gateway.control_plane.delete("pinned")
+        await until(lambda: _engine_states(gateway, ["ready"]))
+
+
+async def _in_flight(gateway: GatewayUnderTest) -> bool:
+    return 'tunesmith_gateway_model_in_flight{model="mine"} 1.0' in (await gateway.http.get("/metrics")).text
+
+
+async def _status(gateway: GatewayUnderTest, model: str, status: int) -> bool:
+    return (await gateway.chat(model)).status_code == status
+
+
+async def _loaded(gateway: GatewayUnderTest, adapters: int) -> bool:
+    """Whether the engine itself has so many, the zero adapter among them."""
+    return len((await gateway.simulator())["adapters"]) == adapters
+
+
 async def _adapters(gateway: GatewayUnderTest, count: int) -> dict[str, Any]:
     """The base engine's adapters once there are so many that are not loading any more."""
     engines = await gateway.engines()
