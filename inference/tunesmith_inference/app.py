@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunesmith_inference.admission import Admission
 from tunesmith_inference.auth import Authenticator
 from tunesmith_inference.config import Settings
 from tunesmith_inference.endpoints import ClientGone, Gateway, router
@@ -49,7 +50,16 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         fleet = Fleet(settings, RevisionCache(settings.cache_dir, registry.revision_files), command)
         limits, ledger = RateLimiter(), Ledger(registry.report_usage)
         keys = Authenticator(registry.authenticate)
-        gateway = Gateway(settings, keys, registry, fleet, Switch(fleet.is_ready), limits, Usage(limits, ledger))
+        gateway = Gateway(
+            settings,
+            keys,
+            registry,
+            fleet,
+            Switch(fleet.is_ready),
+            Admission(settings.max_requests),
+            limits,
+            Usage(limits, ledger),
+        )
 
         following = asyncio.create_task(registry.follow(partial(_follow, gateway)))
         running = asyncio.create_task(fleet.run())

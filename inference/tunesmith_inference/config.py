@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     gateway_port: int = Field(default=8010, ge=0, le=65535)
     max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0)
     """Larger request bodies are answered with 413."""
+    max_requests: int = Field(default=1024, gt=0)
+    """Requests under way or waiting at once; more are answered with 503."""
     hold_seconds: float = Field(default=300.0, ge=0)
     """How long a request waits for its engine and its model before it is answered with 503."""
 

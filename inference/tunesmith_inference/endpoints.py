@@ -21,10 +21,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tunesmith_inference import responses
+from tunesmith_inference.admission import Admission
 from tunesmith_inference.auth import Authenticator, Principal
 from tunesmith_inference.config import Settings
 from tunesmith_inference.engine_host import Target
-from tunesmith_inference.errors import GatewayError, engine_failed, model_loading, model_unservable, tools_unsupported
+from tunesmith_inference.errors import (
+    GatewayError,
+    embeddings_unsupported,
+    engine_failed,
+    model_loading,
+    model_unservable,
+    tools_unsupported,
+)
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.model_metrics import ModelWatch
 from tunesmith_inference.rate_limits import RateLimiter
@@ -54,6 +62,7 @@ class Gateway:
     registry: RegistryClient
     fleet: Fleet
     switch: Switch
+    admission: Admission
     limits: RateLimiter
     usage: Usage
 
@@ -89,6 +98,11 @@ def router(gateway: Gateway) -> APIRouter:
             return await _infer(gateway, request, Route.RESPONSES)
         except GatewayError as error:
             raise responses.in_its_words(error) from None
+
+    @routes.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        await gateway.authenticator.principal(request.headers.get("authorization"))
+        raise embeddings_unsupported()
 
     @routes.get("/health")
     async def health() -> Response:
@@ -188,6 +202,7 @@ async def _found(
     try:
         async with asyncio.timeout_at(deadline):
             servable = await _route(gateway, asked, principal.project_id)
+            stack.enter_context(gateway.admission.admit(servable.name))
             watch = stack.enter_context(gateway.usage.models.watch(servable.name))
             target = await stack.enter_async_context(gateway.fleet.lease(servable))
             watch.found()

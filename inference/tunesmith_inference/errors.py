@@ -82,6 +82,18 @@ def model_loading() -> GatewayError:
     return GatewayError(503, "model_loading", message, param="model", retry_after=5)
 
 
+def overloaded() -> GatewayError:
+    """503: the gateway has as many requests as it takes on, or the model more than its share of them."""
+    message = "Too many requests are waiting here. Send this one again in a moment."
+    return GatewayError(503, "overloaded", message, retry_after=1)
+
+
+def embeddings_unsupported() -> GatewayError:
+    """400: models here are made to write, and engines give no embeddings of them."""
+    message = "Models here write text and give no embeddings. Ask a server of embedding models for those."
+    return GatewayError(400, "embeddings_unsupported", message, param="model")
+
+
 def model_unservable() -> GatewayError:
     """503: the engine does not reproduce what was trained, so the model is kept from traffic; /health says why."""
     message = "The model failed its check in the engine and is not served. Ask the operator for the gateway's /health."

@@ -18,7 +18,7 @@ from tunesmith_server.config import MEBIBYTE
 from tunesmith_server.errors import NotFoundError, UnavailableError
 
 _CHAT = "/v1/chat/completions"
-ROUTES = (_CHAT, "/v1/completions", "/v1/responses")
+ROUTES = (_CHAT, "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 _RETRY_AFTER_SECONDS = 5
 _CONNECT_POLL_SECONDS = 0.25

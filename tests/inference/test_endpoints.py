@@ -215,6 +215,11 @@ async def _forgotten(gateway: GatewayUnderTest, name: str) -> bool:
     return f'model="{name}"' not in (await gateway.http.get("/metrics")).text
 
 
+async def test_embeddings_are_refused_in_words(gateway: GatewayUnderTest) -> None:
+    response = await gateway.http.post("/v1/embeddings", json={"model": MINE, "input": "x"})
+    assert _error(response) == (400, "embeddings_unsupported", "model")
+
+
 async def test_a_key_without_the_scope_is_told_so(gateway: GatewayUnderTest) -> None:
     gateway.control_plane.without_scope.add("key-files")
     body = {"model": MINE, "messages": [{"role": "user", "content": "x"}]}

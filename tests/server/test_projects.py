@@ -70,6 +70,7 @@ NOTHING_OF_OTHERS = {
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/responses",
+    "POST /v1/embeddings",
 }
 """They take no ids and show nothing that is stored for a project."""
 

@@ -147,7 +147,11 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("models.read", None, (f"GET {_DEPLOYED}", f"{_DEPLOYMENTS}/ListDeployments")),
     ("models.read", None, (f"GET {_DEPLOYMENT}", f"{_DEPLOYMENTS}/GetDeployment")),
     ("models.read", None, (f"GET {_DEPLOYMENT}/versions", f"{_DEPLOYMENTS}/ListDeploymentVersions")),
-    (INFERENCE, None, ("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses")),
+    (
+        INFERENCE,
+        None,
+        ("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/embeddings"),
+    ),
     ("webhooks", "webhook_endpoint.created", (f"POST {_HOOKS}", f"{_WEBHOOKS}/CreateWebhookEndpoint")),
     ("webhooks", "webhook_endpoint.updated", (f"POST {_HOOK}", f"{_WEBHOOKS}/UpdateWebhookEndpoint")),
     ("webhooks", "webhook_endpoint.deleted", (f"DELETE {_HOOK}", f"{_WEBHOOKS}/DeleteWebhookEndpoint")),

@@ -48,6 +48,7 @@ READING = {
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/responses",
+    "POST /v1/embeddings",
     "POST /v1/fine_tuning/alpha/graders/run",
     "POST /v1/fine_tuning/alpha/graders/validate",
     # A part of an upload is nothing by itself, and a test message is seen where it arrives.
