@@ -23,6 +23,7 @@ from tests.architecture.source_tree import ROOT
 from tests.inference import real_model
 from tests.inference.gateway import BASE, BASE_REVISION, servable
 from tests.support import asgi_server
+from tests.support.processes import engine_at, listens_on_tcp
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -161,6 +162,7 @@ async def test_nothing_is_wrong_or_lost(tmp_path: Path) -> None:
     sockets: list[Path] = []
     async with gateway(tmp_path, sockets) as (control_plane, load):
         await load.learn()
+        assert not any(listens_on_tcp(engine_at(socket)) for socket in sockets)
         began = time.monotonic()
         await load.run(mixed(REQUESTS))
         seconds = time.monotonic() - began
@@ -204,7 +206,7 @@ async def a_killed_engine_comes_back(load: Load, sockets: list[Path]) -> None:
     under_load = asyncio.create_task(load.run(mixed(400)))
     await load.reached.wait()
     engines = len(sockets)
-    kill_owner_of(sockets[0])
+    os.kill(engine_at(sockets[0]), signal.SIGKILL)
     began = time.monotonic()
     await under_load
     broken = sum(load.outcomes.values()) - load.outcomes["streamed"] - load.outcomes["whole"]
@@ -214,15 +216,3 @@ async def a_killed_engine_comes_back(load: Load, sockets: list[Path]) -> None:
     print(
         f"engine killed: {broken} streams ended with an error, all else answered {time.monotonic() - began:.0f} s later"
     )
-
-
-def kill_owner_of(socket: Path) -> None:
-    """Kills the engine that listens there, as the kernel would."""
-    owners = [int(process.name) for process in Path("/proc").iterdir() if _runs(process, str(socket).encode())]
-    os.kill(min(owners), signal.SIGKILL)
-
-
-def _runs(process: Path, word: bytes) -> bool:
-    with contextlib.suppress(OSError):
-        return process.name.isdecimal() and word in (process / "cmdline").read_bytes().split(b"\0")
-    return False

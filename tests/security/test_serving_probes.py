@@ -14,11 +14,11 @@ from tests.conformance.platform_under_test import PlatformUnderTest, running_pla
 from tests.support import engine_simulator
 from tests.support.artifacts import BASE_ID
 from tests.support.live_server import wait_until
+from tests.support.processes import descendants, listens_on_tcp, words
 
 pytestmark = pytest.mark.e2e
 
 SECRET = "the-patient-is-called-Zebulon"
-_TCP_LISTENS = "0A"
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +46,11 @@ def chat(platform: PlatformUnderTest, model: str, text: str, **more: Any) -> htt
     return platform.server.request("POST", "/chat/completions", json=body, headers=headers)
 
 
-def words(pid: int, what: str) -> list[str]:
-    """The zero-separated words of /proc/PID/`what`."""
-    return Path(f"/proc/{pid}/{what}").read_bytes().decode().rstrip("\0").split("\0")
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """The process and all below it."""
-    yield pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield from descendants(int(child))
-
-
 def test_an_engine_listens_on_nothing_but_a_socket_that_others_cannot_enter(engine: int) -> None:
     arguments = words(engine, "cmdline")
     folder = Path(arguments[arguments.index("--uds") + 1]).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    own = {link.readlink().name for link in Path(f"/proc/{engine}/fd").iterdir() if link.is_symlink()}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{engine}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            assert fields[3] != _TCP_LISTENS or f"socket:[{fields[9]}]" not in own, "the engine listens on TCP"
+    assert not listens_on_tcp(engine)
 
 
 def test_an_engine_has_no_secret_of_ours_and_loads_nothing_by_itself(engine: int, platform: PlatformUnderTest) -> None:
