@@ -158,6 +158,8 @@ def engine_environment(settings: Settings, key: str) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(settings.cache_dir / "engine_cache"),
         "HF_HUB_OFFLINE": "1",
+        # Its process group of one listens, on the first interface otherwise.
+        "GLOO_SOCKET_IFNAME": "lo",
     }
     if settings.device is Device.CPU:
         threads = settings.engine_threads or len(os.sched_getaffinity(0))

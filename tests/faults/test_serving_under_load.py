@@ -23,7 +23,7 @@ from tests.architecture.source_tree import ROOT
 from tests.inference import real_model
 from tests.inference.gateway import BASE, BASE_REVISION, servable
 from tests.support import asgi_server
-from tests.support.processes import engine_at, listens_on_tcp
+from tests.support.processes import engine_at, listens_to_others
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -162,7 +162,7 @@ async def test_nothing_is_wrong_or_lost(tmp_path: Path) -> None:
     sockets: list[Path] = []
     async with gateway(tmp_path, sockets) as (control_plane, load):
         await load.learn()
-        assert not any(listens_on_tcp(engine_at(socket)) for socket in sockets)
+        assert not any(listens_to_others(engine_at(socket)) for socket in sockets)
         began = time.monotonic()
         await load.run(mixed(REQUESTS))
         seconds = time.monotonic() - began

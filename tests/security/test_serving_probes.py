@@ -14,7 +14,7 @@ from tests.conformance.platform_under_test import PlatformUnderTest, running_pla
 from tests.support import engine_simulator
 from tests.support.artifacts import BASE_ID
 from tests.support.live_server import wait_until
-from tests.support.processes import descendants, listens_on_tcp, words
+from tests.support.processes import descendants, listening_at, words
 
 pytestmark = pytest.mark.e2e
 
@@ -50,7 +50,7 @@ def test_an_engine_listens_on_nothing_but_a_socket_that_others_cannot_enter(engi
     arguments = words(engine, "cmdline")
     folder = Path(arguments[arguments.index("--uds") + 1]).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert not listens_on_tcp(engine)
+    assert not any(map(listening_at, descendants(engine)))
 
 
 def test_an_engine_has_no_secret_of_ours_and_loads_nothing_by_itself(engine: int, platform: PlatformUnderTest) -> None:

@@ -215,10 +215,12 @@ def answer(request: urllib.request.Request) -> bytes:
 
 
 def write_fake_python(folder: Path, importer: Path) -> Path:
-    """An executable to use as `trainer_python`: this trainer for runs, `importer` for base models."""
+    """An executable to use as `trainer_python`: this trainer for runs, `importer` for base models, no-op for merges."""
     script = folder / "fake-trainer-python"
     script.write_text(
-        f'#!/bin/sh\nif [ "$3" = import-base ]; then exec "{importer}" "$@"; fi\nexec "{sys.executable}" "{__file__}"\n'
+        "#!/bin/sh\n"
+        f'case "$3" in import-base) exec "{importer}" "$@" ;; merge) exec cat ;; esac\n'
+        f'exec "{sys.executable}" "{__file__}"\n'
     )
     script.chmod(0o755)
     return script

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TCP_LISTENS = "0A"
+_LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
 def words(pid: int, what: str) -> list[str]:
@@ -35,16 +36,18 @@ def descendants(pid: int) -> Iterator[int]:
         yield from descendants(int(child))
 
 
-def listens_on_tcp(pid: int) -> bool:
-    """Whether the process, or one below it, takes TCP connections, from this machine or from others."""
-    return any(map(_listens, descendants(pid)))
+def listens_to_others(pid: int) -> bool:
+    """Whether the process, or one below it, takes TCP connections from beyond this machine."""
+    return any(address not in _LOOPBACK for each in descendants(pid) for address in listening_at(each))
 
 
-def _listens(pid: int) -> bool:
+def listening_at(pid: int) -> list[str]:
+    """The addresses at which the process itself takes TCP connections, in the kernel's hex."""
+    found: list[str] = []
     own = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == _TCP_LISTENS and f"socket:[{fields[9]}]" in own:
-                return True
-    return False
+                found.append(fields[1].partition(":")[0])
+    return found
