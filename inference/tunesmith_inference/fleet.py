@@ -33,6 +33,7 @@ class Fleet:
         self._hosts: dict[str, EngineHost] = {}
         self._models: tuple[Servable, ...] = ()
         self._deployed: tuple[Servable, ...] = ()
+        self._named: frozenset[str] = frozenset()
         self._pinned: frozenset[str] = frozenset()
         self._creating = asyncio.Lock()
         self._released = asyncio.Event()
@@ -51,7 +52,7 @@ class Fleet:
                 yield target
         finally:
             self._released.set()
-            if all(model.revision != servable.revision for model in self._models):
+            if servable.revision not in self._named:
                 self._wake.set()
 
     def follow(
@@ -62,7 +63,9 @@ class Fleet:
         Those that deployments stand for come first, and `pinned` ones make room last.
         """
         self._models, self._deployed = tuple(models), tuple(deployed)
+        self._named = frozenset(model.revision for model in self._models)
         self._pinned = frozenset(model.revision for model in pinned)
+        self._resting &= {_key(model) for model in self._models}
         self._wake.set()
 
     def is_ready(self, servable: Servable) -> bool:
@@ -72,7 +75,7 @@ class Fleet:
         """
         host = self._hosts.get(_key(servable))
         if host is None:
-            return len(self._hosts) >= self._settings.max_engines or _key(servable) in self._resting
+            return len(self._hosts) >= self._settings.max_engines or self._rests(servable)
         return host.is_ready(servable)
 
     async def run(self) -> None:
@@ -104,7 +107,7 @@ class Fleet:
         """
         own = [model for model in self._models if model.kind is Kind.BASE]
         for servable in own + [model for model in self._deployed if model.kind is Kind.FULL]:
-            if len(self._hosts) < self._settings.max_engines and _key(servable) not in self._resting:
+            if len(self._hosts) < self._settings.max_engines and not self._rests(servable):
                 await self._host(servable)
         newest_first = sorted(self._models, key=lambda model: -model.created)
         final = [model for model in newest_first if model.kind is Kind.ADAPTER and not model.checkpoint]
@@ -121,14 +124,13 @@ class Fleet:
 
     async def _end_unneeded(self) -> None:
         """Stops idle engines of full weights, and unloads idle adapters, that no name points at; others may rest."""
-        wanted = {model.revision for model in self._models}
         for key, host in list(self._hosts.items()):
             if host.kind is Kind.BASE:
                 with contextlib.suppress(EngineUnavailable):
-                    await host.keep_only(wanted)
+                    await host.keep_only(self._named)
                 continue
-            rests = host.idle_seconds >= self._settings.engine_idle_seconds and not self._holds_pinned(host)
-            if host.users or (host.revision in wanted and not rests):
+            idle = host.idle_seconds >= self._settings.engine_idle_seconds and not self._holds_pinned(host)
+            if host.users or (host.revision in self._named and not idle):
                 continue
             del self._hosts[key]
             self._resting.add(key)
@@ -170,6 +172,10 @@ class Fleet:
             else:
                 self._released.clear()
                 await self._released.wait()
+
+    def _rests(self, servable: Servable) -> bool:
+        """Whether its engine was stopped because nobody asked for it."""
+        return _key(servable) in self._resting and servable.revision not in self._pinned
 
     def _is_pinned(self, revision: str) -> bool:
         return revision in self._pinned

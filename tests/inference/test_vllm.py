@@ -241,7 +241,7 @@ async def test_real_adapters_are_proven_and_others_refused(vllm: Engine) -> None
 
 @pytest.mark.engine
 async def test_base_answers_stay_the_bases_with_all_slots_in_use(vllm: Engine) -> None:
-    """On vLLM for CPU up to 0.32 base rows beside adapter rows get the last slot's delta (see deployment.py)."""
+    """On vLLM for CPU up to 0.32 base rows beside adapter rows get the last slot's delta (see engine_host.py)."""
     served = await _served(vllm)
     names, records = [], []
     for seed in (11, 12, 13):
