@@ -67,7 +67,7 @@ class EngineHost:
         self.revision = servable.revision if self.kind is Kind.FULL else servable.base_revision
         self._name = f"{self.kind.value}-{self.revision[:16]}"
         self._settings = settings
-        self.revisions = revisions
+        self._revisions = revisions
         self._on_up = on_up
         self._is_pinned = is_pinned
         self._adapters = False
@@ -174,10 +174,10 @@ class EngineHost:
 
     async def _folder(self) -> Path:
         if self.kind is Kind.FULL:
-            return await self.revisions.tuned_folder(self.revision, Kind.FULL)
+            return await self._revisions.tuned_folder(self.revision, Kind.FULL)
         while True:
             with contextlib.suppress(BaseMissing):
-                return self.revisions.base_folder(self.revision)
+                return self._revisions.base_folder(self.revision)
             await asyncio.sleep(_BASE_POLL_SECONDS)
 
     async def _is_up(self, client: VllmClient) -> None:
@@ -185,15 +185,15 @@ class EngineHost:
         dtype = "float32" if self._settings.device is Device.CPU else "bfloat16"
         base_name = self._name
         if self.kind is Kind.FULL:
-            golden = proof.read_golden(await self.revisions.tuned_folder(self.revision, Kind.FULL))
+            golden = proof.read_golden(await self._revisions.tuned_folder(self.revision, Kind.FULL))
             await proof.prove(client.complete_greedily, golden, self._name, None, dtype)
         elif self._adapters and self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
             base_name = "zero"
-            await client.load_adapter(base_name, await self.revisions.zero_adapter_folder(self.revision))
+            await client.load_adapter(base_name, await self._revisions.zero_adapter_folder(self.revision))
         self.served = ServedSet(
             client,
             base_name,
-            fetch=lambda servable: self.revisions.tuned_folder(servable.revision, Kind.ADAPTER),
+            fetch=lambda servable: self._revisions.tuned_folder(servable.revision, Kind.ADAPTER),
             capacity=self._settings.max_loaded_adapters - 1,
             dtype=dtype,
             is_pinned=self._is_pinned,
