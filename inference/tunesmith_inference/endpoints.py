@@ -133,6 +133,9 @@ async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
                 lost += isinstance(error, EngineLost)
                 if lost > 1:
                     raise engine_failed() from error
+                if asyncio.get_running_loop().time() > deadline:
+                    raise model_loading() from error
+                gateway.fleet.look()
                 await asyncio.sleep(_RETRY_SECONDS)
 
 

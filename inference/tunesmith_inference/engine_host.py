@@ -112,8 +112,13 @@ class EngineHost:
         """How long nobody has asked for it."""
         return 0.0 if self.users else time.monotonic() - self.last_used
 
-    async def keep_only(self, revisions: Set[str]) -> None:
-        """Unloads idle adapters of other revisions; raises EngineUnavailable."""
+    async def reconcile(self, revisions: Set[str]) -> None:
+        """Forgets adapters that the engine has lost and unloads idle ones of other revisions.
+
+        Raises EngineUnavailable.
+        """
+        if self.served is not None:
+            await self.served.reconcile()
         if self.served is not None:
             await self.served.keep_only(revisions)
 

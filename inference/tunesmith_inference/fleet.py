@@ -20,6 +20,8 @@ from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.vllm import EngineUnavailable
 
+_LOOK_SECONDS = 5.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,17 +80,22 @@ class Fleet:
             return len(self._hosts) >= self._settings.max_engines or self._rests(servable)
         return host.is_ready(servable)
 
+    def look(self) -> None:
+        """Has engines looked at now: one does not answer as it should."""
+        self._wake.set()
+
     async def run(self) -> None:
-        """Prepares models ahead of demand and ends what nobody needs until cancelled, then stops every engine."""
+        """Holds engines against what is wanted, on news and every few seconds, until cancelled; then stops them."""
+        pause = min(_LOOK_SECONDS, self._settings.engine_idle_seconds / 4)
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._end_unneeded()
                 await self._prepare()
-                resting = asyncio.get_running_loop().call_later(self._settings.engine_idle_seconds / 4, self._wake.set)
+                again = asyncio.get_running_loop().call_later(pause, self._wake.set)
                 await self._wake.wait()
-                resting.cancel()
+                again.cancel()
         finally:
             await asyncio.gather(*(host.stop() for host in self._hosts.values()))
 
@@ -123,11 +130,14 @@ class Fleet:
                     pass
 
     async def _end_unneeded(self) -> None:
-        """Stops idle engines of full weights, and unloads idle adapters, that no name points at; others may rest."""
+        """Stops idle engines of full weights, and unloads idle adapters, that no name points at; others may rest.
+
+        What engines have lost by themselves is found here, too.
+        """
         for key, host in list(self._hosts.items()):
             if host.kind is Kind.BASE:
                 with contextlib.suppress(EngineUnavailable):
-                    await host.keep_only(self._named)
+                    await host.reconcile(self._named)
                 continue
             idle = host.idle_seconds >= self._settings.engine_idle_seconds and not self._holds_pinned(host)
             if host.users or (host.revision in self._named and not idle):

@@ -99,6 +99,18 @@ class ServedSet:
         """What is held of adapters, and how far it is, under the name `engine` for this engine."""
         return [_replica(revision, engine, slot) for revision, slot in self._slots.items()]
 
+    async def reconcile(self) -> None:
+        """Forgets adapters that the engine has lost: who asks next has them loaded and proven again.
+
+        Raises EngineUnavailable.
+        """
+        loaded = [(revision, slot) for revision, slot in self._slots.items() if _succeeded(slot.loading)]
+        held = await self.client.models()
+        for revision, slot in loaded:
+            if slot.name not in held and self._slots.get(revision) is slot:
+                _log.warning("the engine has lost revision %s", revision[:16])
+                del self._slots[revision]
+
     async def keep_only(self, revisions: Set[str]) -> None:
         """Unloads adapters that no name points at any more, once their last request has ended."""
         for revision in self._slots.keys() - revisions:

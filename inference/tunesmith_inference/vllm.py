@@ -83,6 +83,13 @@ class VllmClient:
         answer = await self._call("GET", "/version")
         return str(answer.json().get("version", "")) if answer.status_code == 200 else ""
 
+    async def models(self) -> set[str]:
+        """The names that it answers to, its own and those of loaded adapters; raises EngineUnavailable."""
+        answer = await self._call("GET", "/v1/models")
+        if answer.status_code != 200:
+            raise EngineUnavailable(f"status {answer.status_code}")
+        return {str(model["id"]) for model in answer.json()["data"]}
+
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Loads an adapter; loading it again is no error. Raises AdapterRefused or EngineUnavailable."""
         answer = await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})

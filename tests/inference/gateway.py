@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.support import asgi_server, engine_simulator
+from tests.support import asgi_server, engine_simulator, processes
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -53,6 +53,17 @@ class GatewayUnderTest:
         async with httpx.AsyncClient(transport=transport) as client:
             state: dict[str, Any] = (await client.get("http://engine/simulator")).json()
             return state
+
+    async def forget(self, revision: str) -> None:
+        """Has the newest engine lose an adapter, as no engine should."""
+        socket = self.started[-1][1]
+        (key,) = [
+            word[13:] for word in processes.words(processes.engine_at(socket), "environ") if "VLLM_API_KEY=" in word
+        ]
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket))) as client:
+            body, headers = {"lora_name": f"r-{revision[:16]}"}, {"authorization": f"Bearer {key}"}
+            answer = await client.post("http://engine/v1/unload_lora_adapter", json=body, headers=headers)
+            assert answer.status_code == 200
 
     def add_full(self, name: str, weights: str, **files: bytes) -> str:
         """Registers a full-weight model; gives the revision."""

@@ -194,6 +194,26 @@ async def test_a_deleted_model_is_unloaded_when_its_last_request_has_ended(tmp_p
         assert (await gateway.chat("kept")).status_code == 200
 
 
+async def test_an_adapter_that_the_engine_has_lost_is_loaded_and_proven_again(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revision = gateway.add_adapter("mine", "tuned", checkpoint=True)
+        assert (await gateway.chat("mine")).status_code == 200
+        await gateway.forget(revision)
+        response = await gateway.chat("mine", "one", max_tokens=2)
+        assert response.json()["choices"][0]["message"]["content"] == answer("tuned", "one", 2)
+        assert (await gateway.simulator())["loads"] == 3, "the zero adapter, and twice this one"
+
+
+async def test_engines_are_held_against_what_they_should_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith_inference.fleet._LOOK_SECONDS", 0.05)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revision = gateway.add_adapter("mine", "tuned")
+        await until(lambda: _adapters(gateway, 1))
+        await gateway.forget(revision)
+        await until(lambda: _loaded(gateway, 2))
+        await until(lambda: _adapters(gateway, 1))
+
+
 async def test_engines_of_deleted_models_and_of_idle_ones_are_stopped_and_come_back(tmp_path: Path) -> None:
     async with gateway_on_simulator(tmp_path, max_engines=3, engine_idle_seconds=0.2) as gateway:
         gateway.add_full("idle", "idle")

@@ -111,6 +111,14 @@ async def test_adapters_come_and_go_and_doing_it_twice_is_no_error(engine: Engin
         await engine.client.answer(Route.CHAT, {"model": "r-100", "messages": MESSAGES})
 
 
+async def test_it_lists_what_it_holds(engine: Engine) -> None:
+    adapter = engine.make_adapter(engine.folder / "listed", 102)
+    await engine.client.load_adapter("r-102", adapter)
+    assert {MODEL, "r-102"} <= await engine.client.models()
+    await engine.client.unload_adapter("r-102")
+    assert "r-102" not in await engine.client.models()
+
+
 @pytest.mark.parametrize("fault", ["no files", "rank"])
 async def test_what_is_no_adapter_for_it_is_refused(engine: Engine, fault: str) -> None:
     folder = engine.folder / fault

@@ -93,6 +93,10 @@ class Simulator:
             return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
         return PlainTextResponse("Success")
 
+    async def models(self, request: Request) -> Response:
+        """Lists the names that are answered."""
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in (self.name, *self.adapters)]})
+
     async def chat(self, request: Request) -> Response:
         """Answers messages."""
         body = await request.json()
@@ -110,6 +114,7 @@ class Simulator:
 def create_app(simulator: Simulator) -> Starlette:
     """The routes of the engine that the gateway uses, plus `/simulator` with what a test wants to know."""
     behind_key = {
+        "/v1/models": simulator.models,
         "/v1/load_lora_adapter": simulator.load,
         "/v1/unload_lora_adapter": simulator.unload,
         "/v1/chat/completions": simulator.chat,
@@ -131,7 +136,7 @@ def create_app(simulator: Simulator) -> Starlette:
         return await behind_key[request.url.path](request)
 
     routes = [Route("/health", health), Route("/version", version), Route("/simulator", state)]
-    return Starlette(routes=routes + [Route(path, checked, methods=["POST"]) for path in behind_key])
+    return Starlette(routes=routes + [Route(path, checked, methods=["GET", "POST"]) for path in behind_key])
 
 
 async def _answer(

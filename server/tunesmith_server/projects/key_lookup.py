@@ -61,7 +61,7 @@ class KeyLookup:
         self._known.clear()
 
     async def write_uses(self) -> None:
-        """Writes the last uses that were noted since; what cannot be written is noted again by the next call."""
+        """Writes the last uses that were noted since; what cannot be written, or is cut off, waits for the next time."""
         uses, self._unwritten = self._unwritten, {}
         if not uses:
             return
@@ -71,7 +71,7 @@ class KeyLookup:
                 for key_id, at in sorted(uses.items()):
                     await repository.note_use(session, key_id, at)
         except BaseException:
-            self._noted.clear()
+            self._unwritten = uses | self._unwritten
             raise
 
     async def _read(self, key_hash: str, now: float) -> _Known | None:
