@@ -61,7 +61,7 @@ class KeyLookup:
         self._known.clear()
 
     async def write_uses(self) -> None:
-        """Writes the last uses that were noted since; what cannot be written, or is cut off, waits for the next time."""
+        """Writes the last uses noted since; what cannot be written, or is cut off, waits for the next time."""
         uses, self._unwritten = self._unwritten, {}
         if not uses:
             return
