@@ -19,7 +19,7 @@ from tunesmith_inference import proof, tool_calls
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
 from tunesmith_inference.replicas import Replica, ReplicaState
-from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
+from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.served_set import ServedSet, Unservable
 from tunesmith_inference.vllm import EngineUnavailable, VllmClient
@@ -181,8 +181,10 @@ class EngineHost:
         if self.kind is Kind.FULL:
             return await self._revisions.tuned_folder(self.revision, Kind.FULL)
         while True:
-            with contextlib.suppress(BaseMissing):
-                return self._revisions.base_folder(self.revision)
+            try:
+                return await self._revisions.base_folder(self.revision)
+            except NotFetched as error:
+                _log.warning("engine %s waits for its base model: %s", self._name, error)
             await asyncio.sleep(_BASE_POLL_SECONDS)
 
     async def _is_up(self, client: VllmClient) -> None:

@@ -39,6 +39,13 @@ _FULL_FILES = frozenset(
     }
 )
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# What the importer keeps of a base model, whose makers name files as they like.
+_BASE_FILE = re.compile(r"\w[\w.-]{0,127}\.(safetensors|json|jinja|txt|model)", re.ASCII)
+_NEEDED = {
+    Kind.BASE: frozenset({"config.json"}),
+    Kind.ADAPTER: _ADAPTER_FILES,
+    Kind.FULL: frozenset({"config.json", "golden.json"}),
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_FILES = 2048
 _FETCH_TRIES = 5
@@ -54,10 +61,6 @@ class NotFetched(Exception):
     """The revision's files could not be had; another try may work."""
 
 
-class BaseMissing(Exception):
-    """The base model's files are not in the cache (yet)."""
-
-
 class RevisionCache:
     """Content-addressed folders under `root`. Each one appears by a rename, whole and verified, and never changes.
 
@@ -68,16 +71,16 @@ class RevisionCache:
         self._root = root
         self._files_of = files_of
 
-    def base_folder(self, revision: str) -> Path:
-        """The base model's folder; raises BaseMissing."""
-        folder = self._root / "base_models" / _checked(revision)
-        if not (folder / "config.json").is_file():
-            raise BaseMissing(f"the base model {revision[:16]} is not in the cache")
-        return folder
+    async def base_folder(self, revision: str) -> Path:
+        """The base model's folder, fetched unless a control plane beside it has put it there; raises as below."""
+        return await self._obtain("base_models", revision, Kind.BASE)
 
     async def tuned_folder(self, revision: str, kind: Kind) -> Path:
         """The folder of a tuned revision, fetched if need be; raises RevisionRefused or NotFetched."""
-        folder = self._root / "revisions" / _checked(revision)
+        return await self._obtain("revisions", revision, kind)
+
+    async def _obtain(self, area: str, revision: str, kind: Kind) -> Path:
+        folder = self._root / area / _checked(revision)
         pause = _FIRST_PAUSE_SECONDS
         for attempt in range(1, _FETCH_TRIES + 1):
             if folder.is_dir():
@@ -86,18 +89,19 @@ class RevisionCache:
                 files = await self._files_of(revision)
                 _check_list(files, kind)
                 await self._fetch(folder, files)
-            except (httpx.HTTPError, RevisionUnavailable) as error:
+            except (httpx.HTTPError, RevisionUnavailable, OSError) as error:
                 if attempt == _FETCH_TRIES:
-                    raise NotFetched(f"its files could not be fetched: {type(error).__name__}") from error
+                    reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+                    raise NotFetched(f"its files could not be fetched: {reason}") from error
                 await asyncio.sleep(pause)
                 pause *= 2
         return folder
 
     async def zero_adapter_folder(self, base_revision: str) -> Path:
-        """An adapter of the base model that changes nothing, made if need be; raises BaseMissing."""
+        """An adapter of the base model that changes nothing, made if need be; raises RevisionRefused or NotFetched."""
         folder = self._root / "zero_adapters" / _checked(base_revision)
         if not folder.is_dir():
-            base = self.base_folder(base_revision)
+            base = await self.base_folder(base_revision)
             with _Staging(folder) as staging:
                 await asyncio.to_thread(write_zero_adapter, base, staging)
                 await asyncio.to_thread(_publish, staging, folder)
@@ -171,17 +175,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check_list(files: Sequence[RemoteFile], kind: Kind) -> None:
-    allowed = _ADAPTER_FILES if kind is Kind.ADAPTER else _FULL_FILES
     paths = [file.path for file in files]
     for path in paths:
-        if path not in allowed and not (kind is Kind.FULL and _SHARD.fullmatch(path)):
+        if not _belongs(path, kind):
             raise RevisionRefused(f"a file named {path[:80]!r} does not belong into a revision")
     if len(set(paths)) != len(paths) or len(paths) > _MAX_FILES:
         raise RevisionRefused("the list of files repeats a path or is too long")
-    needed = _ADAPTER_FILES if kind is Kind.ADAPTER else {"config.json", "golden.json"}
-    missing = needed - set(paths)
+    missing = _NEEDED[kind] - set(paths)
     if missing:
         raise RevisionRefused(f"{min(missing)} is missing")
+
+
+def _belongs(path: str, kind: Kind) -> bool:
+    if kind is Kind.BASE:
+        return _BASE_FILE.fullmatch(path) is not None
+    if kind is Kind.FULL:
+        return path in _FULL_FILES or _SHARD.fullmatch(path) is not None
+    return path in _ADAPTER_FILES
 
 
 def _checked(revision: str) -> str:

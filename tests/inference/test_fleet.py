@@ -16,9 +16,12 @@ from tests.inference.gateway import (
     answer,
     gateway_on_simulator,
     golden,
+    make_base,
+    servable,
     until,
 )
 from tunesmith_inference import revisions
+from tunesmith_proto.registry.v1 import serving_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,16 @@ async def test_a_revision_asked_for_by_many_at_once_is_loaded_once(tmp_path: Pat
         assert {response.status_code for response in answers} == {200}
         assert gateway.control_plane.downloads == len(adapter_files("tuned"))
         assert (await gateway.simulator())["loads"] == 2
+
+
+async def test_a_base_model_comes_from_the_control_plane_where_the_cache_is_not_shared(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path / "cache") as gateway:
+        files = {path.name: path.read_bytes() for path in make_base(tmp_path, "0" * 64).iterdir()}
+        revision = gateway.control_plane.add_revision(files)
+        identity = {"project_id": "", "base_revision": revision, "base_model_id": "far"}
+        gateway.control_plane.upsert(servable("far", revision, serving_pb2.SERVABLE_KIND_BASE, **identity))
+        assert (await gateway.chat("far", "one", max_tokens=2)).status_code == 200
+        assert gateway.control_plane.downloads == len(files)
 
 
 async def test_base_requests_go_through_a_zero_adapter_on_engines_that_mix_batches_up(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.inference.gateway import adapter_files, full_files, make_base
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference import revisions
 from tunesmith_inference.registry_client import connect
-from tunesmith_inference.revisions import BaseMissing, NotFetched, RevisionCache, RevisionRefused
+from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind
 from tunesmith_proto.registry.v1 import serving_pb2
 
@@ -145,11 +145,41 @@ async def test_a_revision_is_named_by_its_hash_only(cache: RevisionCache, revisi
     with pytest.raises(RevisionRefused):
         await cache.tuned_folder(revision, Kind.ADAPTER)
     with pytest.raises(RevisionRefused):
-        cache.base_folder(revision)
+        await cache.base_folder(revision)
+
+
+async def test_a_base_model_is_fetched_where_nobody_has_put_it(
+    cache: RevisionCache, control_plane: ServingControlPlane, tmp_path: Path
+) -> None:
+    files = {"config.json": b"{}", "model-1.safetensors": b"weights", "merges.txt": b"m", "chat_template.jinja": b"t"}
+    folder = await cache.base_folder(control_plane.add_revision(files))
+    assert folder.parent == tmp_path / "base_models"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    there = make_base(tmp_path, "b" * 64)
+    downloads = control_plane.downloads
+    assert await cache.base_folder("b" * 64) == there
+    assert control_plane.downloads == downloads
+
+
+@pytest.mark.parametrize("path", ["modeling.py", "pytorch_model.bin", "../config.json", "sub/config.json", ".json"])
+async def test_a_base_model_brings_no_code_and_stays_in_its_folder(
+    cache: RevisionCache, control_plane: ServingControlPlane, path: str
+) -> None:
+    with pytest.raises(RevisionRefused, match="does not belong"):
+        await cache.base_folder(control_plane.add_revision({"config.json": b"{}", path: b"evil"}))
+    assert control_plane.downloads == 0
+
+
+async def test_a_disk_that_takes_no_more_is_no_verdict_on_the_model(
+    cache: RevisionCache, control_plane: ServingControlPlane, tmp_path: Path
+) -> None:
+    (tmp_path / "base_models").write_bytes(b"a file where the folder should be")
+    with pytest.raises(NotFetched, match="File exists"):
+        await cache.base_folder(control_plane.add_revision({"config.json": b"{}"}))
 
 
 async def test_a_zero_adapter_is_made_once_the_base_model_is_there(cache: RevisionCache, tmp_path: Path) -> None:
-    with pytest.raises(BaseMissing):
+    with pytest.raises(NotFetched):
         await cache.zero_adapter_folder("b" * 64)
     make_base(tmp_path, "b" * 64)
     folder = await cache.zero_adapter_folder("b" * 64)
