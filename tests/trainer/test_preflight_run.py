@@ -24,7 +24,7 @@ def checked(server: TrainingServer, base: Path, tmp_path: Path, machine: Machine
     work.mkdir()
     reporter = Reporter(f"127.0.0.1:{server.port}", TOKEN)
     try:
-        run_preflight(server.spec, base, work, reporter, lambda: machine)
+        run_preflight(server.spec, base, tmp_path / "cache", work, reporter, lambda: machine)
     except BadData as failure:
         reporter.fail(pb.FAILURE_CAUSE_USER, failure.problems)
         assert server.failed is not None

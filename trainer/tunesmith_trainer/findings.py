@@ -2,8 +2,8 @@
 Must not know what is checked, nor how findings travel."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from tunesmith_trainer.errors import Problem
 
@@ -56,6 +56,25 @@ class Findings:
         if problem.row is not None and problem.param is not None:
             self.rejects.append(Reject(problem.row, problem.param, problem.code, problem.message, action))
 
+    def extend(self, others: "Findings") -> None:
+        """Takes over what others have gathered."""
+        self.rejects += others.rejects
+        for key, group in others._groups.items():
+            self._groups.setdefault(key, _Group(group.message)).extend(group)
+
+    def document(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        groups = [[*key, asdict(group)] for key, group in self._groups.items()]
+        return {"groups": groups, "rejects": [asdict(reject) for reject in self.rejects]}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> "Findings":
+        """What `document` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        made = cls()
+        made.rejects = [Reject(**reject) for reject in document["rejects"]]
+        made._groups = {(code, param, severity): _Group(**group) for code, param, severity, group in document["groups"]}
+        return made
+
     def rejected(self, action: Action) -> int:
         """How many rows met with `action`."""
         return sum(reject.action == action for reject in self.rejects)
@@ -91,6 +110,10 @@ class _Group:
         self.count += 1
         if len(self.rows) < _ROWS_LISTED:
             self.rows.append(row)
+
+    def extend(self, other: "_Group") -> None:
+        self.count += other.count
+        self.rows += other.rows[: _ROWS_LISTED - len(self.rows)]
 
     def text(self) -> str:
         """The first row's message, and which rows are like it."""

@@ -3,6 +3,7 @@ Must not know torch, how findings travel or where files came from. Loads no weig
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tunesmith_trainer.data import RowKind, held_out_indices
 from tunesmith_trainer.errors import BadData, BadSpec, Problem
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.rendering import Example, Renderer, load_tokenizer
+from tunesmith_trainer.row_cache import RowCache
 from tunesmith_trainer.row_checks import FileRows, RowReader, Watch
 
 MIN_ROWS = 10
@@ -65,20 +67,26 @@ def prepare(
     validation_file: Path | None,
     wanted: Wanted,
     still_wanted: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
 ) -> Prepared:
     """Checks and renders everything. The same arguments always give the same result.
 
-    `still_wanted` is called now and then and may raise to stop. Raises UnsupportedModel, or BadData with all problems
-    of the job's numbers and of both files.
+    `still_wanted` is called now and then and may raise to stop. Rendered rows are kept in the folder `cache`. Raises
+    UnsupportedModel, or BadData with all problems of the job's numbers and of both files.
     """
-    examined = examine(base_folder, training_file, validation_file, wanted, lambda done, rows: still_wanted())
+    examined = examine(base_folder, training_file, validation_file, wanted, lambda done, rows: still_wanted(), cache)
     if examined.prepared is None:
         raise BadData(*examined.findings.problems())
     return examined.prepared
 
 
 def examine(
-    base_folder: Path, training_file: Path, validation_file: Path | None, wanted: Wanted, watch: Watch
+    base_folder: Path,
+    training_file: Path,
+    validation_file: Path | None,
+    wanted: Wanted,
+    watch: Watch,
+    cache: Path | None = None,
 ) -> Examined:
     """Like `prepare`, but what is wrong with the files is found and not raised. Raises UnsupportedModel."""
     tokenizer = load_tokenizer(base_folder)
@@ -91,10 +99,16 @@ def examine(
         for problem in refused.problems:
             findings.add(problem)
     renderer = Renderer(tokenizer, model.stop_ids)
-    kind = _ROW_KINDS[wanted.method]
-    reader = RowReader(tokenizer, renderer, kind, row_limit(wanted, most), wanted.long_rows, findings, watch)
-    training = reader.read(training_file, "training_file")
-    validation = reader.read(validation_file, "validation_file") if validation_file else None
+    kind, limit = _ROW_KINDS[wanted.method], row_limit(wanted, most)
+    read = RowReader(tokenizer, renderer, kind, limit, wanted.long_rows, watch).read
+    if cache is not None:
+        kept = RowCache(cache, base_folder, [kind, limit, wanted.long_rows, model.stop_ids])
+        read = partial(kept.read, read=read)
+    training = read(training_file, "training_file")
+    validation = read(validation_file, "validation_file") if validation_file else None
+    for file in (training, validation):
+        if file is not None:
+            findings.extend(file.findings)
     if kind == "text":
         _check_pieces(training, validation, findings)
     else:

@@ -30,7 +30,12 @@ _MARGIN = 1.3  # the prediction is within 30 % of what was measured: beyond that
 
 
 def run_preflight(
-    spec: pb.TrainingSpec, base: Path, work: Path, reporter: Reporter, look: Callable[[], Machine] = survey
+    spec: pb.TrainingSpec,
+    base: Path,
+    cache: Path,
+    work: Path,
+    reporter: Reporter,
+    look: Callable[[], Machine] = survey,
 ) -> None:
     """Looks for everything that is wrong with a job and reports all of it. Raises BadData when it cannot be trained."""
 
@@ -38,7 +43,7 @@ def run_preflight(
         reporter.check()
         reporter.report(phase="validating", step=done, total_steps=rows)
 
-    examined = workspace.examine_run(spec, base, work, watch)
+    examined = workspace.examine_run(spec, base, cache, work, watch)
     findings, prepared = examined.findings, examined.prepared
     report = data_report(examined)
     if prepared is not None:

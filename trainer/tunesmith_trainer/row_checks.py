@@ -29,7 +29,7 @@ _APART = (
 class FileRows:
     """What a file holds: `examples` can be trained on, `lengths` are the tokens of every rendered row before any cut.
 
-    `seen` leads from the content of an example to its first row.
+    `seen` leads from the content of an example to its first row; `findings` are about this file's rows.
     """
 
     param: str
@@ -38,6 +38,15 @@ class FileRows:
     lengths: list[int] = field(default_factory=list)
     seen: dict[bytes, int] = field(default_factory=dict)
     duplicates: int = 0
+    findings: Findings = field(default_factory=Findings)
+
+    def keep(self, example: Example) -> int:
+        """Takes an example in. Returns the first row with its content, which may be its own."""
+        content = blake2b(example.token_ids.tobytes(), digest_size=16).digest()
+        first = self.seen.setdefault(content, example.row)
+        self.duplicates += first != example.row
+        self.examples.append(example)
+        return first
 
 
 class RowReader:
@@ -50,7 +59,6 @@ class RowReader:
         kind: RowKind,
         limit: int,
         long_rows: LongRows,
-        findings: Findings,
         watch: Watch,
     ) -> None:
         self._tokenizer = tokenizer
@@ -58,7 +66,6 @@ class RowReader:
         self._kind = kind
         self._limit = limit
         self._long_rows = long_rows
-        self._findings = findings
         self._watch = watch
         self._shows_tools = renderer.mentions("tools")
         self._writes_calls = renderer.mentions("tool_calls")
@@ -70,12 +77,12 @@ class RowReader:
         for rows in _batches(read_rows(path, param, self._kind)):
             self._watch(found.rows, max(lines, found.rows))
             found.rows += len(rows)
-            checked = [self._checked(row) if isinstance(row, Row) else row for row in rows]
+            checked = [self._checked(row, found) if isinstance(row, Row) else row for row in rows]
             rendered = iter(self._rendered([row for row in checked if isinstance(row, Row)]))
             for row in checked:
                 outcome = next(rendered) if isinstance(row, Row) else row
                 if isinstance(outcome, Problem):
-                    self._findings.reject(outcome, "refused")
+                    found.findings.reject(outcome, "refused")
                 else:
                     for example in outcome:
                         self._take(example, found)
@@ -89,14 +96,14 @@ class RowReader:
         rendered = self._renderer.render_all(rows)
         return [one if isinstance(one, Problem) else [one] for one in rendered]
 
-    def _checked(self, row: Row) -> Row | Problem:
+    def _checked(self, row: Row, found: FileRows) -> Row | Problem:
         """The row, unless something in it would not reach the model as it is meant."""
         answers = conversations(row)
         tokens = [token for one in answers for token in self._renderer.special_tokens_in(one)]
         if tokens:
             tokens = list(dict.fromkeys(tokens))
             what = f"spells out {', '.join(tokens[:5])}, which the model reads as control and not as text"
-            self._findings.add(_problem(row, "special_tokens_in_text", what), "warning")
+            found.findings.add(_problem(row, "special_tokens_in_text", what), "warning")
         if self._renderer.has_chat_template:
             if row.tools and not self._shows_tools:
                 what = "has tools, which the chat template of this base model does not show to it; remove them"
@@ -115,43 +122,40 @@ class RowReader:
         if not example.teaches:
             why = "it is too short" if self._kind == "text" else "no assistant message with weight 1"
             message = f"Row {row} has nothing to learn: {why}."
-            self._findings.reject(Problem("no_labelled_tokens", message, found.param, row), "refused")
+            found.findings.reject(Problem("no_labelled_tokens", message, found.param, row), "refused")
             return
         if example.splits and self._kind == "chat":
-            self._findings.add(Problem("answers_rendered_apart", f"Row {row} {_APART}.", found.param, row), "warning")
+            found.findings.add(Problem("answers_rendered_apart", f"Row {row} {_APART}.", found.param, row), "warning")
         if length > self._limit:
-            fitted = self._fitted(example, found.param)
+            fitted = self._fitted(example, found)
             if fitted is None:
                 return
             example = fitted
-        content = blake2b(example.token_ids.tobytes(), digest_size=16).digest()
-        first = found.seen.setdefault(content, row)
+        first = found.keep(example)
         if first != row:
-            found.duplicates += 1
             message = f"Row {row} repeats row {first}."
-            self._findings.add(Problem("duplicate_row", message, found.param, row), "warning")
-        found.examples.append(example)
+            found.findings.add(Problem("duplicate_row", message, found.param, row), "warning")
 
-    def _fitted(self, example: Example, param: str) -> Example | None:
+    def _fitted(self, example: Example, found: FileRows) -> Example | None:
         """A row over the limit, made to fit as the job wants; None where it is not to be used."""
-        row = example.row
+        row, param = example.row, found.param
         told = f"Row {row} has {max(example.documents)} tokens; the context length is {self._limit}"
         if self._long_rows == "fail":
             message = f"{told}. Shorten or split it, or set training.long_rows to cut or drop."
-            self._findings.reject(Problem("row_too_long", message, param, row), "refused")
+            found.findings.reject(Problem("row_too_long", message, param, row), "refused")
             return None
         if self._long_rows == "drop":
-            self._findings.reject(Problem("row_dropped", f"{told}, so it is left out.", param, row), "dropped")
+            found.findings.reject(Problem("row_dropped", f"{told}, so it is left out.", param, row), "dropped")
             return None
         cut = example.cut(self._limit)
         if not cut.teaches:
             message = f"{told}: nothing to learn is left of it once it is cut, so it is left out."
-            self._findings.reject(Problem("row_dropped", message, param, row), "dropped")
+            found.findings.reject(Problem("row_dropped", message, param, row), "dropped")
             return None
         is_whole = cut.labelled.sum() == example.labelled.sum()
         loss = "" if is_whole else ", and its last answer does not teach where to stop"
         message = f"{told}: what comes after is cut off{loss}."
-        self._findings.reject(Problem("row_cut", message, param, row), "cut")
+        found.findings.reject(Problem("row_cut", message, param, row), "cut")
         return cut
 
 

@@ -18,7 +18,7 @@ def run(reporter: Reporter, cache: Path, work: Path) -> None:
         _start_heartbeats(reporter, spec)
         from tunesmith_trainer.preflight_run import run_preflight  # here because what it needs takes seconds to import
 
-        run_preflight(spec, workspace.base_model(spec, cache, work, weights=False), work, reporter)
+        run_preflight(spec, workspace.base_model(spec, cache, work, weights=False), cache, work, reporter)
         return
     ranks = _ranks()
     if ranks > 1:
@@ -43,7 +43,7 @@ def train(spec: pb.TrainingSpec, reporter: Reporter, cache: Path, work: Path) ->
     from tunesmith_trainer.training import Training
 
     base = by_leader(lambda: workspace.base_model(spec, cache, work, weights=True))
-    data = by_leader(lambda: workspace.prepare_run(spec, base, work, reporter.check))
+    data = by_leader(lambda: workspace.prepare_run(spec, base, cache, work, reporter.check))
     training = Training(spec, base, data, work, reporter)
     with training.within_memory():
         training.load_model()

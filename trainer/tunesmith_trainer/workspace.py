@@ -11,6 +11,7 @@ from tunesmith_trainer.preflight import Examined, Prepared, examine, prepare
 from tunesmith_trainer.row_checks import Watch
 from tunesmith_trainer.transfer import Remote, cached_base_model, download
 
+_ROWS = "rows"  # of the cache: what preflight has rendered, a run need not
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _METHODS: dict[str, Method] = {
     "supervised": "supervised",
@@ -21,14 +22,16 @@ _STARTS: dict[int, Start] = {pb.ARTIFACT_KIND_ADAPTER: "adapter", pb.ARTIFACT_KI
 _LONG_ROWS: dict[int, LongRows] = {pb.LONG_ROWS_CUT: "cut", pb.LONG_ROWS_DROP: "drop"}
 
 
-def prepare_run(spec: pb.TrainingSpec, base: Path, work: Path, still_wanted: Callable[[], None]) -> Prepared:
+def prepare_run(
+    spec: pb.TrainingSpec, base: Path, cache: Path, work: Path, still_wanted: Callable[[], None]
+) -> Prepared:
     """Fetches the data files and renders and resolves everything. Raises what `prepare` raises."""
-    return prepare(base, *_data_files(spec, work), wanted_of(spec), still_wanted)
+    return prepare(base, *_data_files(spec, work), wanted_of(spec), still_wanted, cache / _ROWS)
 
 
-def examine_run(spec: pb.TrainingSpec, base: Path, work: Path, watch: Watch) -> Examined:
+def examine_run(spec: pb.TrainingSpec, base: Path, cache: Path, work: Path, watch: Watch) -> Examined:
     """Fetches the data files and looks for everything that is wrong. Raises what `examine` raises."""
-    return examine(base, *_data_files(spec, work), wanted_of(spec), watch)
+    return examine(base, *_data_files(spec, work), wanted_of(spec), watch, cache / _ROWS)
 
 
 def base_model(spec: pb.TrainingSpec, cache: Path, work: Path, *, weights: bool) -> Path:

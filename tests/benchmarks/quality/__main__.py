@@ -1,6 +1,7 @@
 """Measures what tuning makes of the bundled base model on real data, and whether "auto" chooses a good learning rate.
 
 .venv/bin/python -m tests.benchmarks.quality [--data banking77|gsm8k] [--rows 1000] [--weights lora|full]
+    [--test-rows 3080] [--questions 100]
 .venv/bin/python -m tests.benchmarks.quality --sweep [--data …] [--rows 500]
 """
 
@@ -22,7 +23,6 @@ from tunesmith_trainer.rendering import Example
 CACHE = Path.home() / ".cache" / "tunesmith"
 DATA = Path(__file__).parents[4] / "shared" / "data"
 _MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
-_QUESTIONS = 100
 _SWEPT_ROWS = 500  # of the test file, whose loss tells the rates apart
 
 
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--data", choices=["banking77", "gsm8k"], action="append")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--weights", choices=["lora", "full"], action="append")
+    parser.add_argument("--test-rows", type=int, help="of the test file; default: all, and 500 of them for --sweep")
+    parser.add_argument("--questions", type=int, default=100, help="of gsm8k that are answered in full")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sweep", action="store_true", help="compare learning rates around the one that auto chooses")
     arguments = parser.parse_args()
@@ -43,19 +45,28 @@ def main() -> None:
             rows = Path(folder) / f"{data}.jsonl"
             with (DATA / f"{data}-train.jsonl").open() as lines:
                 rows.write_text("".join(islice(lines, arguments.rows)))
-            test = rendered(base, DATA / f"{data}-test.jsonl")
+            most = arguments.test_rows or (_SWEPT_ROWS if arguments.sweep else None)
+            test = rendered(base, DATA / f"{data}-test.jsonl")[:most]
             for weights in arguments.weights or ["lora", "full"]:
                 wanted = Wanted(full_weights=weights == "full", seed=arguments.seed)
                 title = f"\n## {data}, {arguments.rows} training rows, {weights}\n"
                 if arguments.sweep:
                     print(title)
-                    _sweep(base, rows, test[:_SWEPT_ROWS], wanted, hardware)
+                    _sweep(base, rows, test, wanted, hardware)
                 else:
                     print(title)
-                    _compare(data, base, rows, test, wanted, hardware)
+                    _compare(data, base, rows, test, test[: arguments.questions], wanted, hardware)
 
 
-def _compare(data: str, base: Path, rows: Path, test: list[Example], wanted: Wanted, hardware: Hardware) -> None:
+def _compare(
+    data: str,
+    base: Path,
+    rows: Path,
+    test: list[Example],
+    questions: list[Example],
+    wanted: Wanted,
+    hardware: Hardware,
+) -> None:
     """Base and tuned model on the test file: exact answers for banking77, the solution's format for gsm8k."""
     tuned = tune(base, rows, wanted, hardware)
     print(f"{tuned.config.total_steps} steps in {tuned.seconds:.0f} s, {tuned.config.learning_rate:.2e} at the peak\n")
@@ -66,7 +77,7 @@ def _compare(data: str, base: Path, rows: Path, test: list[Example], wanted: Wan
         if data == "banking77":
             figures = f"{measured.exact_match:.1%}"
         else:
-            answered = answer(model, base, test[:_QUESTIONS])
+            answered = answer(model, base, questions)
             figures = f"{answered.in_format:.0%} | {answered.right:.0%}"
         print(f"| {name} | {measured.loss:.3f} | {figures} |", flush=True)
 
