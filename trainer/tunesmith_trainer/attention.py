@@ -11,6 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.processor_attention import attend, window_mask
 
 NAME = "tunesmith_documents"
@@ -27,7 +28,7 @@ class Documents:
 
     def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
         self.lengths = lengths
-        self.boundaries = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        self.boundaries = to_device(torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32), device)
 
 
 def register() -> None:

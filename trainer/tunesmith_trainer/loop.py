@@ -14,6 +14,7 @@ from tunesmith_trainer import distributed, sharding
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import TrainingConfig, learning_rate_at
 from tunesmith_trainer.data import indices_of_step
+from tunesmith_trainer.device_copies import Readout
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.evaluation import Measured, RowScore, evaluate, summarise
 from tunesmith_trainer.methods import Objective, TokenObjective
@@ -72,6 +73,19 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class _Taken:
+    """An optimizer step that was taken. `sums` are its losses, its hits and its gradient's norm, maybe on their way."""
+
+    step: int
+    examples: list[Example]
+    counted: int
+    tokens: int
+    learning_rate: float
+    started: float
+    sums: Readout
+
+
+@dataclass(frozen=True, slots=True)
 class _Share:
     """A rank's part of a step. Members of the packs are indices into `examples`."""
 
@@ -80,7 +94,11 @@ class _Share:
 
 
 class Loop:
-    """Trains a model, which is changed in place, from `progress` to the last step."""
+    """Trains a model, which is changed in place, from `progress` to the last step.
+
+    So that a GPU need not wait for whoever reads a step's numbers, they may be read when `steps_ahead` further steps
+    are under way. Whatever is measured, saved or reported is as it would be without.
+    """
 
     def __init__(
         self,
@@ -94,6 +112,7 @@ class Loop:
         clock: Callable[[], float] = time.perf_counter,
         objective: Objective | None = None,
         guard: Sequence[Example] = (),
+        steps_ahead: int = 0,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -105,6 +124,8 @@ class Loop:
         self._clock = clock
         self._objective = objective or TokenObjective()
         self._guard = guard
+        self._steps_ahead = steps_ahead
+        self._read_at = -math.inf
         self._glance = _within(evaluation, _GLANCE_TOKENS)
         self._validate_every = max(_LEAST_STEPS_BETWEEN_VALIDATIONS, config.total_steps // _VALIDATIONS_PER_RUN)
 
@@ -115,10 +136,17 @@ class Loop:
         """
         spent: list[float] = []
         rows: list[RowScore] = []
+        taken: list[_Taken] = []
+        asked = False
         while not self._is_over(progress):
-            step = progress.step + 1
-            metrics = self._step(step)
+            if self._may_go_ahead(taken, asked=asked):
+                taken.append(self._take(progress.step + len(taken) + 1))
+                continue
+            metrics = self._numbers_of(taken.pop(0))
+            step = metrics.step
             spent.append(metrics.seconds)
+            if step % self._validate_every == 0:
+                metrics = self._with_glance(metrics)
             pass_ends = step % self._config.steps_per_pass == 0
             best = progress.best
             if pass_ends:
@@ -135,11 +163,21 @@ class Loop:
                 history=[*progress.history, asdict(metrics)],
                 best=best,
             )
-            asked = self._host.step_done(metrics, _remaining(spent, self._config.total_steps - step))
-            if pass_ends or asked:
+            asked |= self._host.step_done(metrics, _remaining(spent, self._config.total_steps - step))
+            if not taken and (pass_ends or asked):
                 self._host.save(progress, metrics)
+                asked = False
         chosen = progress.best or Measured(progress.step, rows or self._evaluate(), self._ask_guard())
         return Trained(progress, chosen)
+
+    def _may_go_ahead(self, taken: Sequence[_Taken], *, asked: bool) -> bool:
+        """Whether to take the next step before reading the oldest one's numbers: never past a step after which the
+        model is looked at or saved."""
+        if not taken:
+            return True
+        step, config = taken[-1].step, self._config
+        looked_at = step % config.steps_per_pass == 0 or step % self._validate_every == 0 or step == config.total_steps
+        return len(taken) <= self._steps_ahead and not looked_at and not asked
 
     def _is_over(self, progress: Progress) -> bool:
         """After the last step, or when enough passes have ended since the best one."""
@@ -156,7 +194,7 @@ class Loop:
             return best
         return Measured(step, rows, self._ask_guard())
 
-    def _step(self, step: int) -> Metrics:
+    def _take(self, step: int) -> _Taken:
         """One optimizer step: the mean over all that its objective counts, however it falls into packs."""
         started = self._clock()
         config = self._config
@@ -165,26 +203,27 @@ class Loop:
         shares = self._shares(examples)
         packs = [batch for share in shares for batch in share.packs]
         counted = sum(self._objective.count(batch) for batch in packs)
-        losses, hits = self._learn(shares, counted)
+        sums = self._learn(shares, counted)
         rate = learning_rate_at(config, step)
         sharding.sum_gradients(self._model)
         norm = self._optimizer.step(rate)
-        sums = torch.tensor([losses, hits], dtype=torch.float64)
         distributed.sum_up([sums])
-        loss, accuracy = (sums / counted).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise _not_finite(step, examples)
-        seconds = self._clock() - started
-        valid = self._glance_at_validation() if step % self._validate_every == 0 else (None, None)
+        tokens = sum(len(batch.token_ids) for batch in packs)
+        return _Taken(step, examples, counted, tokens, rate, started, Readout(torch.cat([sums, norm.double()[None]])))
+
+    def _numbers_of(self, taken: _Taken) -> Metrics:
+        """Raises BadData when they are not numbers."""
+        losses, hits, norm = taken.sums.read()
+        if not math.isfinite(losses) or not math.isfinite(norm):
+            raise _not_finite(taken.step, taken.examples)
+        before, self._read_at = self._read_at, self._clock()
         return Metrics(
-            step=step,
-            train_loss=loss,
-            train_mean_token_accuracy=accuracy,
-            learning_rate=rate,
-            tokens=sum(len(batch.token_ids) for batch in packs),
-            seconds=seconds,
-            valid_loss=valid[0],
-            valid_mean_token_accuracy=valid[1],
+            step=taken.step,
+            train_loss=losses / taken.counted,
+            train_mean_token_accuracy=hits / taken.counted,
+            learning_rate=taken.learning_rate,
+            tokens=taken.tokens,
+            seconds=self._read_at - max(taken.started, before),
         )
 
     def _shares(self, examples: Sequence[Example]) -> list[_Share]:
@@ -193,8 +232,8 @@ class Loop:
         dealt = ([examples[index] for index in hand] for hand in hands)
         return [_Share(chosen, pack(chosen, self._pack_tokens)) for chosen in dealt]
 
-    def _learn(self, shares: Sequence[_Share], counted: int) -> tuple[float, float]:
-        """Adds the gradients of this rank's share of the step's mean. Returns the sums of its losses and hits."""
+    def _learn(self, shares: Sequence[_Share], counted: int) -> Tensor:
+        """Adds the gradients of this rank's share of the step's mean. Returns the sums of its losses and hits (2,)."""
         own = shares[distributed.rank()]
         losses: list[Tensor] = []
         hits: list[Tensor] = []
@@ -206,7 +245,9 @@ class Loop:
             self._host.check()
         for _ in range(max(len(share.packs) for share in shares) - len(own.packs)):
             score_nothing(self._model).backward()  # type: ignore[no-untyped-call]  # torch
-        return _total(losses), _total(hits)
+        if not own.packs:
+            return torch.zeros(2, dtype=torch.float64, device=next(self._model.parameters()).device)
+        return torch.stack([torch.stack(each).sum().double() for each in (losses, hits)])
 
     def _evaluate(self) -> list[RowScore]:
         return self._measure(self._evaluation)
@@ -214,17 +255,13 @@ class Loop:
     def _ask_guard(self) -> list[RowScore]:
         return evaluate(self._model, self._guard, self._pack_tokens, self._host.check)
 
-    def _glance_at_validation(self) -> tuple[float, float]:
-        """Loss and token accuracy on a few evaluation rows: cheap enough to do often."""
+    def _with_glance(self, metrics: Metrics) -> Metrics:
+        """With loss and token accuracy on a few evaluation rows: cheap enough to do often."""
         glance = summarise(self._measure(self._glance))
-        return glance.loss, glance.token_accuracy
+        return replace(metrics, valid_loss=glance.loss, valid_mean_token_accuracy=glance.token_accuracy)
 
     def _measure(self, examples: Sequence[Example]) -> list[RowScore]:
         return self._objective.evaluate(self._model, examples, self._pack_tokens, self._host.check)
-
-
-def _total(values: Sequence[Tensor]) -> float:
-    return float(torch.stack(list(values)).sum()) if values else 0.0
 
 
 def _within(examples: Sequence[Example], tokens: int) -> list[Example]:

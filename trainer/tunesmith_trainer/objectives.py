@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith_trainer.attention import Documents
+from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.packing import Pack
 
@@ -52,14 +53,14 @@ def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Ten
     """
     device = next(model.parameters()).device
     hidden = model.base_model(  # type: ignore[operator]  # transformers models have it: the decoder without the head
-        input_ids=torch.from_numpy(batch.token_ids).to(device)[None],
-        position_ids=torch.from_numpy(batch.positions).to(device)[None],
+        input_ids=to_device(torch.from_numpy(batch.token_ids), device)[None],
+        position_ids=to_device(torch.from_numpy(batch.positions), device)[None],
         use_cache=False,
         documents=Documents(batch.lengths, device),
     ).last_hidden_state[0]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]  # as above
-    at_labels = hidden.index_select(0, torch.from_numpy(batch.label_positions).to(device))
-    return at_labels, head, torch.from_numpy(batch.targets).to(device)
+    at_labels = hidden.index_select(0, to_device(torch.from_numpy(batch.label_positions), device))
+    return at_labels, head, to_device(torch.from_numpy(batch.targets), device)
 
 
 def logit_cap(model: nn.Module) -> float | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.evaluation import RowScore, measure_packs
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.objectives import Scored, logit_cap, states_at_labels
@@ -62,7 +63,7 @@ class PreferenceObjective:
         """See Objective. A hit is a pair with a gain above 0."""
         margins = _margins_of_pack(model, batch)
         base = [self._base_margins[_content(examples[member])] for member in batch.members[::2]]
-        gains = margins - torch.tensor(base, device=margins.device)
+        gains = margins - to_device(torch.tensor(base), margins.device)
         losses = functional.softplus(-self._beta * gains)
         return Scored(losses.sum(), losses.detach(), gains.detach() > 0)
 

@@ -165,6 +165,7 @@ class Training:
             host=self,
             objective=self._objective,
             guard=examples_of(self._guard),
+            steps_ahead=1 if self._hardware.device.type == "cuda" else 0,
         )
         try:
             return loop.run(progress)
@@ -184,8 +185,10 @@ class Training:
         """Reports a step. Returns whether the control plane wants a checkpoint."""
         self._reporter.add_metrics(pb.StepMetrics(**asdict(metrics)))
         self._report("training", metrics.step, remaining_seconds)
-        self._command = distributed.by_leader(self._next_command)
-        return self._command in (pb.COMMAND_CHECKPOINT, pb.COMMAND_PAUSE)
+        command = distributed.by_leader(self._next_command)
+        if command != pb.COMMAND_UNSPECIFIED:
+            self._command = command
+        return command in (pb.COMMAND_CHECKPOINT, pb.COMMAND_PAUSE)
 
     def evaluating(self, step: int) -> None:
         """Reports that a pass is being evaluated."""
@@ -201,7 +204,8 @@ class Training:
         answers, coarsest = distributed.by_leader(lambda: self._write(progress, weights, optimizer))
         prove(self._model, answers, coarsest)
         distributed.by_leader(lambda: self._uploading.start(lambda: self._commit(progress, metrics)))
-        if self._command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
+        command, self._command = self._command, pb.COMMAND_UNSPECIFIED
+        if command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
             distributed.by_leader(self._uploading.wait)
             raise Yielded("paused after saving")
         self._report("training", progress.step)
