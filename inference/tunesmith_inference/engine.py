@@ -61,6 +61,12 @@ class EngineProcess:
         self.last_error: str | None = None
         self._settings = settings
         self._command = command
+        self._condemned: asyncio.Future[str] | None = None
+
+    def recycle(self, reason: str) -> None:
+        """Ends the engine that runs now, which is of no use any more, so that a new one is started in its place."""
+        if self._condemned is not None and not self._condemned.done():
+            self._condemned.set_result(reason)
 
     async def run(
         self,
@@ -78,10 +84,11 @@ class EngineProcess:
             began = time.monotonic()
             try:
                 async with self._alive(spec) as (client, process):
+                    condemned = self._condemned = asyncio.get_running_loop().create_future()
                     try:
                         await ready(client)
                         failed_starts = 0
-                        self.last_error = await _until_unusable(client, process)
+                        self.last_error = await _until_unusable(client, process, condemned)
                     finally:
                         gone()
             except EngineUnavailable as error:
@@ -184,14 +191,20 @@ async def _until_answering(client: VllmClient, process: Process) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _until_unusable(client: VllmClient, process: Process) -> str:
+async def _until_unusable(client: VllmClient, process: Process, condemned: asyncio.Future[str]) -> str:
     """Returns why the engine cannot be used any more."""
+    ended: asyncio.Future[Any] = asyncio.ensure_future(process.wait())
     misses = 0
-    while misses < _PROBE_MISSES:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _PROBE_SECONDS)
-            return "it ended; its log tells why"
-        misses = 0 if await client.healthy() else misses + 1
+    try:
+        while misses < _PROBE_MISSES:
+            await asyncio.wait([ended, condemned], timeout=_PROBE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if condemned.done():
+                return condemned.result()
+            if ended.done():
+                return "it ended; its log tells why"
+            misses = 0 if await client.healthy() else misses + 1
+    finally:
+        ended.cancel()
     return f"it did not answer {_PROBE_MISSES} health probes"
 
 

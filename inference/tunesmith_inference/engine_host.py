@@ -21,7 +21,7 @@ from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
 from tunesmith_inference.replicas import Replica, ReplicaState
 from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
-from tunesmith_inference.served_set import ServedSet, Unservable
+from tunesmith_inference.served_set import ServedSet, Trouble, Unservable
 from tunesmith_inference.vllm import EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class EngineHost:
         self._takes_tools = False
         self._process = EngineProcess(settings, command)
         self._failure: tuple[float, Exception] | None = None
+        self._trouble = Trouble()
         self._changed = asyncio.Event()
         self._running = asyncio.create_task(self._run())
 
@@ -147,9 +148,17 @@ class EngineHost:
         if self._failure is not None:
             return [Replica(self.revision, self._name, ReplicaState.FAILED, str(self._failure[1]))]
         if self.served is None:
-            return [Replica(self.revision, self._name, ReplicaState.LOADING)]
-        own = Replica(self.revision, self._name, ReplicaState.READY, in_flight=self.users)
-        return [own, *self.served.replicas(self._name)]
+            own, adapters = Replica(self.revision, self._name, ReplicaState.LOADING), []
+        else:
+            own = Replica(self.revision, self._name, ReplicaState.READY, in_flight=self.users)
+            adapters = self.served.replicas(self._name)
+        held = {replica.revision for replica in adapters}
+        broken = [
+            Replica(revision, self._name, ReplicaState.FAILED, reason)
+            for revision, reason in self._trouble.broken.items()
+            if revision not in held
+        ]
+        return [own, *adapters, *broken]
 
     async def _up(self) -> ServedSet:
         while self.served is None:
@@ -204,9 +213,16 @@ class EngineHost:
             capacity=self._settings.max_loaded_adapters - 1,
             dtype=dtype,
             is_pinned=self._is_pinned,
+            recycle=self._recycle,
+            trouble=self._trouble,
         )
         self._changed.set()
         self._on_up()
+
+    def _recycle(self, reason: str) -> None:
+        """Takes the engine out of rotation and has it replaced."""
+        self._is_gone()
+        self._process.recycle(reason)
 
     def _is_gone(self) -> None:
         if self.served is not None:

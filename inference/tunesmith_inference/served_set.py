@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith_inference import proof
@@ -20,6 +20,9 @@ from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
+
+_MAX_NEIGHBOURS = 3
+_MAX_RECYCLED = 2
 
 
 class Unservable(Exception):
@@ -34,6 +37,19 @@ class _Slot:
     loading: asyncio.Task[None]
     stage: ReplicaState = ReplicaState.FETCHING
     users: int = 0
+    proven: proof.Neighbour | None = None
+    """What it is held against when others come beside it, once it is proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What outlives an engine that had to be replaced because it answered wrongly for proven adapters.
+
+    `broken` are those, with why, until they are proven again; `suspects` counts during whose proof it was found.
+    """
+
+    broken: dict[str, str] = field(default_factory=dict)
+    suspects: Counter[str] = field(default_factory=Counter)
 
 
 class ServedSet:
@@ -42,6 +58,7 @@ class ServedSet:
     `base_name` is what requests to the engine's own model go by: a zero adapter's name where the engine would otherwise
     give base answers the delta of another request's adapter. `capacity` is the number of adapters kept, `fetch` gives
     an adapter's folder, `dtype` is what the engine computes in, `is_pinned` whether a revision is to stay loaded.
+    `recycle` has the engine replaced, with why; `trouble` is what its predecessors had.
     """
 
     def __init__(
@@ -53,6 +70,8 @@ class ServedSet:
         capacity: int,
         dtype: str,
         is_pinned: Callable[[str], bool],
+        recycle: Callable[[str], None],
+        trouble: Trouble,
     ) -> None:
         self.client = client
         self._base_name = base_name
@@ -60,6 +79,8 @@ class ServedSet:
         self._capacity = capacity
         self._dtype = dtype
         self._is_pinned = is_pinned
+        self._recycle = recycle
+        self._trouble = trouble
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._released = asyncio.Event()
 
@@ -113,6 +134,8 @@ class ServedSet:
 
     async def keep_only(self, revisions: Set[str]) -> None:
         """Unloads adapters that no name points at any more, once their last request has ended."""
+        for revision in self._trouble.broken.keys() - revisions:
+            del self._trouble.broken[revision]
         for revision in self._slots.keys() - revisions:
             slot = self._slots[revision]
             if slot.users or not slot.loading.done():
@@ -141,18 +164,56 @@ class ServedSet:
 
     async def _load(self, servable: Servable, name: str) -> None:
         try:
+            if self._trouble.suspects[servable.revision] >= _MAX_RECYCLED:
+                raise Unservable("other models of its engine stop answering as they should when it is loaded")
             folder = await self._fetch(servable)
             self._reached(servable, ReplicaState.LOADING)
             await self._make_room(servable.revision)
             golden = proof.read_golden(folder)
             await self.client.load_adapter(name, folder)
             self._reached(servable, ReplicaState.PROBING)
-            await proof.prove(self.client.complete_greedily, golden, name, self._base_name, self._dtype)
+            await self._prove(servable.revision, golden)
         except (RevisionRefused, AdapterRefused, proof.ProofFailed) as error:
             _log.error("revision %s is not served: %s", servable.revision[:16], error)
             await self.client.unload_adapter(name)
             raise Unservable(str(error)) from error
+        self._trouble.broken.pop(servable.revision, None)
         _log.info("revision %s is proven and served", servable.revision[:16])
+
+    async def _prove(self, revision: str, golden: proof.Golden) -> None:
+        """Holds a loaded adapter against its record, beside the base model and a few adapters used last.
+
+        Raises ProofFailed, or EngineUnavailable where it is the engine that no longer answers as it did.
+        """
+        # They stay loaded meanwhile.
+        others = [(name, other) for name, other in reversed(self._slots.items()) if other.proven][:_MAX_NEIGHBOURS]
+        for _, other in others:
+            other.users += 1
+        beside = {name: other.proven for name, other in others if other.proven}
+        complete, slot = self.client.complete_greedily, self._slots[revision]
+        try:
+            slot.proven = await proof.prove(
+                complete, golden, slot.name, self._base_name, self._dtype, list(beside.values())
+            )
+        except proof.ProofFailed:
+            await self._check_alone(revision, beside)
+            raise
+        finally:
+            for _, other in others:
+                other.users -= 1
+            self._released.set()
+
+    async def _check_alone(self, newcomer: str, beside: Mapping[str, proof.Neighbour]) -> None:
+        """Has the engine replaced, and raises EngineUnavailable, if a revision `beside` fails by itself, too."""
+        for revision, neighbour in beside.items():
+            try:
+                await proof.check(self.client.complete_greedily, neighbour)
+            except proof.ProofFailed as error:
+                reason = f"it answered as recorded before and does not any more: {error}"
+                self._trouble.suspects[newcomer] += 1
+                self._trouble.broken[revision] = reason
+                self._recycle(reason)
+                raise EngineUnavailable("the engine is replaced: it answers wrongly for a proven adapter") from error
 
     def _reached(self, servable: Servable, stage: ReplicaState) -> None:
         self._slots[servable.revision].stage = stage

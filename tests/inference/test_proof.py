@@ -8,9 +8,10 @@ import pytest
 
 from tests.inference.gateway import GOLDEN_PROMPTS, golden
 from tests.support.engine_simulator import greedy
-from tunesmith_inference.proof import Golden, ProofFailed, prove, read_golden
+from tunesmith_inference.proof import Golden, Neighbour, ProofFailed, check, prove, read_golden
 from tunesmith_inference.vllm import Completion
 
+_BESIDE = {"r-2": "second", "r-3": "third"}
 RECORD = Golden.model_validate_json(golden("tuned"))
 
 
@@ -42,13 +43,42 @@ async def test_full_weights_are_proven_without_a_base_model() -> None:
 
 
 async def test_other_weights_fail() -> None:
-    with pytest.raises(ProofFailed, match="the tuned model's token"):
+    with pytest.raises(ProofFailed, match="the tuned model gives token"):
         await prove(_Engine(tuned="other").complete, RECORD, "r-1", "zero", "float32")
 
 
 async def test_a_base_model_that_gets_the_adapters_delta_fails() -> None:
-    with pytest.raises(ProofFailed, match="the base, beside the tuned, model's token"):
+    with pytest.raises(ProofFailed, match="the base model beside it gives token"):
         await prove(_Engine(base="tuned").complete, RECORD, "r-1", "zero", "float32")
+
+
+async def test_an_adapter_beside_it_that_answers_otherwise_is_named() -> None:
+    engine = _Engine()
+    engine.weights |= {"r-2": "second", "r-3": "overwritten"}
+    records = {name: Golden.model_validate_json(golden(weights)) for name, weights in _BESIDE.items()}
+    beside = [Neighbour(name, record.prompts[0], 0.01) for name, record in records.items()]
+    await prove(engine.complete, RECORD, "r-1", "zero", "float32", beside[:1])
+    with pytest.raises(ProofFailed, match="the adapter r-3 gives token"):
+        await prove(engine.complete, RECORD, "r-1", "zero", "float32", beside)
+    await check(engine.complete, beside[0])
+    with pytest.raises(ProofFailed, match="the adapter r-3"):
+        await check(engine.complete, beside[1])
+
+
+async def test_it_is_held_against_its_shortest_prompt_when_others_come() -> None:
+    proven = await prove(_Engine().complete, RECORD, "r-1", "zero", "float32")
+    assert (proven.model, proven.prompt.prompt_token_ids, proven.tolerance) == ("r-1", [4, 5], 0.01)
+
+
+async def test_an_adapter_that_changes_nothing_fails_where_the_run_tells_it_from_the_base() -> None:
+    """Every first token is about as likely in both, so that a comparison with the record alone would let it pass."""
+    record = json.loads(golden(""))
+    for prompt in record["prompts"]:
+        prompt["token_ids"] = [token + 1 for token in prompt["token_ids"]]
+    not_applied = _Engine(tuned="")
+    with pytest.raises(ProofFailed, match="as the base model does"):
+        await prove(not_applied.complete, Golden.model_validate(record), "r-1", "zero", "float32")
+    await prove(not_applied.complete, Golden.model_validate_json(golden("")), "r-1", "zero", "float32")
 
 
 async def test_coarser_dtypes_are_given_more_room() -> None:

@@ -25,7 +25,7 @@ from tunesmith_inference.engine import EngineProcess, EngineSpec, vllm_command
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.request_body import Route
 from tunesmith_inference.router import Kind, Servable
-from tunesmith_inference.served_set import ServedSet, Unservable
+from tunesmith_inference.served_set import ServedSet, Trouble, Unservable
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 from tunesmith_inference.zero_adapter import write_zero_adapter
 
@@ -248,6 +248,23 @@ async def test_real_adapters_are_proven_and_others_refused(vllm: Engine) -> None
 
 
 @pytest.mark.engine
+async def test_an_engine_whose_proven_adapter_became_another_is_replaced(vllm: Engine) -> None:
+    reasons: list[str] = []
+    served = await _served(vllm, reasons.append)
+    folders = {seed: vllm.make_adapter(vllm.folder / f"near-{seed}", seed) for seed in (21, 22, 23)}
+    async with served.lease(_servable("near-21")) as name:
+        pass
+    async with served.lease(_servable("near-22")):
+        assert reasons == []
+    await vllm.client.unload_adapter(name)
+    await vllm.client.load_adapter(name, folders[22])
+    with pytest.raises(EngineUnavailable):
+        async with served.lease(_servable("near-23")):
+            pass
+    assert [f"adapter {name} gives token" in reason for reason in reasons] == [True]
+
+
+@pytest.mark.engine
 async def test_base_answers_stay_the_bases_with_all_slots_in_use(vllm: Engine) -> None:
     """On vLLM for CPU up to 0.32 base rows beside adapter rows get the last slot's delta (see engine_host.py)."""
     served = await _served(vllm)
@@ -279,7 +296,7 @@ async def _is_right(client: VllmClient, model: str, prompt: list[int], expected:
     return list((await client.complete_greedily(model, prompt, len(expected))).token_ids) == expected
 
 
-async def _served(engine: Engine) -> ServedSet:
+async def _served(engine: Engine, recycle: Callable[[str], None] = pytest.fail) -> ServedSet:
     """A served set whose adapters are the folders named by their servables, on top of a zero adapter."""
     zero = engine.folder / "zero"
     if not zero.exists():
@@ -290,7 +307,16 @@ async def _served(engine: Engine) -> ServedSet:
     async def fetch(servable: Servable) -> Path:
         return engine.folder / servable.name
 
-    return ServedSet(engine.client, "zero", fetch=fetch, capacity=8, dtype="float32", is_pinned=lambda _: False)
+    return ServedSet(
+        engine.client,
+        "zero",
+        fetch=fetch,
+        capacity=8,
+        dtype="float32",
+        is_pinned=lambda _: False,
+        recycle=recycle,
+        trouble=Trouble(),
+    )
 
 
 def _servable(name: str) -> Servable:

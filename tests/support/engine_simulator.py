@@ -29,7 +29,12 @@ from starlette.routing import Route
 FAULTS = ("fault:die", "fault:500", "fault:slow", "fault:long")
 """In a prompt: the process ends; an internal error; a token each 50 ms; 10,000 tokens unless fewer are asked for."""
 
+ADAPTER_FAULTS = ("fault:leaks", "fault:overwrites")
+"""At the beginning of an adapter's content: while it answers, the other adapters do so with its weights; once loaded,
+it has taken the place of those that were there before."""
+
 _MAX_LEN = 2048
+_BATCH_SECONDS = 0.02
 
 
 def greedy(weights: str, prompt: Sequence[int], tokens: int) -> tuple[list[int], list[float]]:
@@ -50,6 +55,7 @@ class Simulator:
         self.name = name
         self.weights = _content(model / "model.safetensors") if (model / "golden.json").exists() else ""
         self.adapters: dict[str, str] = {}
+        self.leaking = 0
         self.loads = 0
         self.asked: Counter[str] = Counter()
         self.formats: list[Any] = []
@@ -59,6 +65,19 @@ class Simulator:
     def weights_of(self, model: str) -> str | None:
         """What computes an answer; None for an unknown model."""
         return self.weights if model == self.name else self.adapters.get(model)
+
+    async def weights_in_batch(self, model: str) -> str | None:
+        """The same, where what else is asked for at this moment may change it."""
+        weights = self.weights_of(model)
+        leaky = next((one for one in self.adapters.values() if one.startswith("fault:leaks")), None)
+        if leaky is None:
+            return weights
+        self.leaking += weights == leaky
+        await asyncio.sleep(_BATCH_SECONDS)
+        mixed_up = leaky if self.leaking and weights else weights
+        await asyncio.sleep(_BATCH_SECONDS)
+        self.leaking -= weights == leaky
+        return mixed_up
 
     def state(self) -> dict[str, Any]:
         """What a test wants to know."""
@@ -83,6 +102,8 @@ class Simulator:
             return _error(500, "LoRA rank is greater than max_lora_rank 32.", "InternalServerError")
         self.loads += 1
         weights = _content(folder / "adapter_model.safetensors")
+        if weights.startswith("fault:overwrites"):
+            self.adapters = {loaded: "" if loaded == "zero" else weights for loaded in self.adapters}
         self.adapters[name] = "" if weights.startswith("zero") else weights
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
@@ -144,7 +165,7 @@ async def _answer(
 ) -> Response:
     simulator.asked[body["model"]] += 1
     simulator.formats += [body["response_format"]] if "response_format" in body else []
-    weights = simulator.weights_of(body["model"])
+    weights = await simulator.weights_in_batch(body["model"])
     if weights is None:
         return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
     if not isinstance(body.get("logit_bias", {}), dict):

@@ -1,0 +1,88 @@
+"""What one engine serves: newcomers are proven beside what is there, and an engine that has gone wrong is replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.inference.gateway import GatewayUnderTest, answer, gateway_on_simulator, until
+from tunesmith_proto.registry.v1 import serving_pb2
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
+
+
+async def test_a_newcomer_that_spoils_others_answers_is_refused_and_they_stay(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_adapter("good", "good", checkpoint=True)
+        await _answers(gateway, "good")
+        leaky = gateway.add_adapter("leaky", "fault:leaks")
+        assert "the adapter r-" in await until(lambda: _refused(gateway, leaky))
+        assert (await gateway.chat("leaky")).json()["error"]["code"] == "model_failed_verification"
+        await _answers(gateway, "good")
+        assert len(gateway.started) == 1, "nothing is wrong with the engine"
+
+
+async def test_an_engine_whose_proven_adapter_answers_wrongly_by_itself_is_replaced(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        good = gateway.add_adapter("good", "good", checkpoint=True)
+        await _answers(gateway, "good")
+        gateway.add_adapter("evil", "fault:overwrites", checkpoint=True)
+        assert (await gateway.chat("evil")).status_code == 200, "a new engine has only this one"
+        assert len(gateway.started) == 2
+        told = await until(lambda: _told(gateway, good, serving_pb2.REPLICA_STATE_FAILED))
+        assert "answered as recorded before" in told.reason
+        await _answers(gateway, "good")
+        assert (await _adapters(gateway))[good[:16]] == "ready"
+
+
+async def test_one_that_goes_on_breaking_engines_is_refused(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        gateway.add_adapter("good", "good")
+        await _answers(gateway, "good")
+        evil = gateway.add_adapter("evil", "fault:overwrites")
+        reason = await until(lambda: _refused(gateway, evil))
+        assert "stop answering as they should" in reason
+        assert len(gateway.started) == 3
+        await _answers(gateway, "good")
+        assert (await gateway.chat("evil")).json()["error"]["code"] == "model_failed_verification"
+
+
+async def test_the_adapters_used_last_are_asked_beside_a_newcomer_and_no_more_of_them(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revisions = []
+        for name in ("one", "two", "three", "four"):
+            revisions.append(gateway.add_adapter(name, name, checkpoint=True))
+            await _answers(gateway, name)
+        before = (await gateway.simulator())["asked"]
+        gateway.add_adapter("new", "new", checkpoint=True)
+        await _answers(gateway, "new")
+        after = (await gateway.simulator())["asked"]
+        asked = [after[name] - before[name] for name in (f"r-{revision[:16]}" for revision in revisions)]
+        assert asked == [0, 1, 1, 1]
+
+
+async def _answers(gateway: GatewayUnderTest, model: str) -> None:
+    response = await gateway.chat(model, "one", max_tokens=2)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"] == answer(model, "one", 2)
+
+
+async def _adapters(gateway: GatewayUnderTest) -> dict[str, str]:
+    (engine,) = await gateway.engines()
+    adapters: dict[str, str] = engine["adapters"]
+    return adapters
+
+
+async def _refused(gateway: GatewayUnderTest, revision: str) -> str:
+    adapters = await _adapters(gateway)
+    return next((state for name, state in adapters.items() if name == revision[:16] and "not served" in state), "")
+
+
+def _told(gateway: GatewayUnderTest, revision: str, state: Any) -> serving_pb2.Replica | None:
+    found = [one for one in gateway.control_plane.replicas if (one.revision, one.state) == (revision, state)]
+    return found[0] if found else None
