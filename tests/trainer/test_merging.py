@@ -1,8 +1,11 @@
 """What streams out equals the trainer's own merge bit by bit, and says what base and adapter say together."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +13,7 @@ from safetensors.torch import load_file
 from tests.support import tiny_families, tiny_model
 from tests.support.adapters import wake
 from tunesmith_trainer import lora
+from tunesmith_trainer.adapter_file import from_float32, to_float32
 from tunesmith_trainer.merging import merge_stream
 from tunesmith_trainer.model import load_as_stored, load_for_generation
 
@@ -69,6 +73,27 @@ def test_weights_that_end_early_are_refused(tmp_path: Path) -> None:
     content = (base / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="end early"):
         merge_stream(adapter, io.BytesIO(content[:-1]), io.BytesIO())
+
+
+def test_a_control_plane_without_torch_can_merge() -> None:
+    forbid = "import sys; sys.modules.update(torch=None, transformers=None, safetensors=None)"
+    subprocess.run([sys.executable, "-c", f"{forbid}; import tunesmith_trainer.merging"], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_numbers_are_rounded_as_torch_rounds_them(dtype: torch.dtype) -> None:
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, float("inf"), -float("inf"), 3e-41])
+    values = torch.cat([ties, torch.randn(4096, generator=torch.Generator().manual_seed(0))])
+    expected = values.to(dtype)
+    name = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[dtype]
+
+    content = from_float32(values.numpy(), name)
+
+    assert content == expected.view(torch.uint8).numpy().tobytes()
+    back = to_float32(content, {"dtype": name, "shape": list(values.shape)})
+    assert torch.equal(torch.from_numpy(back), expected.float())
+    nothing = from_float32(np.array([np.nan], dtype=np.float32), name)
+    assert np.isnan(to_float32(nothing, {"dtype": name, "shape": [1]})).all()
 
 
 def write_adapter(base: Path, folder: Path, use_rslora: bool) -> None:

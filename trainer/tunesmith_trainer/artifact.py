@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
+from tunesmith_trainer.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.model import load_as_stored, load_for_generation
 from tunesmith_trainer.rendering import Example
@@ -50,7 +51,7 @@ class ArtifactWriter:
     @property
     def state_files(self) -> tuple[str, ...]:
         """Files that `write` makes for resuming only: adapters that are not served as such."""
-        return (lora.WEIGHTS_FILE, lora.CONFIG_FILE) if self._merged else ()
+        return (WEIGHTS_FILE, CONFIG_FILE) if self._merged else ()
 
     def write(
         self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunesmith_trainer.base_model import read_facts, refuse_unsafe, unsupported
 from tunesmith_trainer.rendering import load_tokenizer
-from tunesmith_trainer.transfer import MANIFEST_FILE, list_files, manifest_bytes, publish
+from tunesmith_trainer.transfer import MANIFEST_FILE, list_files, manifest_bytes, publish, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +25,19 @@ def import_base(model_id: str, source: str, cache: Path) -> tuple[str, Path]:
     The same source gives the same revision. Raises UnsupportedModel when the model is refused.
     """
     models = cache / "base_models"
-    models.mkdir(parents=True, exist_ok=True)
-    filling = Path(tempfile.mkdtemp(prefix=".importing-", dir=models))
-    try:
-        _filler(source)(filling)
-        logger.info("checking")
-        refuse_unsafe(filling)
-        tokenizer = load_tokenizer(filling)
-        _complete_stop_ids(filling, read_facts(filling, tokenizer.eos_token_id).stop_ids)
-        manifest = manifest_bytes(model_id, list_files(filling))
-        revision = hashlib.sha256(manifest).hexdigest()
-        (filling / MANIFEST_FILE).write_bytes(manifest)
-        publish(filling, models / revision)
-    finally:
-        shutil.rmtree(filling, ignore_errors=True)
-    logger.info("imported %s", revision)
-    return revision, models / revision
+    return _import(model_id, source, models, lambda revision: models / revision)
+
+
+def prepare_base(model_id: str, source: str, folder: Path) -> tuple[str, Path]:
+    """Imports into `folder` itself, from which a control plane without this environment takes the model as it is.
+
+    A folder that was prepared before stays. Returns and raises what `import_base` does.
+    """
+    manifest = folder / MANIFEST_FILE
+    if manifest.exists():
+        logger.info("%s has been prepared before", folder)
+        return sha256_of(manifest), folder
+    return _import(model_id, source, folder.parent, lambda _revision: folder)
 
 
 def gguf_in_wheel(name: str) -> Path:
@@ -53,6 +50,26 @@ def gguf_in_wheel(name: str) -> Path:
     if len(found) != 1:
         raise unsupported(f"the package {name} holds {len(found)} GGUF files instead of one")
     return found[0]
+
+
+def _import(model_id: str, source: str, beside: Path, name: Callable[[str], Path]) -> tuple[str, Path]:
+    """Fills a folder in `beside` and then gives it the name that its revision is to have."""
+    beside.mkdir(parents=True, exist_ok=True)
+    filling = Path(tempfile.mkdtemp(prefix=".importing-", dir=beside))
+    try:
+        _filler(source)(filling)
+        logger.info("checking")
+        refuse_unsafe(filling)
+        tokenizer = load_tokenizer(filling)
+        _complete_stop_ids(filling, read_facts(filling, tokenizer.eos_token_id).stop_ids)
+        manifest = manifest_bytes(model_id, list_files(filling))
+        revision = hashlib.sha256(manifest).hexdigest()
+        (filling / MANIFEST_FILE).write_bytes(manifest)
+        publish(filling, name(revision))
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)
+    logger.info("imported %s", revision)
+    return revision, name(revision)
 
 
 def _filler(source: str) -> Callable[[Path], None]:

@@ -1,4 +1,4 @@
-"""Owns LoRA: which layers are adapted, and the adapter's file format, which is PEFT's.
+"""Owns LoRA: which layers are adapted, and reading and writing an adapter.
 Must not know the arithmetic of a layer, data, losses or where files go."""
 
 import json
@@ -11,11 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith_trainer.adapter_file import CONFIG_FILE, PREFIX, WEIGHTS_FILE, delta
 from tunesmith_trainer.lora_linear import LoraLinear
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-PREFIX = "base_model.model."
 
 
 class StoredTransposed(nn.Linear):
@@ -87,7 +84,9 @@ def merge(model: nn.Module) -> None:
     for name, layer in list(_layers(model)):
         base = layer.base
         with torch.no_grad():
-            base.weight.copy_(base.weight.float() + layer.scale * (layer.lora_B @ layer.lora_A))
+            a, b = (side.detach().float().cpu().numpy() for side in (layer.lora_A, layer.lora_B))
+            added = torch.from_numpy(delta(a, b, layer.scale)).to(base.weight.device)
+            base.weight.copy_(base.weight.float() + added)
         _put(model, name, base.stored() if isinstance(base, StoredTransposed) else base)
 
 

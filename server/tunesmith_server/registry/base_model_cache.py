@@ -1,7 +1,7 @@
 """Owns the local cache of base models: `<cache>/base_models/<revision>/`, filled by the trainer's importer.
 
 It must not know the database or object storage. Several processes may share a cache: a file lock per model
-lets one of them import while the others wait for what it finds.
+lets one of them import while the others wait for what it finds. What was imported elsewhere is taken as it is.
 """
 
 from __future__ import annotations
@@ -114,10 +114,33 @@ class BaseModelCache:
                 downloads.mkdir(parents=True)
                 await self._fetch(entry, downloads)
                 source = str(downloads)
-            revision = await self._run_importer(entry.id, source, progress)
+            revision = await asyncio.to_thread(self._take_prepared, entry.id, Path(source))
+            if revision is None:
+                revision = await self._run_importer(entry.id, source, progress)
         finally:
             await asyncio.to_thread(shutil.rmtree, downloads, ignore_errors=True)
         return await asyncio.to_thread(self._load, revision, hashes=True)
+
+    def _take_prepared(self, model_id: str, source: Path) -> str | None:
+        """Copies a folder that `import-base --folder` has made; None where the source is anything else."""
+        try:
+            content = (source / MANIFEST_NAME).read_bytes()
+            manifest = parse_base_manifest(content)
+        except (OSError, ValueError):
+            return None
+        if manifest.id != model_id:
+            raise ImportFailedError(f"{source} was prepared as {manifest.id!r}. Use that id, or prepare it anew.")
+        revision = revision_id(content)
+        draft = self._folder / f".taking-{uuid4().hex}"
+        try:
+            for path in (MANIFEST_NAME, *(file.path for file in manifest.files)):
+                (draft / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / path, draft / path)
+            with contextlib.suppress(OSError):  # another process was first; it is checked like one of our own
+                draft.rename(self._folder / revision)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return revision
 
     async def _run_importer(self, model_id: str, source: str, progress: Progress) -> str:
         importer = (str(self._trainer_python), "-m", "tunesmith_trainer", "import-base")

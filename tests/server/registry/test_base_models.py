@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import BaseModelRow
 from tunesmith_server.registry import repository
 from tunesmith_server.registry.base_models import BaseModelImporter
+from tunesmith_server.registry.manifest import MANIFEST_NAME, ManifestFile, base_manifest, revision_id
 from tunesmith_server.registry.promotion import base_shapes
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.storage.open import open_store
@@ -194,6 +196,55 @@ async def test_a_bucket_is_downloaded_first(machine: Machine, cluster_settings: 
     assert row.state == repository.READY, row.error
     assert "vocab.json" in [file["path"] for file in row.files or ()]
     assert list((machine.cache / "downloads").iterdir()) == []
+
+
+def prepare(folder: Path, model_id: str) -> Path:
+    """A folder as `import-base --folder` leaves it."""
+    contents = {"config.json": b'{"max_position_embeddings": 64}', "model.safetensors": safetensors_bytes(BASE_SHAPES)}
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    files = [ManifestFile(name, len(each), hashlib.sha256(each).hexdigest()) for name, each in contents.items()]
+    (folder / MANIFEST_NAME).write_bytes(base_manifest(model_id, files))
+    return folder
+
+
+async def test_what_was_imported_elsewhere_is_taken_as_it_is(
+    machine: Machine, cluster_settings: dict[str, Any]
+) -> None:
+    folder = prepare(machine.folder / "prepared", "toy")
+    machine.catalogue(toy=str(folder))
+    async with machine.home() as core:
+        row = (await machine.import_all(core))["toy"]
+        assert await base_shapes(core.store, row.revision or "") == BASE_SHAPES
+        bucket = open_store(core.settings.model_copy(update={"storage_url": f"s3://{BUCKET}/prepared"}), core.signer)
+        for path in folder.iterdir():
+            await bucket.put_file(path.name, path)
+    machine.catalogue(toy=f"s3://{BUCKET}/prepared")
+    async with machine.home("other") as core:
+        from_bucket = (await machine.import_all(core))["toy"]
+
+    assert row.state == repository.READY
+    assert from_bucket.revision == row.revision == revision_id((folder / MANIFEST_NAME).read_bytes())
+    assert machine.imports == [], "nothing ran the importer"
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"), [("other id", "was prepared as 'toy'"), ("changed", "does not have the hash")]
+)
+async def test_a_prepared_folder_that_is_not_what_it_says_is_refused(
+    machine: Machine, damage: str, sentence: str
+) -> None:
+    folder = prepare(machine.folder / "prepared", "toy")
+    if damage == "changed":
+        (folder / "config.json").write_bytes(b'{"max_position_embeddings": 65}')
+    name = "another" if damage == "other id" else "toy"
+    machine.catalogue(**{name: str(folder)})
+    async with machine.home() as core:
+        row = (await machine.import_all(core))[name]
+
+    assert row.state == repository.FAILED
+    assert sentence in (row.error or "")
 
 
 async def test_an_empty_bucket_is_told(machine: Machine, cluster_settings: dict[str, Any]) -> None:
