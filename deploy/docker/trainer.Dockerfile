@@ -25,7 +25,8 @@ LABEL org.opencontainers.image.title="Tunesmith trainer" \
       org.opencontainers.image.revision="${REVISION}"
 RUN echo "tunesmith:x:65532:65532::/var/lib/tunesmith:/usr/sbin/nologin" >> /etc/passwd \
     && echo "tunesmith:x:65532:" >> /etc/group \
-    && install -d -o 65532 -g 65532 -m 0700 /var/lib/tunesmith
+    && install -d -o 65532 -g 65532 -m 0700 /var/lib/tunesmith \
+    && install -d -o 65532 -g 65532 -m 0755 /models
 COPY --from=build /opt/tunesmith /opt/tunesmith
 ENV PATH=/opt/tunesmith/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
