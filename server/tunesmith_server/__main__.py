@@ -6,7 +6,9 @@ It must not know how anything is done; each command calls one part.
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tunesmith_server.admin_commands import add_admin_commands
 from tunesmith_server.application import service_token
-from tunesmith_server.command_core import Home, failed, read_settings, with_core
+from tunesmith_server.backup import BackupError, back_up
+from tunesmith_server.command_core import Home, failed, read_installation, read_settings, with_core
 from tunesmith_server.config import Settings
 from tunesmith_server.core import Core
 from tunesmith_server.embedded import InferenceMode, gateway_environment
@@ -91,6 +94,24 @@ def migrate(home: Home = None) -> None:
 
     with_core(read_settings(home=home), nothing_more)
     typer.echo("The database is at the newest schema.")
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new folder; `tunesmithd up --home` takes it as it is.")],
+    home: Home = None,
+) -> None:
+    """Copies an installation with SQLite and a folder of objects; it may go on serving meanwhile."""
+    settings = read_installation(home)
+    try:
+        back_up(settings, folder)
+    except BackupError as error:
+        raise failed(str(error)) from error
+    except (sqlite3.Error, OSError) as error:
+        raise failed(f"The copy could not be made, and nothing of it is left: {error}") from error
+    typer.echo(f"{folder} holds database, objects and keys.")
+    if settings.secret_key is not None:
+        typer.echo("It does not hold TUNESMITH_SECRET_KEY: keep that as well.")
 
 
 @models.command("list")

@@ -5,22 +5,15 @@ It must not know what the clients are asked to do; the scripts in drivers/ do.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from tunesmith_server.config import default_cache_dir
+from tests.support.own_environment import made_once, python_environment, run_installer
 
 _DRIVERS = Path(__file__).with_name("drivers")
-_INSTALL_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +48,13 @@ CLIENTS = (*PYTHON_CLIENTS, NODE_CLIENT)
 
 def _environment(client: Client) -> Path:
     """The folder of the client's environment, complete."""
-    is_node = client.driver.endswith(".mjs")
-    facts = json.dumps([client.requirements, "node" if is_node else [sys.version, sys.prefix]])
-    key = hashlib.sha256(facts.encode()).hexdigest()[:8]
-    folder = default_cache_dir() / "conformance" / f"{client.name.replace(' ', '-')}-{key}"
-    with _one_at_a_time(folder.with_name(folder.name + ".lock")):
-        complete = folder / "complete"
-        if not complete.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            install: Callable[[Path, tuple[str, ...]], None] = _install_node if is_node else _install_python
-            install(folder, client.requirements)
-            complete.touch()
-    return folder
+    name = f"conformance/{client.name.replace(' ', '-')}"
+    if client.driver.endswith(".mjs"):
+        return made_once(name, [client.requirements, "node"], partial(_install_node, client.requirements))
+    return python_environment(name, client.requirements)
 
 
-def _install_python(folder: Path, requirements: tuple[str, ...]) -> None:
-    _run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-    _run(sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "-q", *requirements)
-
-
-def _install_node(folder: Path, requirements: tuple[str, ...]) -> None:
+def _install_node(requirements: tuple[str, ...], folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "package.json").write_text('{"private": true, "type": "module"}')
-    _run("npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", *requirements)
-
-
-def _run(*command: str) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS)
-    if result.returncode:
-        raise AssertionError(f"{' '.join(command)} failed; the tests need the package index:\n{result.stderr[-2000:]}")
-
-
-@contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Two test processes may want the same environment at once; the kernel frees the lock of a dead one."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    run_installer("npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", *requirements)

@@ -175,6 +175,16 @@ class FilesystemStore:
             path.unlink(missing_ok=True)
 
 
+def copy_objects(root: Path, target: Path) -> None:
+    """Copies from one store's folder into another what is not there yet; what is deleted meanwhile is left out."""
+    for key in _list_keys(root, ""):
+        copy = target / key
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.copyfile(root / key, copy)
+
+
 def _publish(draft: BinaryIO, target: Path) -> None:
     """Gives a finished draft its name, durably."""
     draft.flush()

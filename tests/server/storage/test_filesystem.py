@@ -12,6 +12,7 @@ import pytest
 from tunesmith_server.auth import Signer
 from tunesmith_server.clock import system_clock
 from tunesmith_server.errors import UnavailableError
+from tunesmith_server.storage import filesystem
 from tunesmith_server.storage.filesystem import FilesystemStore
 from tunesmith_server.storage.signed_urls import UrlSigner
 
@@ -65,3 +66,12 @@ async def test_a_broken_folder_is_unavailable(store: FilesystemStore) -> None:
     with pytest.raises(UnavailableError) as raised:
         await store.put_bytes("a/b", b"x")
     assert raised.value.code == "storage_unavailable"
+
+
+def test_a_copy_leaves_out_what_is_deleted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "files").mkdir(parents=True)
+    (source / "files" / "kept").write_bytes(b"kept")
+    monkeypatch.setattr(filesystem, "_list_keys", lambda _root, _prefix: ["files/gone", "files/kept"])
+    filesystem.copy_objects(source, target)
+    assert [path.name for path in (target / "files").iterdir()] == ["kept"]
