@@ -256,12 +256,40 @@ def _executor(settings: Settings, signer: Signer) -> Executor:
                 slots=slots,
             ),
         )
+    if settings.executor == "kubernetes":
+        return _kubernetes_executor(settings, signer)
     command = (str(settings.trainer_python), *_TRAINER)
     folder = settings.home / "runs"
     if settings.executor == "slurm":
         slurm = SlurmSettings(slots, settings.slurm_gres, shlex.split(settings.slurm_options))
         return SlurmExecutor(settings.slurm_folder or folder, settings.cache_dir, command, slurm)
     return LocalExecutor(folder, settings.cache_dir, command, slots)
+
+
+def _kubernetes_executor(settings: Settings, signer: Signer) -> Executor:
+    # Here, since its client is an extra of its own and takes half a second to load.
+    from tunesmith_server.executors.kubernetes import KubernetesExecutor, KubernetesSettings
+    from tunesmith_server.executors.kubernetes_objects import PodSettings
+
+    place = KubernetesSettings(
+        settings.kubernetes_namespace, settings.kubernetes_kubeconfig, settings.max_concurrent_runs
+    )
+    pods = PodSettings(
+        installation=signer.sign("installation", "kubernetes")[:16],
+        image=settings.kubernetes_image,
+        image_pull_secrets=settings.kubernetes_image_pull_secrets,
+        service_account=settings.kubernetes_service_account,
+        gpu_resource=settings.kubernetes_gpu_resource,
+        cpu=settings.kubernetes_cpu,
+        memory=settings.kubernetes_memory,
+        ephemeral_storage=settings.kubernetes_ephemeral_storage,
+        node_selector=settings.kubernetes_node_selector,
+        tolerations=settings.kubernetes_tolerations,
+        priority_class=settings.kubernetes_priority_class,
+        queue=settings.kubernetes_queue,
+        cache_claim=settings.kubernetes_cache_claim,
+    )
+    return KubernetesExecutor(("python3", *_TRAINER), place, pods)
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     """SQLAlchemy URL, `sqlite:///…` or `postgresql://…`; empty: `home`/tunesmith.db."""
     storage_url: str = ""
     """`file:///folder` or `s3://bucket/prefix`; empty: `home`/objects."""
-    executor: Literal["local", "docker", "slurm"] = "local"
+    executor: Literal["local", "docker", "kubernetes", "slurm"] = "local"
     """Where runs run; `deploy/README.md` has a section on each."""
     docker_image: str = "tunesmith-trainer"
     docker_socket: Path = Path("/var/run/docker.sock")
@@ -54,6 +54,29 @@ class Settings(BaseSettings):
     """Bound of a run's main memory; unset: that of the machine."""
     docker_process_limit: int = Field(default=4096, ge=1)
     """Processes and threads that a run may have."""
+    kubernetes_namespace: str = "tunesmith"
+    """Where runs run; everything that is named below is in it."""
+    kubernetes_kubeconfig: Path | None = None
+    """Which cluster, and as whom; unset: the one that this process is a pod of, as its service account."""
+    kubernetes_image: str = "tunesmith-trainer"
+    kubernetes_image_pull_secrets: tuple[str, ...] = ()
+    """JSON, as the other lists and maps here."""
+    kubernetes_service_account: str = ""
+    kubernetes_gpu_resource: str = ""
+    """The resource that one device is, such as `nvidia.com/gpu`; empty: runs ask for none."""
+    kubernetes_cpu: str = "1"
+    """What a run asks for, in Kubernetes' notation; it may use what else is free."""
+    kubernetes_memory: str = "8Gi"
+    """What a run asks for and is bounded by."""
+    kubernetes_ephemeral_storage: str = "20Gi"
+    """As the memory; checkpoints lie there until they are uploaded."""
+    kubernetes_node_selector: dict[str, str] = Field(default_factory=dict)
+    kubernetes_tolerations: tuple[dict[str, Any], ...] = ()
+    kubernetes_priority_class: str = ""
+    kubernetes_queue: str = ""
+    """A LocalQueue of Kueue's; empty: runs start at once."""
+    kubernetes_cache_claim: str = ""
+    """A PersistentVolumeClaim for base models; empty: each run fetches its own."""
     slurm_folder: Path | None = None
     """Run folders, on a file system that all nodes have at this path; unset: `home`/runs."""
     slurm_gres: str = ""
@@ -92,7 +115,7 @@ class Settings(BaseSettings):
     max_context_length: int | None = None
     """Tokens per row that serving accepts; unset: the base model's own limit."""
     max_concurrent_runs: int = 1
-    """Training runs at once on a machine without GPUs, and on Slurm; else as many as the GPUs allow."""
+    """Training runs at once on a machine without GPUs, on Kubernetes and Slurm; else as many as the GPUs allow."""
     max_concurrent_preflights: int = 1
     """They run on the CPU beside training runs and take no device."""
     heartbeat_interval_seconds: int = 5

@@ -49,7 +49,7 @@ def test_versions_are_bounded_above() -> None:
     root = manifest("pyproject.toml")["project"]["optional-dependencies"]
     unbounded = [
         requirement
-        for extra in ("server", "trainer", "inference", "trackers")
+        for extra in ("server", "trainer", "inference", "kubernetes", "trackers")
         for requirement in root[extra]
         if "<" not in requirement
     ]

@@ -69,6 +69,8 @@ class Backend(Protocol):
 class ExecutorContract:
     """Inherited by a test class that has a fixture `backend`."""
 
+    token_mode = "0o600"
+
     async def test_a_run_is_started_once_and_its_exit_code_is_kept(self, backend: Backend) -> None:
         first, second = backend.executor(), backend.executor()
         await asyncio.gather(*(each.ensure(launch()) for each in (first, second, first)))
@@ -179,7 +181,7 @@ class ExecutorContract:
         assert told["environment"]["TUNESMITH_CONTROL_PLANE"] == CONTROL_PLANE
         assert {"TUNESMITH_WORK_DIR", "TUNESMITH_CACHE_DIR"} <= told["environment"].keys()
         assert told["digest"] == hashlib.sha256(TOKEN.encode()).hexdigest()
-        assert told["mode"] == "0o600"
+        assert told["mode"] == self.token_mode
         visible = json.dumps(told["environment"]) + await backend.publicly_visible(ATTEMPT)
         assert ATTEMPT in visible
         assert TOKEN not in visible
