@@ -280,6 +280,7 @@ def _kubernetes_executor(settings: Settings, signer: Signer) -> Executor:
         image_pull_secrets=settings.kubernetes_image_pull_secrets,
         service_account=settings.kubernetes_service_account,
         gpu_resource=settings.kubernetes_gpu_resource,
+        gpu=settings.kubernetes_gpu,
         cpu=settings.kubernetes_cpu,
         memory=settings.kubernetes_memory,
         ephemeral_storage=settings.kubernetes_ephemeral_storage,

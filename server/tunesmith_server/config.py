@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1024 * 1024
@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     kubernetes_service_account: str = ""
     kubernetes_gpu_resource: str = ""
     """The resource that one device is, such as `nvidia.com/gpu`; empty: runs ask for none."""
+    kubernetes_gpu: str = Field(default="", validate_default=True)
+    """What such a device is, as `nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits` says it."""
     kubernetes_cpu: str = "1"
     """What a run asks for, in Kubernetes' notation; it may use what else is free."""
     kubernetes_memory: str = "8Gi"
@@ -149,6 +151,15 @@ class Settings(BaseSettings):
     quota_tokens_per_minute: int | None = Field(default=None, ge=1)
     quota_share: float = Field(default=1.0, gt=0, le=1000)
     """A project's weight among those that wait for devices."""
+
+    @field_validator("kubernetes_gpu")
+    @classmethod
+    def _names_the_gpu(cls, gpu: str, others: ValidationInfo) -> str:
+        if others.data.get("kubernetes_gpu_resource") and not gpu.rpartition(",")[2].strip().isdecimal():
+            raise ValueError(
+                "give name and MiB of the GPU, such as 'NVIDIA H200, 143771': preflights plan for it without having one"
+            )
+        return gpu
 
     @property
     def resolved_database_url(self) -> str:

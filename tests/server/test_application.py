@@ -25,6 +25,7 @@ from tunesmith_server.application import Application
 from tunesmith_server.auth import Signer
 from tunesmith_server.config import Settings
 from tunesmith_server.executors.docker import DockerExecutor
+from tunesmith_server.executors.kubernetes import KubernetesExecutor
 from tunesmith_server.executors.local import LocalExecutor
 from tunesmith_server.executors.slurm import SlurmExecutor
 from tunesmith_server.inference_proxy import InferenceProxy
@@ -168,10 +169,17 @@ async def test_what_ended_runs_left_is_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("local", LocalExecutor), ("docker", DockerExecutor), ("slurm", SlurmExecutor)]
+    ("name", "kind"),
+    [
+        ("local", LocalExecutor),
+        ("docker", DockerExecutor),
+        ("kubernetes", KubernetesExecutor),
+        ("slurm", SlurmExecutor),
+    ],
 )
 def test_the_settings_choose_the_executor(
-    tmp_path: Path, name: Literal["local", "docker", "slurm"], kind: type
+    tmp_path: Path, name: Literal["local", "docker", "kubernetes", "slurm"], kind: type
 ) -> None:
-    settings = Settings(home=tmp_path, executor=name, slurm_options="--partition='my gpus'")
+    kubernetes = {"kubernetes_kubeconfig": tmp_path / "config", "kubernetes_tolerations": ({"operator": "Exists"},)}
+    settings = Settings(home=tmp_path, executor=name, slurm_options="--partition='my gpus'", **kubernetes)
     assert isinstance(wiring._executor(settings, Signer(b"secret")), kind)

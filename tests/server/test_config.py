@@ -30,6 +30,24 @@ def test_the_environment_sets_everything(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.max_upload_bytes == 1000
 
 
+def test_lists_and_maps_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_KUBERNETES_NODE_SELECTOR", '{"pool": "gpu"}')
+    monkeypatch.setenv("TUNESMITH_KUBERNETES_TOLERATIONS", '[{"key": "nvidia.com/gpu", "operator": "Exists"}]')
+    monkeypatch.setenv("TUNESMITH_KUBERNETES_IMAGE_PULL_SECRETS", '["registry"]')
+    settings = Settings()
+    assert settings.kubernetes_node_selector == {"pool": "gpu"}
+    assert settings.kubernetes_tolerations == ({"key": "nvidia.com/gpu", "operator": "Exists"},)
+    assert settings.kubernetes_image_pull_secrets == ("registry",)
+
+
+def test_a_cluster_with_gpus_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_KUBERNETES_GPU_RESOURCE", "nvidia.com/gpu")
+    with pytest.raises(ValidationError, match=r"kubernetes_gpu\n.*name and MiB"):
+        Settings()
+    monkeypatch.setenv("TUNESMITH_KUBERNETES_GPU", "NVIDIA H200, 143771")
+    assert Settings().kubernetes_gpu == "NVIDIA H200, 143771"
+
+
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_API_KEY", "")
     assert Settings().api_key is None

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tunesmith_trainer.machine import main_memory, survey
 
 MEMINFO = "MemTotal:       16000 kB\nMemFree:         1000 kB\nMemAvailable:    9000 kB\nHugePages_Total:       0\n"
@@ -26,6 +28,14 @@ def test_this_machine_has_memory_and_speed() -> None:
     machine = survey()
     assert 0 < machine.available <= machine.capacity
     assert machine.is_gpu or (machine.flops is not None and machine.flops > 1e8)
+
+
+def test_a_preflight_without_a_gpu_plans_for_the_one_that_it_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no nvidia-smi
+    monkeypatch.setenv("TUNESMITH_GPU", "NVIDIA H200, 143771")
+    machine = survey()
+    assert (machine.device, machine.is_gpu, machine.dtype) == ("NVIDIA H200", True, "bfloat16")
+    assert machine.available == machine.capacity == 143771 << 20
 
 
 def written(folder: Path, files: dict[str, str]) -> tuple[Path, Path]:

@@ -32,6 +32,12 @@ def visible_gpus() -> list[Gpu]:
     return gpus_of(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
+def promised_gpu() -> Gpu | None:
+    """What `TUNESMITH_GPU` (name and MiB, as nvidia-smi lists them) says a later run will have; None: nothing."""
+    name, _, total = os.environ.get("TUNESMITH_GPU", "").rpartition(",")
+    return Gpu(name.strip(), _bytes(total.strip()), _bytes(total.strip())) if name else None
+
+
 def gpus_of(listing: str, visible: str | None) -> list[Gpu]:
     """The GPUs in nvidia-smi's `listing` that `visible`, indices or UUIDs, lets us use; None means all."""
     gpus = []

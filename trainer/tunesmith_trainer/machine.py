@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith_trainer.gpus import largest, visible_gpus
+from tunesmith_trainer.gpus import largest, promised_gpu, visible_gpus
 from tunesmith_trainer.model import CPU_PACK_TOKENS, GPU_PACK_TOKENS
 from tunesmith_trainer.processor import choose_cpu_dtype
 
@@ -47,8 +47,9 @@ class Machine:
 
 
 def survey() -> Machine:
-    """Looks at the largest visible GPU, or at processor and main memory where there is none."""
-    gpu = largest(visible_gpus())
+    """Looks at the largest visible GPU, else the one that runs are promised, else at processor and main memory."""
+    promised = promised_gpu()
+    gpu = largest(visible_gpus() or ([promised] if promised else []))
     if gpu is not None:
         name, capacity, available = gpu
         flops = next((flops for part, flops in _GPU_FLOPS if part in name), None)

@@ -113,7 +113,11 @@ class KubernetesApi:
         """Those of the kubeconfig are read once, since a plugin may have to fetch them, and again when refused."""
         if self._configuration is None:
             configuration = Configuration()
-            await load_kube_config(str(self._kubeconfig), client_configuration=configuration, persist_config=False)
+            try:
+                await load_kube_config(str(self._kubeconfig), client_configuration=configuration, persist_config=False)
+            except Exception as error:  # such a file can be wrong in many ways, and a plugin that it names can fail
+                message = f"The file {self._kubeconfig} does not tell how to reach a cluster: {error}"
+                raise UnavailableError("kubernetes_not_configured", message) from error
             self._configuration = configuration
         return self._configuration
 

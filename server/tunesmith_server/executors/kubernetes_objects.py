@@ -45,6 +45,8 @@ class PodSettings:
     """Whose pods these are; its token is not given to runs."""
     gpu_resource: str = ""
     """The resource that one device is; empty: runs ask for none."""
+    gpu: str = ""
+    """What such a device is, as nvidia-smi lists its name and MiB: preflights get none and plan for it."""
     cpu: str = ""
     """Asked for, not a bound: a run may use what else is free."""
     memory: str = ""
@@ -158,6 +160,8 @@ def _container(launch: Launch, command: Sequence[str], settings: PodSettings) ->
         "USER": "tunesmith",  # libraries ask for it where the id has no name
         "PYTHONUNBUFFERED": "1",
     }
+    if settings.gpu and not launch.devices:
+        environment["TUNESMITH_GPU"] = settings.gpu
     return {
         "name": CONTAINER,
         "image": settings.image,

@@ -299,7 +299,7 @@ async def test_without_an_api_nothing_is_launched_stopped_or_forgotten(backend: 
 
 
 async def test_one_look_answers_for_all_runs_but_never_that_there_is_none(backend: KubernetesBackend) -> None:
-    names = [f"attempt-{number}" for number in range(5)]
+    names = [f"attempt-{letter}" for letter in "abcde"]
     await asyncio.gather(*(backend.executor().ensure(replace(launch(), attempt_id=name)) for name in names))
     executor = backend.executor(settings=replace(backend.settings, look_seconds=600))
     assert await executor.list_attempts() == names
