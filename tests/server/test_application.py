@@ -180,6 +180,11 @@ async def test_what_ended_runs_left_is_swept(tmp_path: Path) -> None:
 def test_the_settings_choose_the_executor(
     tmp_path: Path, name: Literal["local", "docker", "kubernetes", "slurm"], kind: type
 ) -> None:
-    kubernetes = {"kubernetes_kubeconfig": tmp_path / "config", "kubernetes_tolerations": ({"operator": "Exists"},)}
-    settings = Settings(home=tmp_path, executor=name, slurm_options="--partition='my gpus'", **kubernetes)
+    settings = Settings(
+        home=tmp_path,
+        executor=name,
+        slurm_options="--partition='my gpus'",
+        kubernetes_kubeconfig=tmp_path / "config",
+        kubernetes_tolerations=({"operator": "Exists"},),
+    )
     assert isinstance(wiring._executor(settings, Signer(b"secret")), kind)

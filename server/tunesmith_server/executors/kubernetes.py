@@ -26,6 +26,8 @@ _STOP_LIMIT_SECONDS = 60.0
 _KILL_GRACE_SECONDS = 1  # with 0 a pod would be forgotten at once, whether its node has ended it or not
 _WATCH_SECONDS = 30
 _REST_SECONDS = 0.1
+_SHORT_LOOK_SECONDS = 0.1
+"""What takes longer is done in proportion less often."""
 _DELETED = (HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
@@ -39,7 +41,7 @@ class KubernetesSettings:
     slots: int
     """Runs with devices that may wait in the cluster or run at once."""
     look_seconds: float = 1.0
-    """For so long one look at all runs answers for each of them."""
+    """For so long one look at all runs answers for each of them; longer where there are so many that it takes long."""
 
 
 class KubernetesExecutor:
@@ -197,14 +199,16 @@ class KubernetesExecutor:
         return reply.status == HTTPStatus.OK and status.has_condition(reply.object, "Ready")
 
     async def _look_at_all(self, must_hold: str = "") -> _Look:
-        """All Jobs and pods, at most `look_seconds` old; that there is no Job is never taken from an old one."""
+        """All Jobs and pods as they were not long ago; that there is no Job is never taken from an old look."""
         async with self._looking:
-            look, now = self._look, time.monotonic()
-            if look is None or now - look.at > self._settings.look_seconds or must_hold not in {"", *look.jobs}:
+            look, began = self._look, time.monotonic()
+            if look is None or began > look.holds_until or must_hold not in {"", *look.jobs}:
                 # Lists without a version are of this moment. Pods first: a Job listed later knows how its pod ended.
                 pods = (await self._api.call("GET", f"{self._core_path}/pods", params=self._selector())).object
                 jobs = (await self._api.call("GET", self._jobs_path, params=self._selector())).object
-                look = self._look = _Look(now, {}, {})
+                took = time.monotonic() - began
+                holds = self._settings.look_seconds * max(1.0, took / _SHORT_LOOK_SECONDS)
+                look = self._look = _Look(began + holds, {}, {})
                 for job in jobs["items"]:
                     look.jobs[job["metadata"]["labels"][objects.ATTEMPT]] = job
                 for pod in pods["items"]:
@@ -214,9 +218,9 @@ class KubernetesExecutor:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What the namespace held of this installation at one moment of the monotonic clock."""
+    """What the namespace held of this installation, and until when on the monotonic clock that may answer."""
 
-    at: float
+    holds_until: float
     jobs: dict[str, Object]
     """By attempt, as the next."""
     pods: dict[str, list[Object]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith_server.executors import supervisor
 from tunesmith_server.executors.base import Observation, RunState
-from tunesmith_server.executors.kubernetes_objects import RELEASED
+from tunesmith_server.executors.kubernetes_objects import CONTAINER, RELEASED
 
 _TERMINATED = 143
 """What a run ended with whose exit code nobody knows: never started, its node removed, its pod deleted."""
@@ -84,10 +84,12 @@ def reason_for_waiting(pod: Mapping[str, Any]) -> str:
 def _pod_exit_code(pod: Mapping[str, Any]) -> int:
     if pod["status"]["phase"] == "Succeeded":
         return 0
-    ends = [each["state"].get("terminated") for each in pod["status"].get("containerStatuses", [])]
-    if not ends or ends[0] is None:
+    statuses = pod["status"].get("containerStatuses", [])
+    # By name: a cluster may put containers of its own into every pod.
+    end = next((each["state"].get("terminated") for each in statuses if each["name"] == CONTAINER), None)
+    if end is None:
         return _TERMINATED
-    return supervisor.OUT_OF_MEMORY if ends[0].get("reason") == "OOMKilled" else int(ends[0]["exitCode"])
+    return supervisor.OUT_OF_MEMORY if end.get("reason") == "OOMKilled" else int(end["exitCode"])
 
 
 def _job_exit_code(job: Mapping[str, Any]) -> int | None:

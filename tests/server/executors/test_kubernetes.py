@@ -313,6 +313,14 @@ async def test_one_look_answers_for_all_runs_but_never_that_there_is_none(backen
     assert backend.cluster.api.count("list", "pods") == lists + 1
 
 
+async def test_where_looking_takes_long_it_is_done_less_often(backend: KubernetesBackend) -> None:
+    executor = backend.executor(settings=replace(backend.settings, look_seconds=1))
+    backend.cluster.api.latency_seconds = 0.6
+    for _ in range(2):  # when the first has ended, its second is over
+        await executor.list_attempts()
+    assert backend.cluster.api.count("list", "jobs") == 1
+
+
 async def test_the_role_allows_what_the_executor_does_and_nothing_else(backend: KubernetesBackend) -> None:
     executor = backend.executor()
     await executor.ensure(launch())

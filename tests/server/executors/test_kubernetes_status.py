@@ -90,6 +90,12 @@ def test_what_became_of_a_run(of: dict[str, Any] | None, pods: list[dict[str, An
     assert observation(of, pods) == expected
 
 
+def test_containers_that_the_cluster_adds_do_not_count() -> None:
+    beside = pod("Failed", ended(65))
+    beside["status"]["containerStatuses"].insert(0, {"name": "proxy", "state": ended(0, "Completed")})
+    assert observation(job(), [beside]) == Observation(RunState.EXITED, 65)
+
+
 @pytest.mark.parametrize(
     ("pods", "node"),
     [
