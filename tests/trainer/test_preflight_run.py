@@ -128,6 +128,17 @@ def test_full_weights_need_less_of_each_of_several_gpus(server: TrainingServer, 
     assert needed[1] < needed[0]
 
 
+def test_ranks_on_a_processor_share_its_memory(server: TrainingServer, base: Path, tmp_path: Path) -> None:
+    told = {}
+    for devices in (1, 4):
+        server.spec.devices = devices
+        (tmp_path / str(devices)).mkdir()
+        told[devices] = checked(server, base, tmp_path / str(devices))
+
+    assert told[4].memory.available_bytes == told[1].memory.available_bytes // 4
+    assert told[4].seconds == pytest.approx(told[1].seconds)  # they share its speed as well
+
+
 def test_the_way_of_computing_is_told_with_its_reason(server: TrainingServer, base: Path, tmp_path: Path) -> None:
     report = checked(server, base, tmp_path)
 

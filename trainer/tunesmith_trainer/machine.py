@@ -1,7 +1,7 @@
 """Owns what this machine offers to a training run: memory and speed, without taking a GPU to find out.
 Must not know models, data or jobs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,13 @@ class Machine:
     available: int
     capacity: int
     flops: float | None
+
+    def for_each_of(self, ranks: int) -> "Machine":
+        """What each of so many ranks has: a GPU of its own, or its part of processor and main memory."""
+        if self.is_gpu or ranks == 1:
+            return self
+        flops = None if self.flops is None else self.flops / ranks
+        return replace(self, available=self.available // ranks, capacity=self.capacity // ranks, flops=flops)
 
 
 def survey() -> Machine:

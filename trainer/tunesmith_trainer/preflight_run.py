@@ -70,8 +70,8 @@ def _foresee(
         for problem in adapter_problems(base, empty, config, merged=prepared.merged):
             findings.add(problem)
     examples = [*prepared.training, *prepared.evaluation]
-    ranks = devices if machine.is_gpu else 1  # as the run will have them
-    ladder = ladder_of(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu, ranks=ranks)
+    machine = machine.for_each_of(devices)
+    ladder = ladder_of(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu, ranks=devices)
     choice = ladder.choose(machine.available, machine.capacity)
     report.memory.CopyFrom(wire_memory(choice.need, machine))
     report.resolved.append(wire_choice(choice))
@@ -82,7 +82,7 @@ def _foresee(
             config,
             prepared.training,
             prepared.evaluation,
-            machine.flops,
+            machine.flops * devices,
             gpu=machine.is_gpu,
             recomputed_layers=choice.rung.recomputed_layers,
         )

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-MAX_DEVICES_PER_RUN = 1
-"""Devices that one run can use: the trainer does not spread over several yet."""
 _ATTEMPT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -54,6 +52,15 @@ class Launch:
     """gRPC host:port as the run reaches it."""
     devices: tuple[str, ...] = ()
     """Ids out of the executor's inventory; the run may use these and no others. A preflight has none."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What every run is told by its environment, wherever it runs: one rank for each of its devices."""
+        return {
+            "TUNESMITH_CONTROL_PLANE": self.control_plane,
+            "TUNESMITH_RANKS": str(max(1, len(self.devices))),
+            "PYTHONUNBUFFERED": "1",
+        }
 
 
 def require_attempt_id(attempt_id: str) -> str:

@@ -175,13 +175,12 @@ class DockerExecutor:
 
     async def _description(self, launch: Launch) -> dict[str, Any]:
         environment = {
-            "TUNESMITH_CONTROL_PLANE": launch.control_plane,
+            **launch.settings,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": f"{_RUN_VOLUME}/{_TOKEN_FILE}",
             "TUNESMITH_CACHE_DIR": f"{_CACHE_VOLUME}/{_CACHE_FOLDER}",
             "TUNESMITH_WORK_DIR": f"{_RUN_VOLUME}/{_WORK_FOLDER}",
             "HOME": f"{_RUN_VOLUME}/{_WORK_FOLDER}",
             "USER": "tunesmith",  # libraries ask for it where the id has no name
-            "PYTHONUNBUFFERED": "1",
         }
         return {
             "Image": self._settings.image,

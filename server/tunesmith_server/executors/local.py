@@ -141,11 +141,10 @@ class LocalExecutor:
         return {
             **inherited,
             **local_devices.environment(launch.devices),
-            "TUNESMITH_CONTROL_PLANE": launch.control_plane,
+            **launch.settings,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": str(folder / _TOKEN_FILE),
             "TUNESMITH_CACHE_DIR": str(self._cache_dir),
             "TUNESMITH_WORK_DIR": str(folder / supervisor.WORK_FOLDER),
-            "PYTHONUNBUFFERED": "1",
         }
 
     def _observe(self, attempt_id: str) -> Observation:

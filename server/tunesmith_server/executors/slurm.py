@@ -130,11 +130,10 @@ class SlurmExecutor:
 
     def _script(self, folder: Path, launch: Launch) -> str:
         environment = {
-            "TUNESMITH_CONTROL_PLANE": launch.control_plane,
+            **launch.settings,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": str(folder / _TOKEN_FILE),
             "TUNESMITH_CACHE_DIR": str(self._cache_dir),
             "TUNESMITH_WORK_DIR": str(folder / supervisor.WORK_FOLDER),
-            "PYTHONUNBUFFERED": "1",
         }
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
         command = [self._command[0], "-I", "-S", str(folder / _SUPERVISOR_FILE), str(folder), *self._command]

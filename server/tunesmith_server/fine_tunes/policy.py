@@ -10,7 +10,6 @@ import re
 from tunesmith_server.config import Settings
 from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
-from tunesmith_server.executors.base import MAX_DEVICES_PER_RUN
 from tunesmith_server.fine_tunes.references import ADAPTER_SETTINGS, Origin, References
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 from tunesmith_server.trackers.installation import LABELS, why_not
@@ -34,10 +33,6 @@ def check_options(request: CreateFineTune, settings: Settings) -> None:
     _check_method(request)
     _check_training(request, settings.max_lora_rank)
     _check_integrations(request, settings)
-    devices = request.scheduling.devices
-    if devices != "auto" and devices > MAX_DEVICES_PER_RUN:
-        message = f"A run here can use no more devices than {MAX_DEVICES_PER_RUN}. Ask for that, or leave it to auto."
-        raise InvalidRequestError("too_many_devices", message, param="scheduling.devices")
 
 
 def check_references(found: References, request: CreateFineTune, settings: Settings) -> Origin:

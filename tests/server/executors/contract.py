@@ -175,10 +175,11 @@ class ExecutorContract:
         for name in ("AWS_SECRET_ACCESS_KEY", "TUNESMITH_DATABASE_URL", "TUNESMITH_SECRET_KEY", "HF_TOKEN"):
             monkeypatch.setenv(name, "operators-secret")
         executor = backend.executor(TELL_ENVIRONMENT)
-        await executor.ensure(launch())
+        await executor.ensure(launch("slot-0", "slot-1"))
         told = json.loads(await until_log(executor, "}"))
 
         assert told["environment"]["TUNESMITH_CONTROL_PLANE"] == CONTROL_PLANE
+        assert told["environment"]["TUNESMITH_RANKS"] == "2"
         assert {"TUNESMITH_WORK_DIR", "TUNESMITH_CACHE_DIR"} <= told["environment"].keys()
         assert told["digest"] == hashlib.sha256(TOKEN.encode()).hexdigest()
         assert told["mode"] == self.token_mode

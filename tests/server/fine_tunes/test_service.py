@@ -134,7 +134,6 @@ async def test_continued_pretraining_takes_a_single_text(platform: Platform) -> 
         ({"training_file": "../\x00"}, "file_not_found", "training_file"),
         ({"validation_file": "file-unknown"}, "file_not_found", "validation_file"),
         ({"method": REINFORCEMENT}, "unsupported_method", "method.type"),
-        ({"scheduling": {"devices": 99}}, "too_many_devices", "scheduling.devices"),
         ({"training": {"lora_rank": 65}}, "lora_rank_too_high", "training.lora_rank"),
         ({"training": {"weights": "full", "lora_rank": 8}}, "invalid_value", "training.lora_rank"),
         ({"training": {"weights": "full", "use_rslora": True}}, "invalid_value", "training.use_rslora"),
