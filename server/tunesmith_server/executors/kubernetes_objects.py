@@ -152,13 +152,12 @@ def _pod(launch: Launch, command: Sequence[str], secret_name: str, settings: Pod
 
 def _container(launch: Launch, command: Sequence[str], settings: PodSettings) -> dict[str, Any]:
     environment = {
-        "TUNESMITH_CONTROL_PLANE": launch.control_plane,
+        **launch.settings,
         "TUNESMITH_ATTEMPT_TOKEN_FILE": f"{_TOKEN_FOLDER}/{_TOKEN_FILE}",
         "TUNESMITH_CACHE_DIR": _CACHE_FOLDER,
         "TUNESMITH_WORK_DIR": _WORK_FOLDER,
         "HOME": _WORK_FOLDER,
         "USER": "tunesmith",  # libraries ask for it where the id has no name
-        "PYTHONUNBUFFERED": "1",
     }
     if settings.gpu and not launch.devices:
         environment["TUNESMITH_GPU"] = settings.gpu
