@@ -14,6 +14,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, text
 
 from tunesmith_server.db.session import sync_url
@@ -22,10 +24,19 @@ _LOCK_NUMBER = 7_265_310_918
 _LOCK_SECONDS = 120
 
 
+class NewerSchemaError(ValueError):
+    """The database belongs to a newer server; the message tells the operator what to do."""
+
+
 def upgrade(url: str) -> None:
-    """Applies what is missing, whole or not at all. Servers that start together take turns. Blocks."""
+    """Applies what is missing, whole or not at all. Servers that start together take turns. Blocks.
+
+    Raises NewerSchemaError, and changes nothing, where a newer server was here.
+    """
     with _locked_connection(url) as connection:
-        command.upgrade(_config(connection), "head")
+        config = _config(connection)
+        _refuse_newer(connection, config)
+        command.upgrade(config, "head")
 
 
 def draft(message: str) -> None:
@@ -37,6 +48,16 @@ def draft(message: str) -> None:
             config = _config(connection)
             number = len(list(Path(__file__).with_name("migrations").glob("versions/*.py"))) + 1
             command.revision(config, message, autogenerate=True, rev_id=f"{number:04}")
+
+
+def _refuse_newer(connection: Connection, config: Config) -> None:
+    schema = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if schema is not None and schema not in known:
+        raise NewerSchemaError(
+            f"A newer Tunesmith has brought the database to schema {schema}; this one knows {max(known)}. "
+            "Start the newer one, or go back to a backup from before its first start."
+        )
 
 
 @contextmanager

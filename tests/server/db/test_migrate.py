@@ -26,10 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from tests.support.postgres import PostgresServer
-from tunesmith_server.db import guards
-from tunesmith_server.db.migrate import _config, _locked_connection, upgrade
+from tunesmith_server.db import guards, migrate
+from tunesmith_server.db.migrate import NewerSchemaError, _config, _locked_connection, upgrade
 from tunesmith_server.db.session import sync_url
 from tunesmith_server.db.tables import ApiKeyRow, Base, FineTuneRow
+
+VERSIONS = Path(migrate.__file__).with_name("migrations") / "versions"
+RELEASED = sorted(path.name[:4] for path in VERSIONS.glob("[0-9]*.py"))[1:]
+"""Schemas whose servers may run beside newer ones: all but the first, which nobody had."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -147,6 +151,36 @@ def test_all_that_the_first_schema_held_is_kept(url: str) -> None:
             session.scalars(select(mapper.class_)).all()
         job = session.scalars(select(FineTuneRow)).one()
         assert (job.kind, job.auto_start, job.preempt_requested, job.devices) == ("job", True, False, 1)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("schema", RELEASED[:-1])
+def test_servers_of_an_older_schema_go_on_beside_a_newer_one(url: str, schema: str) -> None:
+    with _locked_connection(url) as connection:
+        command.upgrade(_config(connection), schema)
+        older = MetaData()
+        older.reflect(connection)
+    older.remove(older.tables["alembic_version"])
+    upgrade(url)
+    engine = engine_of(url)
+    with engine.begin() as connection:
+        # Every column that they know is still there and takes what they write; those that came since fill themselves.
+        for table in older.sorted_tables:
+            connection.execute(table.insert().values(row_of(table)))
+            assert dict(connection.execute(select(*table.columns)).mappings().one()) == row_of(table), table.name
+    with Session(engine) as session:
+        for mapper in Base.registry.mappers:
+            session.scalars(select(mapper.class_)).all()
+    engine.dispose()
+
+
+def test_a_server_that_is_older_than_the_database_says_so(url: str) -> None:
+    upgrade(url)
+    engine = engine_of(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(NewerSchemaError, match=rf"schema 9999; this one knows {RELEASED[-1]}\."):
+        upgrade(url)
     engine.dispose()
 
 
