@@ -10,8 +10,9 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunesmith_inference import proof, tool_calls
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
 from tunesmith_inference.replicas import Replica, ReplicaState
+from tunesmith_inference.retries import Sleep, persistently
 from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.served_set import ServedSet, Trouble, Unservable
@@ -32,6 +34,7 @@ _BASE_POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.2
 _FAILURE_SECONDS = 60.0
 _MAX_FAILED_STARTS = 3
+_SET_SECONDS = 30.0
 _CLEAN_ON_CPU = (0, 33)
 
 
@@ -47,7 +50,8 @@ class Target:
 class EngineHost:
     """The engine of a base model and its adapters, or of one full-weight model. Starts at once; `stop` ends it.
 
-    `on_up` is called each time the engine is fit for traffic; `is_pinned` says which adapters are to stay loaded.
+    `on_up` is called each time the engine is fit for traffic; `is_pinned` says which adapters are to stay loaded,
+    `deployed` gives models that an engine is to have before it gets traffic. `sleep` passes the time between tries.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class EngineHost:
         command: Command,
         on_up: Callable[[], None],
         is_pinned: Callable[[str], bool],
+        deployed: Callable[[], Iterable[Servable]],
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.kind = Kind.FULL if servable.kind is Kind.FULL else Kind.BASE
         self.users = 0
@@ -67,9 +73,15 @@ class EngineHost:
         self.revision = servable.revision if self.kind is Kind.FULL else servable.base_revision
         self._name = f"{self.kind.value}-{self.revision[:16]}"
         self._settings = settings
+        self._capacity = settings.max_loaded_adapters - 1
         self._revisions = revisions
         self._on_up = on_up
         self._is_pinned = is_pinned
+        self._deployed = deployed
+        self._sleep = sleep
+        self._coming: ServedSet | None = None
+        self._stage = ReplicaState.FETCHING
+        self._reason = ""
         self._adapters = False
         self._takes_tools = False
         self._process = EngineProcess(settings, command)
@@ -96,6 +108,11 @@ class EngineHost:
         finally:
             self.users -= 1
             self.last_used = time.monotonic()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine failed for good."""
+        return self._failure is not None
 
     @property
     def given_up(self) -> bool:
@@ -134,24 +151,21 @@ class EngineHost:
         return {
             "kind": self.kind.value,
             "revision": self.revision[:16],
-            "state": "starting" if own.state is ReplicaState.LOADING else own.state.value,
+            "state": own.state.value if own.state in (ReplicaState.READY, ReplicaState.FAILED) else "starting",
             "reason": own.reason or self._process.last_error,
             "starts": self._process.starts,
-            "adapters": {
-                replica.revision[:16]: f"not served: {replica.reason}" if replica.reason else replica.state.value
-                for replica in adapters
-            },
+            "adapters": {replica.revision[:16]: _in_words(replica) for replica in adapters},
         }
 
     def replicas(self) -> list[Replica]:
         """What this engine holds: its own model first, then adapters."""
         if self._failure is not None:
             return [Replica(self.revision, self._name, ReplicaState.FAILED, str(self._failure[1]))]
-        if self.served is None:
-            own, adapters = Replica(self.revision, self._name, ReplicaState.LOADING), []
-        else:
+        own = Replica(self.revision, self._name, self._stage, self._reason)
+        if self.served is not None:
             own = Replica(self.revision, self._name, ReplicaState.READY, in_flight=self.users)
-            adapters = self.served.replicas(self._name)
+        served = self.served or self._coming
+        adapters = served.replicas(self._name) if served is not None else []
         held = {replica.revision for replica in adapters}
         broken = [
             Replica(revision, self._name, ReplicaState.FAILED, reason)
@@ -171,6 +185,7 @@ class EngineHost:
     async def _run(self) -> None:
         try:
             folder = await self._folder()
+            self._stage, self._reason = ReplicaState.LOADING, ""
             self._adapters = self.kind is Kind.BASE and takes_adapters(folder)
             self._takes_tools = tool_calls.parser_for(folder) is not None
             spec = EngineSpec(self._name, folder, adapters=self._adapters)
@@ -188,36 +203,58 @@ class EngineHost:
 
     async def _folder(self) -> Path:
         if self.kind is Kind.FULL:
-            return await self._revisions.tuned_folder(self.revision, Kind.FULL)
+            fetch = partial(self._revisions.tuned_folder, self.revision, Kind.FULL)
+            return await persistently(fetch, (NotFetched,), self._is_late, self._sleep)
         while True:
             try:
                 return await self._revisions.base_folder(self.revision)
             except NotFetched as error:
-                _log.warning("engine %s waits for its base model: %s", self._name, error)
-            await asyncio.sleep(_BASE_POLL_SECONDS)
+                self._is_late(error)
+            await self._sleep(_BASE_POLL_SECONDS)
+
+    def _is_late(self, error: Exception) -> None:
+        _log.warning("engine %s waits for its model: %s", self._name, error)
+        self._reason = str(error)
 
     async def _is_up(self, client: VllmClient) -> None:
         """Makes a fresh engine fit for traffic: a zero adapter under the base model, a proof of full weights."""
         dtype = "float32" if self._settings.device is Device.CPU else "bfloat16"
         base_name = self._name
         if self.kind is Kind.FULL:
+            self._stage = ReplicaState.PROBING
             golden = proof.read_golden(await self._revisions.tuned_folder(self.revision, Kind.FULL))
             await proof.prove(client.complete_greedily, golden, self._name, None, dtype)
         elif self._adapters and self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
             base_name = "zero"
             await client.load_adapter(base_name, await self._revisions.zero_adapter_folder(self.revision))
-        self.served = ServedSet(
+        served = self._coming = ServedSet(
             client,
             base_name,
             fetch=lambda servable: self._revisions.tuned_folder(servable.revision, Kind.ADAPTER),
-            capacity=self._settings.max_loaded_adapters - 1,
+            capacity=self._capacity,
             dtype=dtype,
             is_pinned=self._is_pinned,
             recycle=self._recycle,
             trouble=self._trouble,
+            sleep=self._sleep,
         )
-        self._changed.set()
-        self._on_up()
+        await self._have_back(served)
+        if self._coming is served:
+            self.served, self._coming = served, None
+            self._changed.set()
+            self._on_up()
+
+    async def _have_back(self, served: ServedSet) -> None:
+        """Tries to load what is deployed, once each and for a limited time: what fails does not keep the rest away."""
+        mine = [
+            model
+            for model in self._deployed()
+            if self._adapters and model.kind is Kind.ADAPTER and model.base_revision == self.revision
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SET_SECONDS):
+                for model in mine[: self._capacity]:
+                    await served.preload(model)
 
     def _recycle(self, reason: str) -> None:
         """Takes the engine out of rotation and has it replaced."""
@@ -225,9 +262,16 @@ class EngineHost:
         self._process.recycle(reason)
 
     def _is_gone(self) -> None:
-        if self.served is not None:
-            self.served.close()
-            self.served = None
+        self._stage = ReplicaState.LOADING
+        for served in (self.served, self._coming):
+            if served is not None:
+                served.close()
+        self.served = self._coming = None
+
+
+def _in_words(replica: Replica) -> str:
+    state = "not served" if replica.state is ReplicaState.FAILED else replica.state.value
+    return f"{state}: {replica.reason}" if replica.reason else state
 
 
 def _mixes_batches_up(version: str) -> bool:

@@ -15,9 +15,9 @@ from tunesmith_inference.config import Settings
 from tunesmith_inference.engine import vllm_command
 from tunesmith_inference.engine_host import Command, EngineHost, Target
 from tunesmith_inference.replicas import Replica
-from tunesmith_inference.revisions import NotFetched, RevisionCache
+from tunesmith_inference.retries import Sleep
+from tunesmith_inference.revisions import RevisionCache
 from tunesmith_inference.router import Kind, Servable
-from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.vllm import EngineUnavailable
 
 _LOOK_SECONDS = 5.0
@@ -26,12 +26,19 @@ _log = logging.getLogger(__name__)
 
 
 class Fleet:
-    """All engines of this gateway. They live as long as `run` does."""
+    """All engines of this gateway. They live as long as `run` does. `sleep` passes the time between tries."""
 
-    def __init__(self, settings: Settings, revisions: RevisionCache, command: Command = vllm_command) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        revisions: RevisionCache,
+        command: Command = vllm_command,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
         self._settings = settings
         self._revisions = revisions
         self._command = command
+        self._sleep = sleep
         self._hosts: dict[str, EngineHost] = {}
         self._models: tuple[Servable, ...] = ()
         self._deployed: tuple[Servable, ...] = ()
@@ -62,9 +69,12 @@ class Fleet:
     ) -> None:
         """Takes the models that exist now, to load ahead of demand what is likely to be asked for.
 
-        Those that deployments stand for come first, and `pinned` ones make room last.
+        Those that deployments stand for come first, and new ones among them are tried anew where they have failed;
+        `pinned` ones make room last.
         """
-        self._models, self._deployed = tuple(models), tuple(deployed)
+        before, self._models, self._deployed = self._deployed, tuple(models), tuple(deployed)
+        for servable in set(self._deployed).difference(before):
+            self._ask_anew(servable)
         self._named = frozenset(model.revision for model in self._models)
         self._pinned = frozenset(model.revision for model in pinned)
         self._resting &= {_key(model) for model in self._models}
@@ -122,12 +132,8 @@ class Fleet:
         adapters = {model.revision: model for model in deployed + final}
         for servable in list(adapters.values())[: self._settings.max_loaded_adapters - 1]:
             host = self._hosts.get(_key(servable))
-            served = host.served if host else None
-            if served is None or served.knows(servable.revision):
-                continue
-            with contextlib.suppress(Unservable, NotFetched, EngineUnavailable):
-                async with served.lease(servable):
-                    pass
+            if host is not None and host.served is not None and not host.served.knows(servable.revision):
+                await host.served.preload(servable)
 
     async def _end_unneeded(self) -> None:
         """Stops idle engines of full weights, and unloads idle adapters, that no name points at; others may rest.
@@ -160,7 +166,16 @@ class Fleet:
             if found is not None:
                 del self._hosts[key]
             await self._make_room()
-            made = EngineHost(servable, self._settings, self._revisions, self._command, self._wake.set, self._is_pinned)
+            made = EngineHost(
+                servable,
+                self._settings,
+                self._revisions,
+                self._command,
+                self._wake.set,
+                self._is_pinned,
+                lambda: self._deployed,
+                self._sleep,
+            )
             self._hosts[key] = made
             self._resting.discard(key)
             return made
@@ -182,6 +197,15 @@ class Fleet:
             else:
                 self._released.clear()
                 await self._released.wait()
+
+    def _ask_anew(self, servable: Servable) -> None:
+        """Forgets that a model has failed: who deploys it wants it tried again."""
+        key = _key(servable)
+        host = self._hosts.get(key)
+        if host is not None and host.has_failed:
+            del self._hosts[key]
+        elif host is not None and host.served is not None:
+            host.served.ask_anew(servable.revision)
 
     def _rests(self, servable: Servable) -> bool:
         """Whether its engine was stopped because nobody asked for it."""

@@ -36,6 +36,7 @@ _STATES = {
     ReplicaState.LOADING: serving_pb2.REPLICA_STATE_LOADING,
     ReplicaState.PROBING: serving_pb2.REPLICA_STATE_PROBING,
     ReplicaState.READY: serving_pb2.REPLICA_STATE_READY,
+    ReplicaState.DRAINING: serving_pb2.REPLICA_STATE_DRAINING,
     ReplicaState.FAILED: serving_pb2.REPLICA_STATE_FAILED,
 }
 _REFUSALS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}

@@ -25,12 +25,13 @@ class ReplicaState(StrEnum):
     LOADING = "loading"
     PROBING = "probing"
     READY = "ready"
+    DRAINING = "draining"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One revision in one engine; `reason` is why it failed, `in_flight` the requests being answered."""
+    """One revision in one engine; `reason` is why it failed or is tried again, `in_flight` what is being answered."""
 
     revision: str
     engine: str

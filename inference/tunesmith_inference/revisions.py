@@ -48,8 +48,6 @@ _NEEDED = {
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_FILES = 2048
-_FETCH_TRIES = 5
-_FIRST_PAUSE_SECONDS = 0.5
 _DOWNLOAD_TIMEOUT = httpx.Timeout(30.0)
 
 
@@ -81,20 +79,14 @@ class RevisionCache:
 
     async def _obtain(self, area: str, revision: str, kind: Kind) -> Path:
         folder = self._root / area / _checked(revision)
-        pause = _FIRST_PAUSE_SECONDS
-        for attempt in range(1, _FETCH_TRIES + 1):
-            if folder.is_dir():
-                break
+        if not folder.is_dir():
             try:
                 files = await self._files_of(revision)
                 _check_list(files, kind)
                 await self._fetch(folder, files)
             except (httpx.HTTPError, RevisionUnavailable, OSError) as error:
-                if attempt == _FETCH_TRIES:
-                    reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-                    raise NotFetched(f"its files could not be fetched: {reason}") from error
-                await asyncio.sleep(pause)
-                pause *= 2
+                reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+                raise NotFetched(f"its files could not be fetched: {reason}") from error
         return folder
 
     async def zero_adapter_folder(self, base_revision: str) -> Path:

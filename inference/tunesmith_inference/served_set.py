@@ -11,10 +11,12 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tunesmith_inference import proof
 from tunesmith_inference.replicas import Replica, ReplicaState
+from tunesmith_inference.retries import Sleep, persistently
 from tunesmith_inference.revisions import NotFetched, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
@@ -36,6 +38,11 @@ class _Slot:
     name: str
     loading: asyncio.Task[None]
     stage: ReplicaState = ReplicaState.FETCHING
+    reason: str = ""
+    """Why the last try failed, while there are more to come."""
+    tried: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first try has come to an end."""
+    draining: bool = False
     users: int = 0
     proven: proof.Neighbour | None = None
     """What it is held against when others come beside it, once it is proven."""
@@ -58,7 +65,8 @@ class ServedSet:
     `base_name` is what requests to the engine's own model go by: a zero adapter's name where the engine would otherwise
     give base answers the delta of another request's adapter. `capacity` is the number of adapters kept, `fetch` gives
     an adapter's folder, `dtype` is what the engine computes in, `is_pinned` whether a revision is to stay loaded.
-    `recycle` has the engine replaced, with why; `trouble` is what its predecessors had.
+    `recycle` has the engine replaced, with why; `trouble` is what its predecessors had. `sleep` passes the time between
+    tries.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class ServedSet:
         is_pinned: Callable[[str], bool],
         recycle: Callable[[str], None],
         trouble: Trouble,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.client = client
         self._base_name = base_name
@@ -81,6 +90,7 @@ class ServedSet:
         self._is_pinned = is_pinned
         self._recycle = recycle
         self._trouble = trouble
+        self._sleep = sleep
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._released = asyncio.Event()
 
@@ -106,6 +116,16 @@ class ServedSet:
         finally:
             slot.users -= 1
             self._released.set()
+
+    async def preload(self, servable: Servable) -> None:
+        """Begins to load an adapter that nobody has asked for yet; returns when the first try has come to an end."""
+        await self._slot(servable).tried.wait()
+
+    def ask_anew(self, revision: str) -> None:
+        """Forgets that an adapter has failed, so that it is tried anew."""
+        slot = self._slots.get(revision)
+        if slot is not None and slot.loading.done() and not slot.draining and not _succeeded(slot.loading):
+            del self._slots[revision]
 
     def knows(self, revision: str) -> bool:
         """Whether the adapter is loaded, being loaded or refused."""
@@ -133,12 +153,12 @@ class ServedSet:
                 del self._slots[revision]
 
     async def keep_only(self, revisions: Set[str]) -> None:
-        """Unloads adapters that no name points at any more, once their last request has ended."""
+        """Unloads adapters that no name points at any more, once their last request has ended: they drain till then."""
         for revision in self._trouble.broken.keys() - revisions:
             del self._trouble.broken[revision]
-        for revision in self._slots.keys() - revisions:
-            slot = self._slots[revision]
-            if slot.users or not slot.loading.done():
+        for revision, slot in list(self._slots.items()):
+            slot.draining = revision not in revisions
+            if not slot.draining or slot.users or not slot.loading.done():
                 continue
             del self._slots[revision]
             if _succeeded(slot.loading):
@@ -151,34 +171,50 @@ class ServedSet:
             slot.loading.cancel()
 
     def _slot(self, servable: Servable) -> _Slot:
-        """The adapter's slot, new where there is none or where only the fetch failed; one load at a time each."""
+        """The adapter's slot, new where there is none or where it may work now; one load at a time each."""
         slot = self._slots.get(servable.revision)
         if slot is None or _may_try_again(slot.loading):
             name = f"r-{servable.revision[:16]}"
             slot = _Slot(name, asyncio.create_task(self._load(servable, name)))
-            # A failure is also kept for those who ask later; nobody may be waiting when it happens.
-            slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            slot.loading.add_done_callback(partial(_ended, slot.tried))
             self._slots[servable.revision] = slot
         self._slots.move_to_end(servable.revision)
         return slot
 
     async def _load(self, servable: Servable, name: str) -> None:
+        """Loads and proves an adapter, again and again for a while where that may work later.
+
+        Raises Unservable, or what the last try did: NotFetched or EngineUnavailable.
+        """
+        if self._trouble.suspects[servable.revision] >= _MAX_RECYCLED:
+            raise Unservable("other models of its engine stop answering as they should when it is loaded")
+        slot = self._slots[servable.revision]
+
+        def failed(error: Exception) -> None:
+            _log.warning("revision %s is tried again: %s", servable.revision[:16], error)
+            slot.reason = str(error)
+            slot.tried.set()
+
         try:
-            if self._trouble.suspects[servable.revision] >= _MAX_RECYCLED:
-                raise Unservable("other models of its engine stop answering as they should when it is loaded")
-            folder = await self._fetch(servable)
-            self._reached(servable, ReplicaState.LOADING)
-            await self._make_room(servable.revision)
-            golden = proof.read_golden(folder)
-            await self.client.load_adapter(name, folder)
-            self._reached(servable, ReplicaState.PROBING)
-            await self._prove(servable.revision, golden)
+            await persistently(
+                partial(self._try_to_load, servable, slot), (NotFetched, EngineUnavailable), failed, self._sleep
+            )
         except (RevisionRefused, AdapterRefused, proof.ProofFailed) as error:
             _log.error("revision %s is not served: %s", servable.revision[:16], error)
             await self.client.unload_adapter(name)
             raise Unservable(str(error)) from error
         self._trouble.broken.pop(servable.revision, None)
         _log.info("revision %s is proven and served", servable.revision[:16])
+
+    async def _try_to_load(self, servable: Servable, slot: _Slot) -> None:
+        slot.stage = ReplicaState.FETCHING
+        folder = await self._fetch(servable)
+        slot.stage = ReplicaState.LOADING
+        await self._make_room(servable.revision)
+        golden = proof.read_golden(folder)
+        await self.client.load_adapter(slot.name, folder)
+        slot.stage = ReplicaState.PROBING
+        await self._prove(servable.revision, golden)
 
     async def _prove(self, revision: str, golden: proof.Golden) -> None:
         """Holds a loaded adapter against its record, beside the base model and a few adapters used last.
@@ -215,9 +251,6 @@ class ServedSet:
                 self._recycle(reason)
                 raise EngineUnavailable("the engine is replaced: it answers wrongly for a proven adapter") from error
 
-    def _reached(self, servable: Servable, stage: ReplicaState) -> None:
-        self._slots[servable.revision].stage = stage
-
     async def _make_room(self, revision: str) -> None:
         """Unloads the least recently used idle adapters, waiting for one to become idle if it must.
 
@@ -237,6 +270,13 @@ class ServedSet:
             await self.client.unload_adapter(slot.name)
 
 
+def _ended(tried: asyncio.Event, loading: asyncio.Task[None]) -> None:
+    tried.set()
+    if not loading.cancelled():
+        # A failure is kept for those who ask later; nobody may be waiting when it happens.
+        loading.exception()
+
+
 def _succeeded(loading: asyncio.Task[None]) -> bool:
     return loading.done() and not loading.cancelled() and loading.exception() is None
 
@@ -249,8 +289,9 @@ def _may_try_again(loading: asyncio.Task[None]) -> bool:
 
 def _replica(revision: str, engine: str, slot: _Slot) -> Replica:
     if not slot.loading.done():
-        return Replica(revision, engine, slot.stage)
+        return Replica(revision, engine, slot.stage, slot.reason)
     error = EngineUnavailable("the engine is gone") if slot.loading.cancelled() else slot.loading.exception()
     if error is None:
-        return Replica(revision, engine, ReplicaState.READY, in_flight=slot.users)
+        state = ReplicaState.DRAINING if slot.draining else ReplicaState.READY
+        return Replica(revision, engine, state, in_flight=slot.users)
     return Replica(revision, engine, ReplicaState.FAILED, str(error))

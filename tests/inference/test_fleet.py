@@ -20,13 +20,13 @@ from tests.inference.gateway import (
     servable,
     until,
 )
-from tunesmith_inference import revisions
+from tunesmith_inference import retries
 from tunesmith_proto.registry.v1 import serving_pb2
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revisions, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "PAUSES", (0.01,) * 5)
 
 
 async def test_final_adapters_are_loaded_before_anyone_asks_and_checkpoints_when_asked(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from tests.inference.gateway import adapter_files, full_files, make_base
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
-from tunesmith_inference import revisions
 from tunesmith_inference.registry_client import connect
 from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind
@@ -23,10 +22,7 @@ async def control_plane() -> AsyncIterator[ServingControlPlane]:
 
 
 @pytest.fixture
-async def cache(
-    control_plane: ServingControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[RevisionCache]:
-    monkeypatch.setattr(revisions, "_FIRST_PAUSE_SECONDS", 0.001)
+async def cache(control_plane: ServingControlPlane, tmp_path: Path) -> AsyncIterator[RevisionCache]:
     async with connect(control_plane.address, SERVICE_TOKEN) as registry:
         yield RevisionCache(tmp_path, registry.revision_files)
 
@@ -128,16 +124,6 @@ async def test_what_may_work_later_is_told_apart(
         await cache.tuned_folder(revision, Kind.ADAPTER)
     folder = tmp_path / "revisions"
     assert not folder.exists() or list(folder.iterdir()) == []
-
-
-async def test_a_fetch_is_tried_again(cache: RevisionCache, control_plane: ServingControlPlane) -> None:
-    files = adapter_files("tuned")
-    revision = control_plane.add_revision(files)
-    missing = control_plane.revisions.pop(revision)
-    fetching = asyncio.create_task(cache.tuned_folder(revision, Kind.ADAPTER))
-    await asyncio.sleep(0)
-    control_plane.revisions[revision] = missing
-    assert (await fetching).is_dir()
 
 
 @pytest.mark.parametrize("revision", ["", "..", "a" * 63, "A" * 64, "a" * 64 + "/.."])

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.inference.gateway import GatewayUnderTest, answer, gateway_on_simulator, until
+from tests.inference.gateway import (
+    BASE,
+    GatewayUnderTest,
+    adapter_files,
+    answer,
+    gateway_on_simulator,
+    servable,
+    until,
+)
 from tunesmith_proto.registry.v1 import serving_pb2
 
 
@@ -66,6 +75,59 @@ async def test_the_adapters_used_last_are_asked_beside_a_newcomer_and_no_more_of
         assert asked == [0, 1, 1, 1]
 
 
+async def test_an_adapter_that_cannot_be_had_fails_after_a_while_until_it_is_asked_for_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.retries.PAUSES", (0.01,) * 5)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revision = gateway.add_adapter("mine", "mine")
+        files = gateway.control_plane.revisions.pop(revision)
+        assert "could not be fetched" in await until(lambda: _refused(gateway, revision))
+        gateway.control_plane.revisions[revision] = files
+        told = await until(lambda: _told(gateway, revision, serving_pb2.REPLICA_STATE_FAILED))
+        assert "could not be fetched" in told.reason
+        gateway.control_plane.deploy("bot", ("mine", 1))
+        await until(lambda: _told(gateway, revision, serving_pb2.REPLICA_STATE_READY))
+
+
+async def test_why_an_adapter_is_tried_again_can_be_read_and_others_do_not_wait_for_it(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        late = gateway.control_plane.add_revision(adapter_files("late"))
+        del gateway.control_plane.revisions[late]
+        gateway.control_plane.upsert(servable("late", late, serving_pb2.SERVABLE_KIND_ADAPTER, created=2_000_000_000))
+        gateway.add_adapter("good", "good")
+        await _answers(gateway, "good")
+        told = await until(lambda: _told(gateway, late, serving_pb2.REPLICA_STATE_FETCHING))
+        assert "could not be fetched" in told.reason
+        assert (await _adapters(gateway))[late[:16]] == f"fetching: {told.reason}"
+
+
+async def test_an_adapter_without_a_name_drains_and_counts_its_requests(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revision = gateway.add_adapter("mine", "mine")
+        await _answers(gateway, "mine")
+        slow = asyncio.create_task(gateway.chat("mine", "fault:slow", max_tokens=40))
+        await until(lambda: _running(gateway))
+        gateway.control_plane.delete("mine")
+        told = await until(lambda: _told(gateway, revision, serving_pb2.REPLICA_STATE_DRAINING))
+        assert told.in_flight == 1
+        assert f"r-{revision[:16]}" in (await gateway.simulator())["adapters"], "it answers a request still"
+        assert (await slow).status_code == 200
+        await until(lambda: _unloaded(gateway, revision))
+
+
+async def test_an_engine_that_restarted_gets_no_traffic_until_what_is_deployed_is_back(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        names = [f"model-{number}" for number in range(4)]
+        for name in names:
+            gateway.add_adapter(name, name, checkpoint=True)
+        gateway.control_plane.deploy("bot", *((name, 1) for name in names))
+        await until(lambda: _has(gateway, len(names)))
+        await gateway.chat(BASE, "fault:die")
+        assert (await gateway.chat(BASE)).status_code == 200
+        assert await _has(gateway, len(names)), "the first answer came when all were there"
+
+
 async def _answers(gateway: GatewayUnderTest, model: str) -> None:
     response = await gateway.chat(model, "one", max_tokens=2)
     assert response.status_code == 200, response.text
@@ -86,3 +148,17 @@ async def _refused(gateway: GatewayUnderTest, revision: str) -> str:
 def _told(gateway: GatewayUnderTest, revision: str, state: Any) -> serving_pb2.Replica | None:
     found = [one for one in gateway.control_plane.replicas if (one.revision, one.state) == (revision, state)]
     return found[0] if found else None
+
+
+async def _running(gateway: GatewayUnderTest) -> bool:
+    return bool((await gateway.simulator())["running"])
+
+
+async def _unloaded(gateway: GatewayUnderTest, revision: str) -> bool:
+    return f"r-{revision[:16]}" not in (await gateway.simulator())["adapters"]
+
+
+async def _has(gateway: GatewayUnderTest, adapters: int) -> bool:
+    """Whether all are ready, in an engine that is."""
+    (engine,) = await gateway.engines()
+    return engine["state"] == "ready" and list(engine["adapters"].values()).count("ready") == adapters

@@ -20,6 +20,7 @@ class ReplicaState(StrEnum):
     """How far an engine is with a revision, the furthest first."""
 
     READY = "ready"
+    DRAINING = "draining"
     PROBING = "probing"
     LOADING = "loading"
     FETCHING = "fetching"

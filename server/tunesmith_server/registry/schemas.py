@@ -33,11 +33,14 @@ class ServingReplica(BaseModel):
 
 
 class Serving(BaseModel):
-    """How far gateways are with the model: `state` is that of the furthest replica, `reason` why it failed."""
+    """How far gateways are with the model: `state` is that of the furthest replica.
+
+    `reason` is why it failed or is tried again.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 
-    state: Literal["ready", "probing", "loading", "fetching", "failed", "not_loaded"]
+    state: Literal["ready", "draining", "probing", "loading", "fetching", "failed", "not_loaded"]
     reason: str | None
     replicas: list[ServingReplica]
 

@@ -30,6 +30,7 @@ _STATES = {
     serving_pb2.REPLICA_STATE_LOADING: ReplicaState.LOADING,
     serving_pb2.REPLICA_STATE_PROBING: ReplicaState.PROBING,
     serving_pb2.REPLICA_STATE_READY: ReplicaState.READY,
+    serving_pb2.REPLICA_STATE_DRAINING: ReplicaState.DRAINING,
     serving_pb2.REPLICA_STATE_FAILED: ReplicaState.FAILED,
 }
 

@@ -61,9 +61,9 @@ class Serving(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """that of the replica that is furthest: ready, probing, loading, fetching, failed; or not_loaded"""
+    """That of the replica that is furthest: ready, draining, probing, loading, fetching, failed; or not_loaded."""
     reason: _builtins.str
-    """why it failed"""
+    """why it failed or is tried again"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServingReplica]: ...
     def __init__(

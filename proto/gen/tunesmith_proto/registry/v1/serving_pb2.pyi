@@ -56,6 +56,8 @@ class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaS
     REPLICA_STATE_READY: _ReplicaState.ValueType  # 4
     REPLICA_STATE_FAILED: _ReplicaState.ValueType  # 5
     """gets no traffic"""
+    REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 6
+    """no name points at it any more; unloaded when its last request has ended"""
 
 class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper): ...
 
@@ -69,6 +71,8 @@ REPLICA_STATE_PROBING: ReplicaState.ValueType  # 3
 REPLICA_STATE_READY: ReplicaState.ValueType  # 4
 REPLICA_STATE_FAILED: ReplicaState.ValueType  # 5
 """gets no traffic"""
+REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 6
+"""no name points at it any more; unloaded when its last request has ended"""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
 @_typing.final
