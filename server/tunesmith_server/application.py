@@ -61,6 +61,7 @@ from tunesmith_server.registry import endpoints as models_endpoints
 from tunesmith_server.registry.base_model_cache import Progress
 from tunesmith_server.registry.base_models import BaseModelImporter
 from tunesmith_server.registry.downloads import DownloadsService
+from tunesmith_server.registry.imports import ImportsService
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.registry.servicer import ModelsServicer
 from tunesmith_server.registry.serving_servicer import ServingServicer
@@ -123,6 +124,7 @@ class Application:
         self._fine_tunes = FineTunesService(core, self._scheduling.wake, outlook)
         self._estimates = EstimatesService(core, outlook, self._scheduling.wake)
         self._estimate_sweep = EstimateSweep(core)
+        self._imports = ImportsService(core, self._scheduling.wake)
         self._permissions = PermissionsService(core, self._registry.changes.announce)
         self._history = HistoryService(core)
         self._legacy = LegacyService(core, self._fine_tunes, self._history)
@@ -191,7 +193,7 @@ class Application:
             legacy_endpoints.create_router(self._legacy),
             estimate_endpoints.create_router(self._estimates),
             permission_endpoints.create_router(self._permissions),
-            models_endpoints.create_router(self._registry, DownloadsService(core)),
+            models_endpoints.create_router(self._registry, self._imports, DownloadsService(core)),
             inference_proxy.create_router(self._proxy),
             *self._webhooks.routers(),
             *self._deployments.routers(),
@@ -208,7 +210,7 @@ class Application:
         fine_tunes = FineTunesServicer(self._fine_tunes, self._history, self._logs, self._model_limits, authenticator)
         estimates = EstimatesServicer(self._estimates, authenticator)
         permissions = CheckpointPermissionsServicer(self._permissions, authenticator)
-        models = ModelsServicer(self._registry, authenticator)
+        models = ModelsServicer(self._registry, self._imports, authenticator)
         serving = ServingServicer(self._registry, authenticator, self.administration.usage)
         training = TrainingServicer(self._training, authenticator)
         return self.administration.grpc_services(authenticator) | {

@@ -35,6 +35,8 @@ NAMES = (
     "success.verified",
     "success.writing",
     "success.written",
+    "import.writing",
+    "import.written",
     "failure.writing",
     "failure.written",
     "ending.log_kept",

@@ -36,6 +36,7 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
         self.checkpoints: list[pb.CommitCheckpointRequest] = []
         self.preflight: pb.CompletePreflightRequest | None = None
         self.completed: pb.CompleteTrainingRequest | None = None
+        self.imported: pb.CompleteImportRequest | None = None
         self.failed: pb.FailRunRequest | None = None
         self.fenced = False
         self.forget_replies = 0
@@ -126,6 +127,15 @@ class TrainingServer(pb_grpc.TrainingServiceServicer):
             self._verify(file.path, file)
         self.completed = request
         return pb.CompleteTrainingResponse(model_name="ft:tiny:default::test")
+
+    def CompleteImport(  # noqa: N802
+        self, request: pb.CompleteImportRequest, context: grpc.ServicerContext
+    ) -> pb.CompleteImportResponse:
+        self._admit(context)
+        for file in request.artifact.files:
+            self._verify(f"{request.artifact.prefix}/{file.path}", file)
+        self.imported = request
+        return pb.CompleteImportResponse(model_name="ft:tiny:default::test")
 
     def FailRun(self, request: pb.FailRunRequest, context: grpc.ServicerContext) -> pb.FailRunResponse:  # noqa: N802
         self._admit(context)

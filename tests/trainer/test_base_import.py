@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.support import tiny_model
-from tunesmith_trainer.artifact import greedy
 from tunesmith_trainer.base_import import gguf_in_wheel, import_base, prepare_base
 from tunesmith_trainer.errors import UnsupportedModel
+from tunesmith_trainer.golden import greedy
 from tunesmith_trainer.model import load_for_generation
 
 QUESTION = [{"role": "user", "content": "What is the capital of India?"}]

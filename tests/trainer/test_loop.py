@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support import tiny_model
 from tests.support.onlooker import Onlooker
 from tunesmith_trainer import lora
-from tunesmith_trainer.artifact import greedy
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Method, Wanted, resolve
 from tunesmith_trainer.data import Message, Row, indices_of_step
 from tunesmith_trainer.device_copies import Readout
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.evaluation import evaluate, flips, summarise
+from tunesmith_trainer.golden import greedy
 from tunesmith_trainer.loop import Loop, Metrics, Trained
 from tunesmith_trainer.methods import Objective, TokenObjective, objective_of
 from tunesmith_trainer.model import Hardware, load, load_for_generation

@@ -11,10 +11,11 @@ from tunesmith_trainer.base_shapes import stored_shapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import Problem
 
-# What engines replace by adapted layers in the architectures that can be trained here.
-_SERVED = frozenset(
+SERVED = frozenset(
     {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"}
 )
+"""What engines replace by adapted layers in the architectures that can be trained here."""
+
 _LISTED = 5
 
 
@@ -32,7 +33,7 @@ def adapter_problems(folder: Path, model: nn.Module, config: TrainingConfig, *, 
         return [Problem("unknown_lora_target", message, "training.lora_targets")]
     modules = lora.attach(model, config.lora_rank, config.lora_alpha, config.seed, config.lora_targets)
     problems = []
-    unserved = [] if merged else sorted({module.rpartition(".")[2] for module in modules} - _SERVED)
+    unserved = [] if merged else sorted({module.rpartition(".")[2] for module in modules} - SERVED)
     if unserved or not modules:
         what = ", ".join(unserved) or "no layer at all"
         message = f"The adapter would change {what}, which engines do not adapt. Choose training.weights full."

@@ -1,7 +1,6 @@
 """Owns the files that become a revision: adapter or whole model, and the golden answers that prove it when served.
 Must not know optimizers or the control plane."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,18 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.adapter_file import CONFIG_FILE, WEIGHTS_FILE
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.model import load_as_stored, load_for_generation
-from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.golden import GoldenAnswers
+from tunesmith_trainer.model import load_as_stored
 
-GOLDEN_FILE = "golden.json"
-_GOLDEN_PROMPTS = 3
-_GOLDEN_TOKENS = 8
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
+_SHARD_SIZE = "4GB"  # object storage takes no more than 5 GiB at once
 
 
 class ArtifactWriter:
@@ -43,10 +39,8 @@ class ArtifactWriter:
         self._base_folder = base_folder
         self._base_model_id = base_model_id
         self._config = config
-        self._prompts = prompts
-        self._stop_ids = stop_ids
         self._merged = merged
-        self._base_answers: list[dict[str, Any]] | None = None
+        self._golden = GoldenAnswers(base_folder, prompts, stop_ids)
 
     @property
     def state_files(self) -> tuple[str, ...]:
@@ -65,93 +59,37 @@ class ArtifactWriter:
         parameter = next(model.parameters())
         dtypes = [parameter.dtype]
         if self._config.full_weights:
-            self._write_whole(model, folder, weights)
+            write_whole(model, weights, self._base_folder, folder)
         elif self._merged:
-            dtypes.append(self._write_merged(model, folder))
+            with tempfile.TemporaryDirectory(dir=folder) as adapter:
+                lora.save(model, Path(adapter), self._base_model_id)
+                dtypes.append(write_merged(Path(adapter), self._base_folder, folder))
         else:
             lora.save(model, folder, self._base_model_id)
-        golden = self._golden(folder, parameter.device)
-        (folder / GOLDEN_FILE).write_text(json.dumps(golden))
+        answers = self._golden.record(folder, parameter.device, whole=self._config.full_weights or self._merged)
         if self._merged:
             # Last: where PEFT is installed, transformers would put the adapter on the merged weights once more.
             lora.save(model, folder, self._base_model_id)
-        return golden["prompts"], min(dtypes, key=lambda dtype: dtype.itemsize)
-
-    def _write_merged(self, model: nn.Module, folder: Path) -> torch.dtype:
-        """The whole model that the adapters make of the base, in the base's dtype, which is returned."""
-        merged = load_as_stored(self._base_folder)
-        with tempfile.TemporaryDirectory(dir=folder) as adapter:
-            lora.save(model, Path(adapter), self._base_model_id)
-            lora.attach_saved(merged, Path(adapter))
-        lora.merge(merged)
-        self._write_whole(merged, folder, merged.state_dict())
-        return next(merged.parameters()).dtype
-
-    def _write_whole(self, model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers models have it
-        self._copy_small_files(folder)
-
-    def _copy_small_files(self, folder: Path) -> None:
-        """Tokenizer, template and configuration are the base's own, byte for byte."""
-        for path in self._base_folder.iterdir():
-            if path.is_file() and path.name != "manifest.json" and not path.name.endswith(_WEIGHT_SUFFIXES):
-                shutil.copyfile(path, folder / path.name)
-
-    def _golden(self, folder: Path, device: torch.device) -> dict[str, Any]:
-        """Greedy answers in float32 of base and tuned model, the latter loaded from the written files."""
-        if self._base_answers is None:
-            self._base_answers = self._answers(load_for_generation(self._base_folder, device))
-        if self._config.full_weights or self._merged:
-            tuned = load_for_generation(folder, device)
-        else:
-            tuned = load_for_generation(self._base_folder, device)
-            lora.attach_saved(tuned, folder)
-        pairs = zip(self._prompts, self._answers(tuned), self._base_answers, strict=True)
-        prompts = [
-            {
-                "prompt_token_ids": prompt,
-                "token_ids": answer["token_ids"],
-                "logprobs": answer["logprobs"],
-                "base_token_ids": base["token_ids"],
-                "base_logprobs": base["logprobs"],
-            }
-            for prompt, answer, base in pairs
-        ]
-        return {"dtype": "float32", "prompts": prompts}
-
-    def _answers(self, model: nn.Module) -> list[dict[str, Any]]:
-        return [greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
+        return answers, min(dtypes, key=lambda dtype: dtype.itemsize)
 
 
-def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example]) -> list[list[int]]:
-    """The shortest prompts, evaluation rows first: cheap to prove, and none is seen in training if it can be helped."""
-    ordered = [
-        example.prompt_token_ids
-        for examples in (evaluation, training)
-        for example in sorted(examples, key=lambda example: len(example.prompt_token_ids))[:_GOLDEN_PROMPTS]
-    ]
-    return [prompt for prompt in ordered if prompt][:_GOLDEN_PROMPTS]
+def write_merged(adapter: Path, base_folder: Path, folder: Path) -> torch.dtype:
+    """Writes the whole model that a saved adapter makes of the base, in the base's dtype, which is returned."""
+    merged = load_as_stored(base_folder)
+    lora.attach_saved(merged, adapter)
+    lora.merge(merged)
+    write_whole(merged, merged.state_dict(), base_folder, folder)
+    return next(merged.parameters()).dtype
 
 
-def greedy(
-    model: nn.Module, prompt: list[int], stop_ids: Sequence[int], tokens: int = _GOLDEN_TOKENS
-) -> dict[str, Any]:
-    """At most `tokens` greedy tokens and their natural log-probabilities; ends with the stop token where one comes."""
-    ids = torch.tensor([prompt], device=next(model.parameters()).device)
-    answer = model.generate(  # type: ignore[operator]  # transformers models have it
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        generation_config=GenerationConfig(
-            max_new_tokens=tokens,
-            do_sample=False,
-            eos_token_id=list(stop_ids),
-            pad_token_id=stop_ids[0],
-            return_dict_in_generate=True,
-            output_logits=True,
-        ),
-    )
-    token_ids = answer.sequences[0, len(prompt) :].tolist()
-    logprobs = [
-        float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(answer.logits, token_ids, strict=True)
-    ]
-    return {"token_ids": token_ids, "logprobs": logprobs}
+def write_whole(model: nn.Module, weights: Mapping[str, Tensor], base_folder: Path, folder: Path) -> None:
+    """Writes a whole model. Tokenizer, template and configuration are the base's own, byte for byte."""
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=_SHARD_SIZE)  # type: ignore[operator]  # transformers models have it
+    copy_texts(base_folder, folder)
+
+
+def copy_texts(base_folder: Path, folder: Path) -> None:
+    """Copies all of a base model's files but its weights."""
+    for path in base_folder.iterdir():
+        if path.is_file() and path.name != "manifest.json" and not path.name.endswith(_WEIGHT_SUFFIXES):
+            shutil.copyfile(path, folder / path.name)

@@ -152,6 +152,11 @@ class Reporter:
         self.flush()
         return self._call(self._stub.CompleteTraining, request, _LONG_CALL_SECONDS).model_name
 
+    def complete_import(self, request: pb.CompleteImportRequest) -> str:
+        """Ends an import. Returns the model's name."""
+        self.flush()
+        return self._call(self._stub.CompleteImport, request, _LONG_CALL_SECONDS).model_name
+
     def fail(self, cause: pb.FailureCause.ValueType, problems: Sequence[Problem]) -> None:
         """Ends a run that cannot go on."""
         failures = [

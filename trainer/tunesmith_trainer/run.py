@@ -20,6 +20,12 @@ def run(reporter: Reporter, cache: Path, work: Path) -> None:
 
         run_preflight(spec, workspace.base_model(spec, cache, work, weights=False), cache, work, reporter)
         return
+    if spec.kind == pb.RUN_KIND_IMPORT:
+        _start_heartbeats(reporter, spec)
+        from tunesmith_trainer.import_run import run_import
+
+        run_import(spec, workspace.base_model(spec, cache, work, weights=True), work, reporter)
+        return
     ranks = _ranks()
     if ranks > 1:
         launch(ranks, work)  # each of which calls `run_as_rank`

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import allocator, checkpoint, compilation, distributed, lora, sharding
-from tunesmith_trainer.artifact import ArtifactWriter, golden_prompts
+from tunesmith_trainer.artifact import ArtifactWriter
 from tunesmith_trainer.background import Background
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
 from tunesmith_trainer.checkpoint import Progress
@@ -23,6 +23,7 @@ from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded, is_out_of_memory
 from tunesmith_trainer.evaluation import Measured, evaluate
 from tunesmith_trainer.export_proof import prove
+from tunesmith_trainer.golden import golden_prompts
 from tunesmith_trainer.guard_set import GuardItem, examples_of, guard_items
 from tunesmith_trainer.loop import Loop, Metrics, Trained
 from tunesmith_trainer.machine import memory_of

@@ -55,6 +55,13 @@ def adapter_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
     return _start_folder(spec, work) if spec.warm_start.kind == pb.ARTIFACT_KIND_ADAPTER else None
 
 
+def model_archive(spec: pb.TrainingSpec, work: Path) -> Path:
+    """The uploaded archive of an import."""
+    path = "model.tar"
+    download([_remote(spec.model_archive, path)], work)
+    return work / path
+
+
 def resume_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
     """Folder of this job's checkpoint to go on from, if the spec names one."""
     if not spec.HasField("resume"):

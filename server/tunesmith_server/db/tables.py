@@ -157,7 +157,7 @@ class FineTuneRow(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     kind: Mapped[str] = mapped_column(default="job")
-    """job | estimate: an estimate ends after its preflight and is in no list."""
+    """job | estimate | import: an estimate ends after its preflight, an import with a model instead of it."""
     state: Mapped[str]
     lease_token: Mapped[str | None]
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
@@ -190,6 +190,7 @@ class FineTuneRow(Base):
     start_revision: Mapped[str | None]
     """What that name stood for when the job was made; it stays while the job has not ended."""
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    """Of an import: the uploaded model."""
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     method: Mapped[str]
     suffix: Mapped[str | None]

@@ -12,7 +12,9 @@ from tunesmith_server.errors import InvalidRequestError, PayloadTooLargeError
 
 DATASET_PURPOSE = "fine-tune"
 """Files of this purpose are checked row by row."""
-PURPOSES = ("assistants", "batch", DATASET_PURPOSE, "vision", "user_data", "evals")
+MODEL_PURPOSE = "model"
+"""Ours: a tar of a model that was tuned elsewhere, checked as far as that goes without its base model."""
+PURPOSES = ("assistants", "batch", DATASET_PURPOSE, "vision", "user_data", "evals", MODEL_PURPOSE)
 """What clients may send; result files have a purpose of their own."""
 
 _MIN_LIFETIME_SECONDS = 3600

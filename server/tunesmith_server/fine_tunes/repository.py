@@ -22,7 +22,9 @@ from tunesmith_server.ids import new_id
 
 JOB = "job"
 ESTIMATE = "estimate"
-"""Kinds of rows: an estimate is a job that ends after its preflight and is in no list."""
+IMPORT = "import"
+"""Kinds of rows: an estimate is a job that ends after its preflight, an import one that makes a model of an uploaded
+file in its place; neither is in a list of jobs."""
 
 _JOBS = Base.metadata.tables[FineTuneRow.__tablename__]
 _INSERT_JOB = insert_into(_JOBS)

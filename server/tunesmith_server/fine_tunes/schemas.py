@@ -38,6 +38,10 @@ def _check_suffix(suffix: str) -> str:
     return suffix
 
 
+Suffix = Annotated[str, AfterValidator(_check_suffix)]
+"""A user's word in a model's name."""
+
+
 def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     """Returns the metadata if it keeps OpenAI's limits; raises ValueError with a sentence."""
     if len(metadata) > 16:
@@ -88,7 +92,7 @@ class CreateFineTune(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=512)]
     training_file: Annotated[str, Field(min_length=1, max_length=200)]
     validation_file: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    suffix: Annotated[str, AfterValidator(_check_suffix)] | None = None
+    suffix: Suffix | None = None
     seed: Annotated[int, Field(strict=True, ge=0, le=_MAX_SEED)] | None = None
     metadata: Annotated[dict[str, str], AfterValidator(check_metadata)] | None = None
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None

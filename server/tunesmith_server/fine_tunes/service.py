@@ -15,10 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import FineTuneRow, IdempotencyRow
-from tunesmith_server.errors import ConflictError
+from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.failpoints import reach
-from tunesmith_server.fine_tunes import events, policy, references, repository, steering, views
+from tunesmith_server.fine_tunes import events, idempotency, policy, references, repository, steering, views
 from tunesmith_server.fine_tunes.lookup import require_job
 from tunesmith_server.fine_tunes.references import Origin
 from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage
@@ -141,12 +140,9 @@ class FineTunesService:
         hashed = body_hash(request)
         project_id, now = principal.project_id, int(self._core.clock())
         async with self._core.database.write() as session:
-            known = await repository.get_idempotency(session, project_id, key) if key else None
+            known = await idempotency.made_before(session, project_id, key, hashed)
             if known is not None:
-                if known.body_hash != hashed:
-                    message = "This Idempotency-Key was used with another body. Use a new key for a new job."
-                    raise ConflictError("idempotency_conflict", message)
-                return await require_job(session, principal, known.resource_id)
+                return await require_job(session, principal, known)
             if repeated and not key:
                 made = await repository.find_repeated(session, project_id, hashed, now - _REPEAT_WINDOW_SECONDS)
                 if made is not None:
@@ -156,11 +152,7 @@ class FineTunesService:
             max_jobs = quotas.read_quotas(found.quotas, self._core.settings).max_jobs
             await quotas.require_job(session, max_jobs, project_id)
             job = new_row(new_id("ftjob-"), principal, request, origin, now)
-            if key:
-                row = IdempotencyRow(
-                    project_id=project_id, key=key, body_hash=hashed, resource_id=job.id, created_at=now
-                )
-                await repository.insert_idempotency(session, row)
+            await idempotency.remember(session, project_id, key, hashed, job.id, now)
             await repository.insert(session, job, events.created(job.id))
             await trackers.insert_runs(session, job)
             reach("create.writing")

@@ -27,7 +27,8 @@ _ENDINGS = frozenset({State.FAILED, State.CANCELLED})
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     # A preflight that was lost starts again from the same state; a job that is not to start by itself pauses after it.
-    State.VALIDATING_FILES: frozenset({State.VALIDATING_FILES, State.QUEUED, State.PAUSED}) | _ENDINGS,
+    # An import has nothing to train: it succeeds here.
+    State.VALIDATING_FILES: frozenset({State.VALIDATING_FILES, State.QUEUED, State.PAUSED, State.SUCCEEDED}) | _ENDINGS,
     State.QUEUED: frozenset({State.RUNNING, State.PAUSED}) | _ENDINGS,
     # Back to queued: the attempt was lost and another one may take over from the last checkpoint.
     State.RUNNING: frozenset({State.QUEUED, State.PAUSING, State.SUCCEEDED}) | _ENDINGS,

@@ -37,6 +37,11 @@ def status(job: FineTuneRow) -> str:
     return wire_status(State.CANCELLED if job.cancel_requested else State(job.state))
 
 
+def tuned_name(job: FineTuneRow) -> str:
+    """What the job's model is called: `ft:<base>:<project>:<suffix>:<id>`; without a suffix its place is empty."""
+    return f"ft:{job.base_model_id}:{job.project_id}:{job.suffix or ''}:{job.name_id}"
+
+
 def fine_tune(job: FineTuneRow, queue_position: int | None = None) -> FineTuneObject:
     """The job with its numbers as asked for, or as resolved once the data was read."""
     hyperparameters = hyperparameters_of(job)

@@ -79,7 +79,7 @@ async def get_quotas(session: AsyncSession, settings: Settings, project_id: str)
 
 
 async def require_job(session: AsyncSession, limit: int | None, project_id: str) -> None:
-    """Passes when the project may have one more job that waits or runs, `limit` being its `max_jobs`.
+    """Passes when the project may have one more job or import that waits or runs, `limit` being its `max_jobs`.
 
     Raises QuotaExceededError (`quota_exceeded`). To be called in the transaction that makes the job.
     """
@@ -88,7 +88,7 @@ async def require_job(session: AsyncSession, limit: int | None, project_id: str)
     await repository.in_turn(session, project_id)
     live = select(func.count()).where(
         FineTuneRow.project_id == project_id,
-        FineTuneRow.kind == "job",
+        FineTuneRow.kind != "estimate",
         FineTuneRow.state.in_(_LIVE),
         # Cancelled is final at once for the user, though its run may still be ending.
         FineTuneRow.cancel_requested.is_(False),

@@ -136,6 +136,7 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
         "checkpoint.permission.deleted",
         (f"DELETE {_SHARED}/{{permission_id}}", f"{_PERMISSIONS}/DeleteCheckpointPermission"),
     ),
+    ("models.write", "model.created", ("POST /v1/models", f"{_MODELS}/CreateModel")),
     ("models.read", None, ("GET /v1/models", f"{_MODELS}/ListModels")),
     ("models.read", None, ("GET /v1/models/{model}", f"{_MODELS}/GetModel")),
     ("models.read", None, ("GET /v1/model_archives/{model}",)),

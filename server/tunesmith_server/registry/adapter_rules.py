@@ -38,11 +38,9 @@ _UNSUPPORTED_FEATURES = (
 
 def config_problems(config: object, *, base_model_id: str, max_rank: int) -> list[Problem]:
     """All that keeps an adapter_config.json from being served on `base_model_id` with engines of rank `max_rank`."""
+    problems = foreign_config_problems(config, max_rank=max_rank)
     if not isinstance(config, dict):
-        return [Problem("adapter_config_invalid", "adapter_config.json must be a JSON object.")]
-    problems = [*_rank_problems(config, max_rank), *_feature_problems(config)]
-    if config.get("peft_type") != "LORA":
-        problems.append(Problem("adapter_type_unsupported", "The adapter's peft_type must be LORA."))
+        return problems
     if config.get("base_model_name_or_path") != base_model_id:
         message = f"The adapter's base_model_name_or_path must be {base_model_id!r}."
         problems.append(Problem("adapter_base_mismatch", message))
@@ -57,6 +55,40 @@ def tensor_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor], ba
 
     `base` has the shapes of the base model's weights: every adapted module must exist there and fit.
     """
+    sides, problems = _by_module(tensors)
+    for module, pair in sides.items():
+        problems += _pair_problems(config, module, pair) or _base_problems(config, module, pair, base)
+    for target in config["target_modules"]:
+        if not any(_names(target, module) for module in sides):
+            problems.append(Problem("adapter_target_missing", f"No tensor belongs to the target module {target!r}."))
+    return problems
+
+
+def foreign_config_problems(config: object, *, max_rank: int) -> list[Problem]:
+    """All that keeps the config of an adapter that was made elsewhere from becoming one of ours.
+
+    It may name its base as it likes, and its targets in any of PEFT's ways, since the tensors tell them.
+    """
+    if not isinstance(config, dict):
+        return [Problem("adapter_config_invalid", "adapter_config.json must be a JSON object.")]
+    problems = [*_rank_problems(config, max_rank), *_feature_problems(config)]
+    if config.get("peft_type") != "LORA":
+        problems.append(Problem("adapter_type_unsupported", "The adapter's peft_type must be LORA."))
+    return problems
+
+
+def foreign_tensor_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
+    """All that is wrong with the tensors of such an adapter, as far as it shows without the base model."""
+    sides, problems = _by_module(tensors)
+    for module, pair in sides.items():
+        problems += _pair_problems(config, module, pair)
+    if not tensors:
+        problems.append(Problem("weights_empty", "The adapter holds no tensors."))
+    return problems
+
+
+def _by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[Problem]]:
+    """Sides A and B of every adapted module, and what is wrong with names and dtypes."""
     sides: dict[str, dict[str, Tensor]] = {}
     problems = []
     for name, tensor in tensors.items():
@@ -68,12 +100,7 @@ def tensor_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor], ba
         if tensor.dtype not in _DTYPES:
             problems.append(Problem("adapter_tensor_dtype", f"{name} must be F32, F16 or BF16, not {tensor.dtype}."))
         sides.setdefault(match["module"], {})[match["side"]] = tensor
-    for module, pair in sides.items():
-        problems += _module_problems(config, module, pair, base)
-    for target in config["target_modules"]:
-        if not any(_names(target, module) for module in sides):
-            problems.append(Problem("adapter_target_missing", f"No tensor belongs to the target module {target!r}."))
-    return problems
+    return sides, problems
 
 
 def _rank_problems(config: dict[str, Any], max_rank: int) -> list[Problem]:
@@ -116,19 +143,24 @@ def _feature_problems(config: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def _module_problems(config: Mapping[str, Any], module: str, pair: Mapping[str, Tensor], base: Shapes) -> list[Problem]:
+def _pair_problems(config: Mapping[str, Any], module: str, pair: Mapping[str, Tensor]) -> list[Problem]:
     if set(pair) != {"A", "B"}:
         return [Problem("adapter_tensor_unpaired", f"{module} must have both lora_A and lora_B.")]
-    if not any(_names(target, module) for target in config["target_modules"]):
-        return [Problem("adapter_target_unlisted", f"{module} has tensors but is not in target_modules.")]
     rank = _rank_of(config, module)
     a, b = pair["A"].shape, pair["B"].shape
     if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
         message = f"{module} must have lora_A of {rank} x in and lora_B of out x {rank}, not {a} and {b}."
         return [Problem("adapter_rank_mismatch", message)]
+    return []
+
+
+def _base_problems(config: Mapping[str, Any], module: str, pair: Mapping[str, Tensor], base: Shapes) -> list[Problem]:
+    if not any(_names(target, module) for target in config["target_modules"]):
+        return [Problem("adapter_target_unlisted", f"{module} has tensors but is not in target_modules.")]
     weight = _base_shape(base, f"{module}.weight")
     if weight is None:
         return [Problem("adapter_module_unknown", f"The base model has no module {module}.")]
+    a, b = pair["A"].shape, pair["B"].shape
     fitting = (a[1], b[0]) if config.get("fan_in_fan_out") else (b[0], a[1])
     if weight != fitting:
         return [Problem("adapter_shape_mismatch", f"{module} does not fit the base model's shape {weight}.")]

@@ -17,25 +17,11 @@ from tunesmith_server.db.tables import RevisionRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError, UnavailableError
 from tunesmith_server.registry import merging, promotion, repository
 from tunesmith_server.registry.archive import Entry, archive_chunks, archive_size
-from tunesmith_server.registry.manifest import GOLDEN_NAME, ArtifactKind, ManifestFile
+from tunesmith_server.registry.manifest import GOLDEN_NAME, TEXT_FILES, ArtifactKind, ManifestFile
 from tunesmith_server.storage.base import ObjectNotFoundError
 
 _MERGES_AT_ONCE = 2
 _WEIGHTS = ".safetensors"
-# What an adapter's folder needs beside the adapter, so that prompts are rendered and answers end as in training.
-_TEXT_FILES = frozenset(
-    {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "generation_config.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +65,7 @@ class DownloadsService:
             return [self._stored(folder, file) for file in own]
         base = await self._base_files(revision)
         if not merged:
-            texts = [file for file in base if file.path in _TEXT_FILES]
+            texts = [file for file in base if file.path in TEXT_FILES]
             return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in texts]
         return [
             self._merged(folder, own, base_folder, file)

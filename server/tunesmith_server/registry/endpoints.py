@@ -6,23 +6,24 @@ It must not know rules or SQL; service.py decides.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
 from tunesmith_server.http_auth import CurrentPrincipal
 from tunesmith_server.registry import replicas, schemas
 from tunesmith_server.registry.downloads import DownloadsService
-from tunesmith_server.registry.schemas import DeletedModel, ModelList, ModelObject, ServedModel
-from tunesmith_server.registry.service import Model, RegistryService
+from tunesmith_server.registry.imports import ImportsService
+from tunesmith_server.registry.schemas import CreateModel, DeletedModel, ModelList, ModelObject, ServedModel
+from tunesmith_server.registry.service import Model, RegistryService, imported_model
 
 _ARCHIVE: dict[int | str, dict[str, Any]] = {
     200: {"description": "A tar.", "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 
-def create_router(service: RegistryService, downloads: DownloadsService) -> APIRouter:
+def create_router(service: RegistryService, imports: ImportsService, downloads: DownloadsService) -> APIRouter:
     """/v1/models and /v1/model_archives.
 
     Ids may hold slashes, which clients send as %2F and servers decode: hence the catch-all paths.
@@ -32,6 +33,13 @@ def create_router(service: RegistryService, downloads: DownloadsService) -> APIR
     @router.get("/v1/models")
     async def list_models(principal: CurrentPrincipal) -> ModelList:
         return ModelList(data=[_object(model) for model in await service.list_models(principal)])
+
+    @router.post("/v1/models")
+    async def create_model(
+        body: CreateModel, principal: CurrentPrincipal, idempotency_key: Annotated[str | None, Header()] = None
+    ) -> ServedModel:
+        made = imported_model(await imports.create(principal, body, idempotency_key))
+        return _served(made, service.replicas.of(made.revision))
 
     @router.get("/v1/models/{model:path}")
     async def get_model(model: str, principal: CurrentPrincipal) -> ServedModel:
@@ -59,4 +67,9 @@ def _object(model: Model) -> ModelObject:
 
 
 def _served(model: Model, serving: replicas.Serving) -> ServedModel:
-    return ServedModel(**_object(model).model_dump(), serving=schemas.Serving.model_validate(serving))
+    return ServedModel(
+        **_object(model).model_dump(),
+        status=model.status,
+        error=model.error,
+        serving=schemas.Serving.model_validate(serving),
+    )

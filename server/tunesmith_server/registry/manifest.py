@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -26,24 +26,25 @@ _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
-_ADAPTER_FILES = frozenset({"adapter_model.safetensors", "adapter_config.json", GOLDEN_NAME})
-_FULL_FILES = frozenset(
+TEXT_FILES = frozenset(
     {
-        "config.json",
+        "added_tokens.json",
+        "chat_template.jinja",
         "generation_config.json",
-        "model.safetensors",
-        "model.safetensors.index.json",
+        "merges.txt",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
         "vocab.json",
-        "merges.txt",
-        "chat_template.jinja",
-        GOLDEN_NAME,
     }
 )
+"""What a folder needs beside weights, so that prompts are rendered and answers end as in training."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+_ADAPTER_FILES = frozenset({ADAPTER_WEIGHTS, ADAPTER_CONFIG, GOLDEN_NAME})
+_FULL_FILES = TEXT_FILES | {"config.json", "model.safetensors", "model.safetensors.index.json", GOLDEN_NAME}
 _BASE_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model", ".md")
 
 
@@ -129,6 +130,24 @@ def artifact_file_problems(kind: ArtifactKind, files: Sequence[ManifestFile]) ->
     problems += [Problem("file_missing", f"{name} is missing.") for name in sorted(missing)]
     if kind is ArtifactKind.FULL and not any(_is_weights(file.path) for file in files):
         problems.append(Problem("file_missing", "model.safetensors is missing."))
+    return problems
+
+
+def foreign_file_problems(kind: ArtifactKind, sizes: Mapping[str, int]) -> list[Problem]:
+    """All that is wrong with the files, by name, of a model that was tuned elsewhere; it has no golden answers yet."""
+    is_full = kind is ArtifactKind.FULL
+    allowed = (_FULL_FILES if is_full else _ADAPTER_FILES | TEXT_FILES) - {GOLDEN_NAME}
+    problems = []
+    for path, size in sizes.items():
+        if path not in allowed and not (is_full and _SHARD.fullmatch(path)):
+            message = f"{_shown(path)} is not a file of a tuned model; leave it out. Weights must be safetensors."
+            problems.append(Problem("file_not_allowed", message))
+        elif not 0 < size <= _limit(path):
+            problems.append(Problem("size_invalid", f"{path} must have 1 to {_limit(path)} bytes."))
+    if is_full and not any(_is_weights(path) for path in sizes):
+        problems.append(Problem("file_missing", "model.safetensors is missing."))
+    if not is_full and ADAPTER_WEIGHTS not in sizes:
+        problems.append(Problem("file_missing", f"{ADAPTER_WEIGHTS} is missing."))
     return problems
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith_server.errors import InvalidRequestError, Problem, UnavailableError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.registry import adapter_rules
+from tunesmith_server.registry.full_rules import full_problems
 from tunesmith_server.registry.golden import golden_problems
 from tunesmith_server.registry.manifest import (
     GOLDEN_NAME,
@@ -33,7 +34,6 @@ from tunesmith_server.registry.safetensors_header import HeaderCollector, Header
 from tunesmith_server.storage.base import ObjectNotFoundError, ObjectStore
 
 _READ_WHOLE = frozenset({"adapter_config.json", "config.json", "model.safetensors.index.json", GOLDEN_NAME})
-_WEIGHT_DTYPES = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +136,10 @@ async def _content_problems(
         return problems
     problems += golden_problems(contents[GOLDEN_NAME])
     if artifact.kind is ArtifactKind.FULL:
-        return problems + _full_problems(contents, tensors)
+        return problems + full_problems(_json(contents["config.json"]), tensors)
     config = _json(contents["adapter_config.json"])
     lint = adapter_rules.config_problems(config, base_model_id=artifact.base_model_id, max_rank=max_lora_rank)
     return problems + (lint or adapter_rules.tensor_problems(config, tensors, base))
-
-
-def _full_problems(contents: Mapping[str, bytes], tensors: Mapping[str, Tensor]) -> list[Problem]:
-    config = _json(contents["config.json"])
-    if not isinstance(config, dict):
-        return [Problem("config_invalid", "config.json must be a JSON object.")]
-    problems = []
-    if "auto_map" in config:
-        problems.append(Problem("config_has_code", "config.json must not have auto_map: code in artifacts never runs."))
-    if not tensors:
-        problems.append(Problem("weights_empty", "The weights hold no tensors."))
-    wrong = sorted(name for name, tensor in tensors.items() if tensor.dtype not in _WEIGHT_DTYPES)
-    if wrong:
-        problems.append(Problem("weights_dtype", f"{wrong[0][:120]!r} must be F32, F16 or BF16."))
-    return problems
 
 
 @dataclass(frozen=True, slots=True)

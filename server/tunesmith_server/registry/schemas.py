@@ -1,13 +1,27 @@
-"""Owns the wire shapes of models: OpenAI's `model` object and its list.
+"""Owns the wire shapes of models: OpenAI's `model` object and its list, and what brings one from outside.
 
 It must not know where models are stored.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunesmith_server.fine_tunes.schemas import JobError, Suffix
+
+Status = Literal["ready", "importing", "failed"]
+
+
+class CreateModel(BaseModel):
+    """The body of POST /v1/models: what was tuned elsewhere, as a file with purpose `model`, and from what."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_model: Annotated[str, Field(min_length=1, max_length=512)]
+    file: Annotated[str, Field(min_length=1, max_length=200)]
+    suffix: Suffix | None = None
 
 
 class ModelObject(BaseModel):
@@ -46,8 +60,13 @@ class Serving(BaseModel):
 
 
 class ServedModel(ModelObject):
-    """One model and, our addition to OpenAI's shape, whether it can be prompted at once."""
+    """One model and, our addition to OpenAI's shape, whether it is there and can be prompted at once.
 
+    `error` tells why one from outside did not become a model.
+    """
+
+    status: Status
+    error: JobError | None
     serving: Serving
 
 

@@ -12,14 +12,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import BaseModelRow, DeploymentRow, ModelRow
+from tunesmith_server.db.tables import BaseModelRow, DeploymentRow, FineTuneRow, ModelRow
 from tunesmith_server.deployments import repository as deployments
 from tunesmith_server.errors import ConflictError, NotFoundError, PermissionDeniedError, UnavailableError
-from tunesmith_server.registry import claims, manifest, promotion, repository
+from tunesmith_server.fine_tunes.schemas import JobError
+from tunesmith_server.fine_tunes.state import TERMINAL, State
+from tunesmith_server.fine_tunes.views import error as error_of
+from tunesmith_server.fine_tunes.views import tuned_name
+from tunesmith_server.registry import claims, imports, manifest, promotion, repository
 from tunesmith_server.registry.changes import ChangeFeed
 from tunesmith_server.registry.manifest import ArtifactKind, ManifestFile
 from tunesmith_server.registry.replicas import Replicas
 from tunesmith_server.registry.repository import Revision
+from tunesmith_server.registry.schemas import Status
 from tunesmith_server.storage.base import ObjectNotFoundError
 
 BASE_MODEL_OWNER = "tunesmith"
@@ -29,12 +34,14 @@ _IMPORT_RETRY_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as users see it; `created` in Unix seconds, `revision` what its name points at."""
+    """A model as users see it; `created` in Unix seconds, `revision` what its name points at, "" for nothing yet."""
 
     id: str
     created: int
     owned_by: str
     revision: str
+    status: Status = "ready"
+    error: JobError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class RegistryService:
         return models
 
     async def get_model(self, principal: Principal, name: str) -> Model:
-        """One model; raises NotFoundError, or UnavailableError while a base model is not imported."""
+        """One model, one that is being imported too; raises NotFoundError, or UnavailableError for a base not there."""
         async with self._core.database.read() as session:
             named = await deployments.find(session, principal.project_id, name)
             if named is not None and named.deleted_at is None:
@@ -82,15 +89,18 @@ class RegistryService:
                 return _deployed_model(named, revision or "")
             tuned = await repository.get_model(session, principal.project_id, name)
             base = await repository.find_base_model(session, name) if tuned is None else None
+            coming = await imports.find(session, principal.project_id, name) if tuned is None else None
         if tuned is not None:
             return _tuned_model(tuned)
+        if coming is not None:
+            return imported_model(coming)
         if base is None:
             raise _unknown(name)
         require_ready(base)
         return _base_model(base, name)
 
     async def delete_model(self, principal: Principal, name: str) -> None:
-        """Withdraws a tuned model for good.
+        """Withdraws a tuned model for good, and gives up the import of one that is not there yet.
 
         Raises PermissionDeniedError for a base model, ConflictError while a deployment stands for it, NotFoundError.
         """
@@ -99,7 +109,10 @@ class RegistryService:
                 message = f"{name} is a base model of this installation; only its operator can remove it."
                 raise PermissionDeniedError("base_model_not_deletable", message, param="model")
             await _refuse_deployed(session, principal, name)
-            if not await repository.delete_model(session, principal.project_id, name, int(self._core.clock())):
+            now = int(self._core.clock())
+            # In this order: an import that has just given its name is found by the second.
+            given_up = await imports.cancel(session, principal.project_id, name, now)
+            if not given_up and not await repository.delete_model(session, principal.project_id, name, now):
                 raise _unknown(name)
         self.changes.announce()
 
@@ -165,6 +178,23 @@ class RegistryService:
             )
             for file in files
         ]
+
+
+def imported_model(row: FineTuneRow) -> Model:
+    """What an import gives, or is to give; `row` is of kind import."""
+    status: Status = "importing"
+    if row.state == State.SUCCEEDED:
+        status = "ready"
+    elif row.state in TERMINAL:
+        status = "failed"
+    return Model(
+        id=tuned_name(row),
+        created=row.created_at,
+        owned_by=row.project_id,
+        revision=row.revision or "",
+        status=status,
+        error=error_of(row),
+    )
 
 
 def require_ready(row: BaseModelRow) -> None:

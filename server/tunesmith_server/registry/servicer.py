@@ -11,8 +11,11 @@ import grpc.aio
 
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.error_rendering import read_shape
+from tunesmith_server.registry.imports import ImportsService
 from tunesmith_server.registry.replicas import Serving
-from tunesmith_server.registry.service import Model, RegistryService
+from tunesmith_server.registry.schemas import CreateModel
+from tunesmith_server.registry.service import Model, RegistryService, imported_model
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -20,9 +23,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     """ModelsService for API keys."""
 
-    def __init__(self, service: RegistryService, authenticator: Authenticator) -> None:
+    def __init__(self, service: RegistryService, imports: ImportsService, authenticator: Authenticator) -> None:
         self._service = service
+        self._imports = imports
         self._authenticator = authenticator
+
+    async def CreateModel(  # noqa: N802
+        self, request: models_pb2.CreateModelRequest, context: Context
+    ) -> models_pb2.CreateModelResponse:
+        """Begins an import; `request_id` is what the Idempotency-Key is on REST."""
+        principal = await self._authenticator.principal(authorization_of(context))
+        sent = {"base_model": request.base_model, "file": request.file, "suffix": request.suffix or None}
+        body = read_shape(CreateModel, sent)
+        made = imported_model(await self._imports.create(principal, body, request.request_id or None))
+        return models_pb2.CreateModelResponse(model=self._one(made))
 
     async def ListModels(  # noqa: N802
         self, request: models_pb2.ListModelsRequest, context: Context
@@ -38,9 +52,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         """One model."""
         principal = await self._authenticator.principal(authorization_of(context))
         model = await self._service.get_model(principal, request.id)
-        message = _message(model)
-        message.serving.CopyFrom(_serving(self._service.replicas.of(model.revision)))
-        return models_pb2.GetModelResponse(model=message)
+        return models_pb2.GetModelResponse(model=self._one(model))
 
     async def DeleteModel(  # noqa: N802
         self, request: models_pb2.DeleteModelRequest, context: Context
@@ -49,6 +61,15 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         principal = await self._authenticator.principal(authorization_of(context))
         await self._service.delete_model(principal, request.id)
         return models_pb2.DeleteModelResponse(id=request.id)
+
+    def _one(self, model: Model) -> models_pb2.Model:
+        """A model with what is told of one alone."""
+        message = _message(model)
+        message.status = model.status
+        if model.error is not None:
+            message.error.CopyFrom(models_pb2.ModelError(**model.error.model_dump()))
+        message.serving.CopyFrom(_serving(self._service.replicas.of(model.revision)))
+        return message
 
 
 def _message(model: Model) -> models_pb2.Model:

@@ -38,10 +38,11 @@ def checked_files(files: Sequence[pb.UploadFile]) -> list[ManifestFile]:
     return [ManifestFile(path=file.path, size=file.size, sha256=file.sha256) for file in files]
 
 
-def checked_artifact(artifact: pb.Artifact, weights: str) -> ArtifactKind:
+def checked_artifact(artifact: pb.Artifact, weights: str | None) -> ArtifactKind:
     """The artifact's kind if the job can have it, under a safe prefix; raises InvalidRequestError.
 
     Where engines could not load its adapter, a job with LoRA weights gives whole weights with the adapter merged in.
+    `weights` is None where either kind will do.
     """
     kind = _KINDS.get(artifact.kind)
     if kind is None or (weights == "full" and kind is not ArtifactKind.FULL):

@@ -21,6 +21,7 @@ from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.fine_tunes.views import tuned_name
 from tunesmith_server.ids import new_id
 from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.manifest import ManifestFile
@@ -86,11 +87,6 @@ async def complete_training(
     return name
 
 
-def model_name(job: FineTuneRow) -> str:
-    """`ft:<base>:<project>:<suffix>:<id>`; without a suffix its place is empty."""
-    return f"ft:{job.base_model_id}:{job.project_id}:{job.suffix or ''}:{job.name_id}"
-
-
 def result_file(job: FineTuneRow, prefix: str, file: ManifestFile, now: int) -> FileRow:
     """A file of the project that holds what a run uploaded below `prefix`."""
     return FileRow(
@@ -133,7 +129,7 @@ async def _verified_checkpoint(
         base_revision=job.resolved["base_revision"] if job.resolved else "",
         max_lora_rank=core.settings.max_lora_rank,
     )
-    name = f"{model_name(job)}:ckpt-step-{request.step}"
+    name = f"{tuned_name(job)}:ckpt-step-{request.step}"
     now = int(core.clock())
     row = CheckpointRow(
         id=new_id("ftckpt_"),
@@ -189,7 +185,7 @@ async def _write_success(
     reach("success.written")
     if cancelled:
         raise FencedError
-    return model_name(job)
+    return tuned_name(job)
 
 
 async def _succeed(
@@ -201,7 +197,7 @@ async def _succeed(
     results: Sequence[ManifestFile],
     now: int,
 ) -> None:
-    name = model_name(job)
+    name = tuned_name(job)
     rows = [result_file(job, attempt_prefix(identity), file, now) for file in results]
     live = await accounting.spent_by(session, identity.attempt_id, now)
     changes = {

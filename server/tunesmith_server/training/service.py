@@ -23,7 +23,7 @@ from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import RegistryService
-from tunesmith_server.training import deliveries, preflights, reports, repository, results, spec
+from tunesmith_server.training import deliveries, imports, preflights, reports, repository, results, spec
 from tunesmith_server.training.outcomes import Cause, Ending
 from tunesmith_server.training.ownership import amend, owned
 from tunesmith_server.training.settlement import finish_cancelled, settle
@@ -54,11 +54,15 @@ class TrainingService:
                 await settle(session, job, identity.attempt_id, [_file_deleted(missing)], self._now())
             elif job.progress is None:
                 # The reconciler takes it as proof that the run was launched.
-                total_steps = job.resolved["total_steps"] if job.resolved else 0
-                changes = {"progress": reports.starting(total_steps)}
+                changes: dict[str, Any] = {"progress": reports.starting((job.resolved or {}).get("total_steps", 0))}
+                if job.kind == jobs.IMPORT:
+                    # From now on the base is this one, whatever is imported under its name meanwhile.
+                    changes["resolved"] = {"base_revision": await _base_revision(session, job)}
                 await amend(session, identity, self._now(), changes=changes)
         if training_file is None or missing is not None:
             raise FencedError
+        if job.kind == jobs.IMPORT:
+            return await imports.build_spec(self._core, self._registry, identity, training_file)
         return await self._build_spec(identity, job, training_file, validation_file)
 
     async def heartbeat(self, identity: AttemptIdentity, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
@@ -117,6 +121,12 @@ class TrainingService:
     async def complete_training(self, identity: AttemptIdentity, request: pb.CompleteTrainingRequest) -> str:
         """See results.complete_training."""
         name = await results.complete_training(self._core, self._registry, identity, request)
+        self._wake()
+        return name
+
+    async def complete_import(self, identity: AttemptIdentity, request: pb.CompleteImportRequest) -> str:
+        """See imports.complete_import."""
+        name = await imports.complete_import(self._core, self._registry, identity, request)
         self._wake()
         return name
 
@@ -271,12 +281,12 @@ async def _base_revision(session: AsyncSession, job: FineTuneRow) -> str:
 
 def _missing_param(job: FineTuneRow, training_file: FileRow | None, validation_file: FileRow | None) -> str | None:
     if training_file is None:
-        return "training_file"
+        return "file" if job.kind == jobs.IMPORT else "training_file"
     if job.validation_file_id is not None and validation_file is None:
         return "validation_file"
     return None
 
 
 def _file_deleted(param: str) -> Ending:
-    message = f"The {param.replace('_', ' ')} was deleted before it was read. Upload it again and make a new job."
+    message = f"The {param.replace('_', ' ')} was deleted before it was read. Upload it again and start over."
     return Ending(Cause.USER, "file_not_found", message, param)

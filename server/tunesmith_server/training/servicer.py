@@ -59,6 +59,13 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         name = await self._service.complete_training(self._attempt(context), request)
         return pb.CompleteTrainingResponse(model_name=name)
 
+    async def CompleteImport(  # noqa: N802
+        self, request: pb.CompleteImportRequest, context: Context
+    ) -> pb.CompleteImportResponse:
+        """Ends an import."""
+        name = await self._service.complete_import(self._attempt(context), request)
+        return pb.CompleteImportResponse(model_name=name)
+
     async def FailRun(self, request: pb.FailRunRequest, context: Context) -> pb.FailRunResponse:  # noqa: N802
         """Ends a run that cannot go on."""
         await self._service.fail_run(self._attempt(context), request)

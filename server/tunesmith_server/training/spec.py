@@ -68,9 +68,7 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         attempt_id=identity.attempt_id,
         epoch=identity.epoch,
         kind=pb.RUN_KIND_PREFLIGHT if job.state == State.VALIDATING_FILES else pb.RUN_KIND_TRAINING,
-        base_model=pb.BaseModel(
-            id=job.base_model_id, revision=inputs.base_revision, files=_remote_files(inputs.base_files)
-        ),
+        base_model=base_model(job.base_model_id, inputs.base_revision, inputs.base_files),
         training_file=await _dataset(inputs.training_file, store, settings),
         method=job.method,
         weights=WEIGHTS[job.requested["weights"]],
@@ -96,6 +94,33 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         ]
         spec.resume.CopyFrom(pb.Resume(step=inputs.checkpoint.step, files=_remote_files(files)))
     return spec
+
+
+async def build_import(
+    identity: AttemptIdentity,
+    archive: FileRow,
+    base_model: pb.BaseModel,
+    store: ObjectStore,
+    settings: Settings,
+) -> pb.TrainingSpec:
+    """The spec of an attempt that imports an uploaded model."""
+    url = await _get_url(store, archive.storage_key, settings)
+    return pb.TrainingSpec(
+        job_id=identity.job_id,
+        attempt_id=identity.attempt_id,
+        epoch=identity.epoch,
+        kind=pb.RUN_KIND_IMPORT,
+        base_model=base_model,
+        model_archive=pb.RemoteFile(path=f"{archive.id}.tar", size=archive.bytes, sha256=archive.sha256, url=url),
+        heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+        url_ttl_seconds=settings.url_ttl_seconds,
+        max_lora_rank=settings.max_lora_rank,
+    )
+
+
+def base_model(model_id: str, revision: str, files: Iterable[SignedFile]) -> pb.BaseModel:
+    """A base model as runs are told of it."""
+    return pb.BaseModel(id=model_id, revision=revision, files=_remote_files(files))
 
 
 def _hyperparameters(numbers: Mapping[str, Any]) -> pb.Hyperparameters:

@@ -24,31 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/registry/v1/models.proto\x12\x15tunesmith.registry.v1\"g\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12/\n\x07serving\x18\x04 \x01(\x0b\x32\x1e.tunesmith.registry.v1.Serving\"a\n\x07Serving\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x37\n\x08replicas\x18\x03 \x03(\x0b\x32%.tunesmith.registry.v1.ServingReplica\"r\n\x0eServingReplica\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tunesmith.registry.v1.Model\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.tunesmith.registry.v1.Model\" \n\x12\x44\x65leteModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x13\x44\x65leteModelResponse\x12\n\n\x02id\x18\x01 \x01(\t2\xb5\x02\n\rModelsService\x12\x61\n\nListModels\x12(.tunesmith.registry.v1.ListModelsRequest\x1a).tunesmith.registry.v1.ListModelsResponse\x12[\n\x08GetModel\x12&.tunesmith.registry.v1.GetModelRequest\x1a\'.tunesmith.registry.v1.GetModelResponse\x12\x64\n\x0b\x44\x65leteModel\x12).tunesmith.registry.v1.DeleteModelRequest\x1a*.tunesmith.registry.v1.DeleteModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tunesmith/registry/v1/models.proto\x12\x15tunesmith.registry.v1\"\xb8\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12/\n\x07serving\x18\x04 \x01(\x0b\x32\x1e.tunesmith.registry.v1.Serving\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x35\n\x05\x65rror\x18\x06 \x01(\x0b\x32!.tunesmith.registry.v1.ModelErrorH\x00\x88\x01\x01\x42\x08\n\x06_error\"I\n\nModelError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\x05param\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_param\"a\n\x07Serving\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x37\n\x08replicas\x18\x03 \x03(\x0b\x32%.tunesmith.registry.v1.ServingReplica\"r\n\x0eServingReplica\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"Z\n\x12\x43reateModelRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06suffix\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"B\n\x13\x43reateModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.tunesmith.registry.v1.Model\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tunesmith.registry.v1.Model\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.tunesmith.registry.v1.Model\" \n\x12\x44\x65leteModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x13\x44\x65leteModelResponse\x12\n\n\x02id\x18\x01 \x01(\t2\x9b\x03\n\rModelsService\x12\x64\n\x0b\x43reateModel\x12).tunesmith.registry.v1.CreateModelRequest\x1a*.tunesmith.registry.v1.CreateModelResponse\x12\x61\n\nListModels\x12(.tunesmith.registry.v1.ListModelsRequest\x1a).tunesmith.registry.v1.ListModelsResponse\x12[\n\x08GetModel\x12&.tunesmith.registry.v1.GetModelRequest\x1a\'.tunesmith.registry.v1.GetModelResponse\x12\x64\n\x0b\x44\x65leteModel\x12).tunesmith.registry.v1.DeleteModelRequest\x1a*.tunesmith.registry.v1.DeleteModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.registry.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODEL']._serialized_start=61
-  _globals['_MODEL']._serialized_end=164
-  _globals['_SERVING']._serialized_start=166
-  _globals['_SERVING']._serialized_end=263
-  _globals['_SERVINGREPLICA']._serialized_start=265
-  _globals['_SERVINGREPLICA']._serialized_end=379
-  _globals['_LISTMODELSREQUEST']._serialized_start=381
-  _globals['_LISTMODELSREQUEST']._serialized_end=400
-  _globals['_LISTMODELSRESPONSE']._serialized_start=402
-  _globals['_LISTMODELSRESPONSE']._serialized_end=468
-  _globals['_GETMODELREQUEST']._serialized_start=470
-  _globals['_GETMODELREQUEST']._serialized_end=499
-  _globals['_GETMODELRESPONSE']._serialized_start=501
-  _globals['_GETMODELRESPONSE']._serialized_end=564
-  _globals['_DELETEMODELREQUEST']._serialized_start=566
-  _globals['_DELETEMODELREQUEST']._serialized_end=598
-  _globals['_DELETEMODELRESPONSE']._serialized_start=600
-  _globals['_DELETEMODELRESPONSE']._serialized_end=633
-  _globals['_MODELSSERVICE']._serialized_start=636
-  _globals['_MODELSSERVICE']._serialized_end=945
+  _globals['_MODEL']._serialized_start=62
+  _globals['_MODEL']._serialized_end=246
+  _globals['_MODELERROR']._serialized_start=248
+  _globals['_MODELERROR']._serialized_end=321
+  _globals['_SERVING']._serialized_start=323
+  _globals['_SERVING']._serialized_end=420
+  _globals['_SERVINGREPLICA']._serialized_start=422
+  _globals['_SERVINGREPLICA']._serialized_end=536
+  _globals['_CREATEMODELREQUEST']._serialized_start=538
+  _globals['_CREATEMODELREQUEST']._serialized_end=628
+  _globals['_CREATEMODELRESPONSE']._serialized_start=630
+  _globals['_CREATEMODELRESPONSE']._serialized_end=696
+  _globals['_LISTMODELSREQUEST']._serialized_start=698
+  _globals['_LISTMODELSREQUEST']._serialized_end=717
+  _globals['_LISTMODELSRESPONSE']._serialized_start=719
+  _globals['_LISTMODELSRESPONSE']._serialized_end=785
+  _globals['_GETMODELREQUEST']._serialized_start=787
+  _globals['_GETMODELREQUEST']._serialized_end=816
+  _globals['_GETMODELRESPONSE']._serialized_start=818
+  _globals['_GETMODELRESPONSE']._serialized_end=881
+  _globals['_DELETEMODELREQUEST']._serialized_start=883
+  _globals['_DELETEMODELREQUEST']._serialized_end=915
+  _globals['_DELETEMODELRESPONSE']._serialized_start=917
+  _globals['_DELETEMODELRESPONSE']._serialized_end=950
+  _globals['_MODELSSERVICE']._serialized_start=953
+  _globals['_MODELSSERVICE']._serialized_end=1364
 # @@protoc_insertion_point(module_scope)

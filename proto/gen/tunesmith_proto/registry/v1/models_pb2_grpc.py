@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelsServiceStub(object):
-    """Lists, reads and deletes what the caller's project may prompt.
+    """Lists, reads and deletes what the caller's project may prompt, and brings models from outside.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,11 @@ class ModelsServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateModel = channel.unary_unary(
+                '/tunesmith.registry.v1.ModelsService/CreateModel',
+                request_serializer=tunesmith_dot_registry_dot_v1_dot_models__pb2.CreateModelRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_registry_dot_v1_dot_models__pb2.CreateModelResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/tunesmith.registry.v1.ModelsService/ListModels',
                 request_serializer=tunesmith_dot_registry_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
@@ -53,8 +58,15 @@ class ModelsServiceStub(object):
 
 
 class ModelsServiceServicer(object):
-    """Lists, reads and deletes what the caller's project may prompt.
+    """Lists, reads and deletes what the caller's project may prompt, and brings models from outside.
     """
+
+    def CreateModel(self, request, context):
+        """Imports a model that was tuned elsewhere from an uploaded archive; GetModel tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -77,6 +89,11 @@ class ModelsServiceServicer(object):
 
 def add_ModelsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateModel,
+                    request_deserializer=tunesmith_dot_registry_dot_v1_dot_models__pb2.CreateModelRequest.FromString,
+                    response_serializer=tunesmith_dot_registry_dot_v1_dot_models__pb2.CreateModelResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=tunesmith_dot_registry_dot_v1_dot_models__pb2.ListModelsRequest.FromString,
@@ -101,8 +118,35 @@ def add_ModelsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelsService(object):
-    """Lists, reads and deletes what the caller's project may prompt.
+    """Lists, reads and deletes what the caller's project may prompt, and brings models from outside.
     """
+
+    @staticmethod
+    def CreateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.registry.v1.ModelsService/CreateModel',
+            tunesmith_dot_registry_dot_v1_dot_models__pb2.CreateModelRequest.SerializeToString,
+            tunesmith_dot_registry_dot_v1_dot_models__pb2.CreateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListModels(request,

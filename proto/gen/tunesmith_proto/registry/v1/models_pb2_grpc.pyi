@@ -27,27 +27,39 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelsServiceStub:
-    """Lists, reads and deletes what the caller's project may prompt."""
+    """Lists, reads and deletes what the caller's project may prompt, and brings models from outside."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelsServiceAsyncStub: ...
+    CreateModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.CreateModelRequest, _models_pb2.CreateModelResponse]
+    """Imports a model that was tuned elsewhere from an uploaded archive; GetModel tells how far it is."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.DeleteModelResponse]
 
 @_typing.type_check_only
 class ModelsServiceAsyncStub(ModelsServiceStub):
-    """Lists, reads and deletes what the caller's project may prompt."""
+    """Lists, reads and deletes what the caller's project may prompt, and brings models from outside."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateModel: _aio.UnaryUnaryMultiCallable[_models_pb2.CreateModelRequest, _models_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Imports a model that was tuned elsewhere from an uploaded archive; GetModel tells how far it is."""
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     DeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.DeleteModelResponse]  # type: ignore[assignment]
 
 class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Lists, reads and deletes what the caller's project may prompt."""
+    """Lists, reads and deletes what the caller's project may prompt, and brings models from outside."""
+
+    @_abc_1.abstractmethod
+    def CreateModel(
+        self,
+        request: _models_pb2.CreateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.CreateModelResponse, _abc.Awaitable[_models_pb2.CreateModelResponse]]:
+        """Imports a model that was tuned elsewhere from an uploaded archive; GetModel tells how far it is."""
 
     @_abc_1.abstractmethod
     def ListModels(

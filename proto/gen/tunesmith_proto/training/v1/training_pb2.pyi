@@ -32,12 +32,16 @@ class _RunKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunKind.Value
     RUN_KIND_UNSPECIFIED: _RunKind.ValueType  # 0
     RUN_KIND_PREFLIGHT: _RunKind.ValueType  # 1
     RUN_KIND_TRAINING: _RunKind.ValueType  # 2
+    RUN_KIND_IMPORT: _RunKind.ValueType  # 3
+    """a model that was tuned elsewhere becomes an artifact; trains nothing"""
 
 class RunKind(_RunKind, metaclass=_RunKindEnumTypeWrapper): ...
 
 RUN_KIND_UNSPECIFIED: RunKind.ValueType  # 0
 RUN_KIND_PREFLIGHT: RunKind.ValueType  # 1
 RUN_KIND_TRAINING: RunKind.ValueType  # 2
+RUN_KIND_IMPORT: RunKind.ValueType  # 3
+"""a model that was tuned elsewhere becomes an artifact; trains nothing"""
 Global___RunKind: _TypeAlias = RunKind  # noqa: Y015
 
 class _Weights:
@@ -409,6 +413,7 @@ class TrainingSpec(_message.Message):
     MAX_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     LONG_ROWS_FIELD_NUMBER: _builtins.int
     WARM_START_FIELD_NUMBER: _builtins.int
+    MODEL_ARCHIVE_FIELD_NUMBER: _builtins.int
     MEMORY_FAILURES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
@@ -445,6 +450,10 @@ class TrainingSpec(_message.Message):
     def warm_start(self) -> Global___WarmStart:
         """an adapter's settings are in hyperparameters"""
 
+    @_builtins.property
+    def model_archive(self) -> Global___RemoteFile:
+        """of an import: a tar with the model's files at its top"""
+
     def __init__(
         self,
         *,
@@ -466,15 +475,18 @@ class TrainingSpec(_message.Message):
         max_context_length: _builtins.int | None = ...,
         long_rows: Global___LongRows.ValueType = ...,
         warm_start: Global___WarmStart | None = ...,
+        model_archive: Global___RemoteFile | None = ...,
         memory_failures: _builtins.int = ...,
         devices: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file", "warm_start", b"warm_start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_model_archive", b"_model_archive", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "max_context_length", b"max_context_length", "model_archive", b"model_archive", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file", "warm_start", b"warm_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "devices", b"devices", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length", "_model_archive", b"_model_archive", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "devices", b"devices", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "model_archive", b"model_archive", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_context_length: _TypeAlias = _typing.Literal["max_context_length"]  # noqa: Y015
     _WhichOneofArgType__max_context_length: _TypeAlias = _typing.Literal["_max_context_length", b"_max_context_length"]  # noqa: Y015
+    _WhichOneofReturnType__model_archive: _TypeAlias = _typing.Literal["model_archive"]  # noqa: Y015
+    _WhichOneofArgType__model_archive: _TypeAlias = _typing.Literal["_model_archive", b"_model_archive"]  # noqa: Y015
     _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015
     _WhichOneofReturnType__validation_file: _TypeAlias = _typing.Literal["validation_file"]  # noqa: Y015
@@ -483,6 +495,8 @@ class TrainingSpec(_message.Message):
     _WhichOneofArgType__warm_start: _TypeAlias = _typing.Literal["_warm_start", b"_warm_start"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_context_length) -> _WhichOneofReturnType__max_context_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_archive) -> _WhichOneofReturnType__model_archive | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume) -> _WhichOneofReturnType__resume | None: ...
     @_typing.overload
@@ -1477,6 +1491,53 @@ class CompleteTrainingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteTrainingResponse: _TypeAlias = CompleteTrainingResponse  # noqa: Y015
+
+@_typing.final
+class CompleteImportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def artifact(self) -> Global___Artifact:
+        """without training state"""
+
+    @_builtins.property
+    def adapter(self) -> Global___Hyperparameters:
+        """what a run that goes on from it must know: rank, alpha, targets, scale; unset if whole"""
+
+    def __init__(
+        self,
+        *,
+        artifact: Global___Artifact | None = ...,
+        adapter: Global___Hyperparameters | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "artifact", b"artifact"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteImportRequest: _TypeAlias = CompleteImportRequest  # noqa: Y015
+
+@_typing.final
+class CompleteImportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteImportResponse: _TypeAlias = CompleteImportResponse  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):

@@ -65,6 +65,11 @@ class TrainingServiceStub(object):
                 request_serializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteTrainingRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteTrainingResponse.FromString,
                 _registered_method=True)
+        self.CompleteImport = channel.unary_unary(
+                '/tunesmith.training.v1.TrainingService/CompleteImport',
+                request_serializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteImportRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteImportResponse.FromString,
+                _registered_method=True)
         self.FailRun = channel.unary_unary(
                 '/tunesmith.training.v1.TrainingService/FailRun',
                 request_serializer=tunesmith_dot_training_dot_v1_dot_training__pb2.FailRunRequest.SerializeToString,
@@ -118,6 +123,13 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompleteImport(self, request, context):
+        """Ends an import: the artifact is verified, promoted and registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FailRun(self, request, context):
         """Ends a run that cannot go on.
         """
@@ -157,6 +169,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CompleteTraining,
                     request_deserializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteTrainingRequest.FromString,
                     response_serializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteTrainingResponse.SerializeToString,
+            ),
+            'CompleteImport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteImport,
+                    request_deserializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteImportRequest.FromString,
+                    response_serializer=tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteImportResponse.SerializeToString,
             ),
             'FailRun': grpc.unary_unary_rpc_method_handler(
                     servicer.FailRun,
@@ -327,6 +344,33 @@ class TrainingService(object):
             '/tunesmith.training.v1.TrainingService/CompleteTraining',
             tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteTrainingRequest.SerializeToString,
             tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.training.v1.TrainingService/CompleteImport',
+            tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteImportRequest.SerializeToString,
+            tunesmith_dot_training_dot_v1_dot_training__pb2.CompleteImportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class TrainingServiceStub:
     """Ends a preflight run: the job moves to queued with resolved hyperparameters, or to paused if it shall wait."""
     CompleteTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.CompleteTrainingRequest, _training_pb2.CompleteTrainingResponse]
     """Ends a training run: the artifact is verified, promoted, registered; the job succeeds."""
+    CompleteImport: _grpc.UnaryUnaryMultiCallable[_training_pb2.CompleteImportRequest, _training_pb2.CompleteImportResponse]
+    """Ends an import: the artifact is verified, promoted and registered."""
     FailRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.FailRunRequest, _training_pb2.FailRunResponse]
     """Ends a run that cannot go on."""
 
@@ -68,6 +70,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Ends a preflight run: the job moves to queued with resolved hyperparameters, or to paused if it shall wait."""
     CompleteTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.CompleteTrainingRequest, _training_pb2.CompleteTrainingResponse]  # type: ignore[assignment]
     """Ends a training run: the artifact is verified, promoted, registered; the job succeeds."""
+    CompleteImport: _aio.UnaryUnaryMultiCallable[_training_pb2.CompleteImportRequest, _training_pb2.CompleteImportResponse]  # type: ignore[assignment]
+    """Ends an import: the artifact is verified, promoted and registered."""
     FailRun: _aio.UnaryUnaryMultiCallable[_training_pb2.FailRunRequest, _training_pb2.FailRunResponse]  # type: ignore[assignment]
     """Ends a run that cannot go on."""
 
@@ -121,6 +125,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CompleteTrainingResponse, _abc.Awaitable[_training_pb2.CompleteTrainingResponse]]:
         """Ends a training run: the artifact is verified, promoted, registered; the job succeeds."""
+
+    @_abc_1.abstractmethod
+    def CompleteImport(
+        self,
+        request: _training_pb2.CompleteImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.CompleteImportResponse, _abc.Awaitable[_training_pb2.CompleteImportResponse]]:
+        """Ends an import: the artifact is verified, promoted and registered."""
 
     @_abc_1.abstractmethod
     def FailRun(

@@ -1,0 +1,88 @@
+"""Owns golden answers: what base and tuned model say to a few prompts, recorded so that engines can be held to it.
+Must not know how weights came about, optimizers or the control plane."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from tunesmith_trainer import lora
+from tunesmith_trainer.model import load_for_generation
+from tunesmith_trainer.rendering import Example
+
+GOLDEN_FILE = "golden.json"
+_PROMPTS = 3
+_TOKENS = 8
+
+
+class GoldenAnswers:
+    """Answers for the models of one base. `prompts` are token ids; `stop_ids` end an answer."""
+
+    def __init__(self, base_folder: Path, prompts: Sequence[list[int]], stop_ids: Sequence[int]) -> None:
+        self._base_folder = base_folder
+        self._prompts = prompts
+        self._stop_ids = stop_ids
+        self._base_answers: list[dict[str, Any]] | None = None
+
+    def record(self, folder: Path, device: torch.device, *, whole: bool) -> list[dict[str, Any]]:
+        """Writes greedy answers in float32 into `folder` and returns them.
+
+        The tuned model is loaded from the files there: a `whole` one, or an adapter on the base.
+        """
+        if self._base_answers is None:
+            self._base_answers = self._answers(load_for_generation(self._base_folder, device))
+        tuned = load_for_generation(folder if whole else self._base_folder, device)
+        if not whole:
+            lora.attach_saved(tuned, folder)
+        pairs = zip(self._prompts, self._answers(tuned), self._base_answers, strict=True)
+        prompts = [
+            {
+                "prompt_token_ids": prompt,
+                "token_ids": answer["token_ids"],
+                "logprobs": answer["logprobs"],
+                "base_token_ids": base["token_ids"],
+                "base_logprobs": base["logprobs"],
+            }
+            for prompt, answer, base in pairs
+        ]
+        (folder / GOLDEN_FILE).write_text(json.dumps({"dtype": "float32", "prompts": prompts}))
+        return prompts
+
+    def _answers(self, model: nn.Module) -> list[dict[str, Any]]:
+        return [greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
+
+
+def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example]) -> list[list[int]]:
+    """The shortest prompts, evaluation rows first: cheap to prove, and none is seen in training if it can be helped."""
+    ordered = [
+        example.prompt_token_ids
+        for examples in (evaluation, training)
+        for example in sorted(examples, key=lambda example: len(example.prompt_token_ids))[:_PROMPTS]
+    ]
+    return [prompt for prompt in ordered if prompt][:_PROMPTS]
+
+
+def greedy(model: nn.Module, prompt: list[int], stop_ids: Sequence[int], tokens: int = _TOKENS) -> dict[str, Any]:
+    """At most `tokens` greedy tokens and their natural log-probabilities; ends with the stop token where one comes."""
+    ids = torch.tensor([prompt], device=next(model.parameters()).device)
+    answer = model.generate(  # type: ignore[operator]  # transformers models have it
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        ),
+    )
+    token_ids = answer.sequences[0, len(prompt) :].tolist()
+    logprobs = [
+        float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(answer.logits, token_ids, strict=True)
+    ]
+    return {"token_ids": token_ids, "logprobs": logprobs}
