@@ -1,9 +1,11 @@
-"""Owns unpacking a tar while it arrives: files into a directory, each whole or not there.
-Must not know HTTP or what the files are for.
+"""Owns the tars that models travel in: unpacked while they arrive, each file whole or not there, and made to be sent.
+Must not know HTTP.
 """
 
 from __future__ import annotations
 
+import errno
+import re
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path, PurePosixPath
@@ -15,6 +17,22 @@ Run = Callable[[Callable[[], object]], Awaitable[object]]
 """Runs what blocks, such as writing to a disk, where it disturbs nobody."""
 
 _CHUNK_BYTES = 1 << 20
+_ADAPTER_CONFIG, _MODEL_CONFIG = "adapter_config.json", "config.json"
+_ADAPTER_FILES = frozenset({_ADAPTER_CONFIG, "adapter_model.safetensors"})
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_TEXT_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+)
 
 
 async def unpack(archive: AsyncIterator[bytes], directory: Path, run: Run) -> list[Path]:
@@ -35,6 +53,33 @@ async def unpack(archive: AsyncIterator[bytes], directory: Path, run: Run) -> li
         written.append(target)
         await reader.read(-info.size % tarfile.BLOCKSIZE)
     return written
+
+
+def pack(directory: Path, target: BinaryIO) -> None:
+    """Write a tar of those files of a model's directory that are served, as the server's own downloads have it.
+
+    Raises:
+        FileNotFoundError: there is no model in the directory.
+    """
+    names = _model_files(directory)
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)  # without times and owners: the same files give the same bytes
+            info.size = (directory / name).stat().st_size
+            with (directory / name).open("rb") as file:
+                archive.addfile(info, file)
+    target.seek(0)
+
+
+def _model_files(directory: Path) -> list[str]:
+    """What lies beside a model - optimizers, logs, other checkpoints - stays where it is."""
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    if _ADAPTER_CONFIG in names:
+        return [name for name in names if name in _ADAPTER_FILES | _TEXT_FILES]
+    if _MODEL_CONFIG in names:
+        return [name for name in names if name in _TEXT_FILES | {_MODEL_CONFIG} or _WEIGHTS.fullmatch(name)]
+    what = "Neither an adapter (adapter_config.json) nor a whole model (config.json) is in"
+    raise FileNotFoundError(errno.ENOENT, what, str(directory))
 
 
 class _Reader:

@@ -6,6 +6,7 @@ Must not know how requests are sent or retried.
     TunesmithError
     ├── ConfigurationError              no API key, or a base URL that is none
     ├── FineTuneFailedError             a fine-tune that was waited for has failed
+    ├── ModelFailedError                an uploaded model that was waited for cannot be served
     ├── WaitTimeoutError                what was waited for took longer than allowed (also a TimeoutError)
     └── APIError
         ├── APIConnectionError          no answer: refused, reset, or cut off in the middle
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tunesmith.types import FineTune
+    from tunesmith.types import FineTune, Model
 
 
 class TunesmithError(Exception):
@@ -68,6 +69,24 @@ class FineTuneFailedError(TunesmithError):
             code=reason.code if reason else None,
         )
         self.fine_tune = fine_tune
+        self.param = reason.param if reason else None
+
+
+class ModelFailedError(TunesmithError):
+    """A model that was uploaded and waited for could not be imported.
+
+    Attributes:
+        model: what was to become of it.
+        param: what is at fault, `file` or `base_model`, or None.
+    """
+
+    def __init__(self, model: Model) -> None:
+        reason = model.error
+        super().__init__(
+            f"{model.id} was not imported: {reason.message if reason else 'the server gave no reason'}",
+            code=reason.code if reason else None,
+        )
+        self.model = model
         self.param = reason.param if reason else None
 
 

@@ -56,7 +56,7 @@ class ReportingGroup(typer.core.TyperGroup):
 
 app = typer.Typer(cls=ReportingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 files_app = typer.Typer(no_args_is_help=True, help="Upload, list, read and delete files.")
-models_app = typer.Typer(no_args_is_help=True, help="List and delete models.")
+models_app = typer.Typer(no_args_is_help=True, help="List, download, upload and delete models.")
 app.add_typer(files_app, name="files")
 app.add_typer(fine_tunes_app, name="fine-tunes")
 app.add_typer(models_app, name="models")
@@ -173,6 +173,24 @@ def download_model(
     folder = output or Path(model.replace(":", "-").replace("/", "-"))
     for path in client_of(ctx).models.download(model, folder, merged=merged):
         print_line(str(path))
+
+
+@models_app.command("upload")
+def upload_model(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="PEFT's LoRA adapter, or a whole model.", file_okay=False)],
+    base: Annotated[str, typer.Option(help="The base model that it was tuned from.")],
+    suffix: Annotated[str | None, typer.Option(help="A word of yours for the model's name.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it is ready.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model that was tuned elsewhere."""
+    models = client_of(ctx).models
+    with upload_display(folder.name) as progress:
+        model = models.upload(folder, base=base, suffix=suffix, progress=progress)
+    if follow:
+        model = models.wait(model.id)
+    print_json(model) if as_json else print_line(model.id)
 
 
 @models_app.command("delete")

@@ -280,6 +280,10 @@ class Model(Identified):
     object: str = "model"
     created: int = 0
     owned_by: str = ""
+    status: str = "ready"
+    """`ready`; of one that was uploaded also `importing` or `failed`. Lists hold models that are ready."""
+    error: JobError | None = None
+    """Why it failed."""
 
 
 class DeploymentTarget(WireModel):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith import APIConnectionError
-from tunesmith._archives import unpack
+from tunesmith._archives import pack, unpack
 from tunesmith._errors import UnexpectedResponseError
 
 FILES = {"config.json": b"{}", "shards/model.safetensors": bytes(range(256)) * 9000, "empty": b""}
@@ -53,6 +53,31 @@ async def test_an_archive_that_ends_early_is_an_error_and_leaves_no_half_file(tm
         await unpack(arriving(tar_of(FILES)[:20_000], 512), tmp_path, run)
     assert caught.value.code == "connection_broken"
     assert files_below(tmp_path) == {"config.json", "shards/model.safetensors.part"}
+
+
+@pytest.mark.parametrize(
+    ("names", "sent"),
+    [
+        (
+            {"adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors", "merges.txt"},
+            ["adapter_config.json", "adapter_model.safetensors", "merges.txt"],
+        ),
+        (
+            {"config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "model.bin", "run.log"},
+            ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"],
+        ),
+    ],
+)
+def test_only_a_models_own_files_are_packed(tmp_path: Path, names: set[str], sent: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode() * 300)
+    first, second = io.BytesIO(), io.BytesIO()
+    pack(tmp_path, first)
+    pack(tmp_path, second)
+    assert first.getvalue() == second.getvalue()
+    with tarfile.open(fileobj=first) as archive:
+        assert archive.getnames() == sent
+        assert all(archive.extractfile(name).read() == name.encode() * 300 for name in sent)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])

@@ -314,6 +314,23 @@ class TestModels:
         assert result.stdout == f"{tmp_path / 'model' / 'config.json'}\n"
         assert api.received[-1].query == {"merged": "true"}
 
+    def test_upload(self, run: Run, api: FakeApi, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        result = run("models", "upload", tmp_path, "--base", MODEL, "--suffix", "mine")
+        name = result.stdout.strip()
+        assert name.startswith(f"ft:{MODEL}:default:mine:")
+        assert json.loads(run("models", "upload", tmp_path, "--base", MODEL, "--json").stdout)["status"] == "importing"
+
+    def test_an_upload_that_is_followed_says_why_it_failed(self, run: Run, api: FakeApi, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        error = {"code": "config_differs", "message": "It is another one.", "param": "base_model"}
+        name = f"ft:{MODEL}:default::abcd2"
+        api.futures[name] = deque([lambda: api.models[name].update(status="failed", error=error)])
+        result = run("models", "upload", tmp_path, "--base", MODEL, "--follow")
+        assert result.exit_code == 1
+        assert "It is another one." in result.stderr
+        assert "config_differs" in result.stderr
+
     def test_list_and_delete(self, run: Run, api: FakeApi) -> None:
         assert run("models", "list").stdout.splitlines()[1].split()[:2] == [MODEL, "tunesmith"]
         assert json.loads(run("models", "list", "--json").stdout)[0]["id"] == MODEL

@@ -1,8 +1,8 @@
 """Owns a small Tunesmith REST server in memory, on a real loopback socket, for the SDK's tests.
 Must not know the SDK: it speaks the wire shapes only.
 
-Faults are queued and met by the next requests; a job's future is a queue of steps, one of which happens each time
-the job is read. So nothing here depends on time.
+Faults are queued and met by the next requests; a job's or a model's future is a queue of steps, one of which happens
+each time it is read. So nothing here depends on time.
 """
 
 from __future__ import annotations
@@ -307,7 +307,15 @@ class FakeApi:
         return json_answer({"object": "list", "data": list(self.models.values())})
 
     def _get_model(self, request: Received, name: str) -> Answer:
+        if self.futures.get(name):
+            self.futures[name].popleft()()
         return json_answer(self.models[name]) if name in self.models else _missing(name, "model_not_found")
+
+    def _create_model(self, request: Received) -> Answer:
+        name = f"ft:{request.json['base_model']}:default:{request.json.get('suffix', '')}:abcd{next(self._numbers)}"
+        self.models[name] = _model(name) | {"status": "importing", "error": None}
+        self.archives[name] = self.files[request.json["file"]][1]
+        return json_answer(self.models[name])
 
     def _delete_model(self, request: Received, name: str) -> Answer:
         if self.models.pop(name, None) is None:
@@ -358,6 +366,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", "/v1/fine_tuning/jobs/([^/]+)/checkpoints", FakeApi._list_checkpoints),
     ("GET", "/v1/model_archives/([^/]+)", FakeApi._get_archive),
     ("GET", "/v1/models", FakeApi._list_models),
+    ("POST", "/v1/models", FakeApi._create_model),
     ("GET", "/v1/models/([^/]+)", FakeApi._get_model),
     ("DELETE", "/v1/models/([^/]+)", FakeApi._delete_model),
     ("POST", "/v1/chat/completions", FakeApi._generate),

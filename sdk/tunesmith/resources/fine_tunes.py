@@ -10,34 +10,23 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Unpack
 
 from tunesmith._blocking import BlockingResource, blocking, iterating
-from tunesmith._errors import (
-    APIConnectionError,
-    FineTuneFailedError,
-    InternalServerError,
-    RateLimitError,
-    WaitTimeoutError,
-)
+from tunesmith._errors import APIConnectionError, FineTuneFailedError, InternalServerError, WaitTimeoutError
 from tunesmith._http import AsyncResource, Call, HttpClient, ResponseBody, path_of
 from tunesmith._pagination import AsyncPage, PageRequest, paging
+from tunesmith._patience import OUTAGE_POLL_S, outlast
 from tunesmith._streaming import AsyncStream
 from tunesmith.resources.files import AsyncFiles
 from tunesmith.resources.fine_tune_request import FineTuneRequest, fine_tune_body
 from tunesmith.types import Estimate, FineTune, FineTuneCheckpoint, FineTuneEvent, ListAnswer
 
-ResultT = TypeVar("ResultT")
-
-OUTAGE_PATIENCE_S = 300.0
-"""How long following and waiting outlast a server that is away: long enough for a restart or an upgrade."""
-
 _FILE_ID = re.compile(r"file-[A-Za-z0-9]+")
 _EVENTS_PER_PAGE = 100
-_OUTAGE_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -158,10 +147,10 @@ class AsyncFineTunes(AsyncResource):
                         yield event
             except (APIConnectionError, InternalServerError):
                 # Cut off, as by a restart: the stream goes on after the last event that came.
-                await self._http.transport.sleep(_OUTAGE_POLL_S)
+                await self._http.transport.sleep(OUTAGE_POLL_S)
             else:
                 return
-            body = await self._outlast(functools.partial(self._open_events, fine_tune_id, last))
+            body = await outlast(self._http.transport, functools.partial(self._open_events, fine_tune_id, last))
 
     async def follow(self, fine_tune_id: str, *, poll_interval: float = 1.0) -> AsyncIterator[FineTuneUpdate]:
         """Yield the job with its new events, at once and after every look, until it has finished.
@@ -176,13 +165,13 @@ class AsyncFineTunes(AsyncResource):
         job = await self.retrieve(fine_tune_id)
         while True:
             # The job is read before its events: once it has finished, the events read afterwards are all there are.
-            fresh = await self._outlast(lambda: self._unseen_events(fine_tune_id, seen))
+            fresh = await outlast(self._http.transport, lambda: self._unseen_events(fine_tune_id, seen))
             seen.update(event.id for event in fresh)
             yield FineTuneUpdate(job, fresh)
             if job.finished:
                 return
             await self._http.transport.sleep(poll_interval)
-            job = await self._outlast(lambda: self.retrieve(fine_tune_id))
+            job = await outlast(self._http.transport, lambda: self.retrieve(fine_tune_id))
 
     async def wait(
         self,
@@ -206,7 +195,7 @@ class AsyncFineTunes(AsyncResource):
             FineTuneFailedError: the job failed; its `code` and `message` are the job's.
             WaitTimeoutError: it took longer than `timeout`.
         """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        transport, deadline = self._http.transport, float("inf") if timeout is None else time.monotonic() + timeout
         shown: object = None
         job = await self.retrieve(fine_tune_id)
         while True:
@@ -217,8 +206,8 @@ class AsyncFineTunes(AsyncResource):
                 break
             if time.monotonic() >= deadline:
                 raise WaitTimeoutError(f"Fine-tune {fine_tune_id} was still {job.status} after {timeout:g} seconds.")
-            await self._http.transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
-            job = await self._outlast(lambda: self.retrieve(fine_tune_id), deadline)
+            await transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
+            job = await outlast(transport, lambda: self.retrieve(fine_tune_id), deadline)
         if job.status == "failed" and raise_on_failure:
             raise FineTuneFailedError(job)
         return job
@@ -251,17 +240,6 @@ class AsyncFineTunes(AsyncResource):
             fresh.extendleft(unseen)
             page = await page.next_page() if len(unseen) == len(page.data) else None
         return fresh
-
-    async def _outlast(self, ask: Callable[[], Awaitable[ResultT]], deadline: float = float("inf")) -> ResultT:
-        """Ask again and again while the server is away, up to `OUTAGE_PATIENCE_S` or the deadline (monotonic)."""
-        give_up = min(deadline, time.monotonic() + OUTAGE_PATIENCE_S)
-        while True:
-            try:
-                return await ask()
-            except (APIConnectionError, InternalServerError, RateLimitError):
-                if time.monotonic() >= give_up:
-                    raise
-                await self._http.transport.sleep(_OUTAGE_POLL_S)
 
 
 class FineTunes(BlockingResource[AsyncFineTunes]):

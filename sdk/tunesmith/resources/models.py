@@ -1,22 +1,34 @@
-"""Owns `client.models`: the base models and tuned models that answer.
-Must not know how models come about.
+"""Owns `client.models`: the base models and tuned models that answer, and the way of one from outside and back.
+Must not know how models are trained.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunesmith._archives import unpack
+from tunesmith._archives import pack, unpack
 from tunesmith._blocking import BlockingResource, blocking
-from tunesmith._http import AsyncResource, Call, path_of
+from tunesmith._errors import ModelFailedError, WaitTimeoutError
+from tunesmith._http import AsyncResource, Call, HttpClient, path_of
 from tunesmith._pagination import PageRequest, paging
+from tunesmith._patience import outlast
+from tunesmith.resources.files import AsyncFiles, Progress
 from tunesmith.types import Deleted, ListAnswer, Model
+
+_ARCHIVE_LIFETIME_S = 24 * 3600
+"""The server keeps what an archive holds as a model; the archive itself only until nobody could ask for it again."""
 
 
 class AsyncModels(AsyncResource):
     """Models that the project may use."""
+
+    def __init__(self, http: HttpClient, files: AsyncFiles) -> None:
+        super().__init__(http)
+        self._files = files
 
     def list(self) -> PageRequest[Model]:
         """List base models and the project's tuned models."""
@@ -45,6 +57,67 @@ class AsyncModels(AsyncResource):
         finally:
             await body.close()
 
+    async def upload(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        base: str,
+        suffix: str | None = None,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Bring a model that was tuned elsewhere; `wait` returns it once it answers under its name, `id`.
+
+        Args:
+            directory: PEFT's LoRA adapter, or a whole model in safetensors; files that are no part of it stay out.
+            base: the base model that it was tuned from.
+            suffix: a word of yours for the model's name.
+            progress: called with the bytes that have arrived and the bytes of all.
+
+        Raises:
+            OSError: there is no model in the directory, or it cannot be read.
+            BadRequestError: engines would not load it; `problems` lists everything.
+        """
+        folder = Path(directory)
+        with tempfile.TemporaryFile() as archive:
+            await self._http.transport.run(lambda: pack(folder, archive))
+            file = await self._files.create(
+                file=(f"{folder.name or 'model'}.tar", archive),
+                purpose="model",
+                expires_after=_ARCHIVE_LIFETIME_S,
+                progress=progress,
+            )
+        body = {"base_model": base, "file": file.id} | ({"suffix": suffix} if suffix is not None else {})
+        return await self._http.fetch(Model, Call("POST", path_of("models"), json=body))
+
+    async def wait(
+        self,
+        model: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the synchronous twin, too, has to keep it
+        poll_interval: float = 1.0,
+    ) -> Model:
+        """Return an uploaded model once it is ready. Waiting outlasts restarts of the server.
+
+        Args:
+            model: its name, from `upload`.
+            timeout: seconds after which to give up; the import goes on.
+            poll_interval: seconds between two looks.
+
+        Raises:
+            ModelFailedError: it cannot be served; `code` and `message` say why.
+            WaitTimeoutError: it took longer than `timeout`.
+        """
+        transport, deadline = self._http.transport, float("inf") if timeout is None else time.monotonic() + timeout
+        found = await self.retrieve(model)
+        while found.status == "importing":
+            if time.monotonic() >= deadline:
+                raise WaitTimeoutError(f"{model} was still being imported after {timeout:g} seconds.")
+            await transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
+            found = await outlast(transport, lambda: self.retrieve(model), deadline)
+        if found.status == "failed":
+            raise ModelFailedError(found)
+        return found
+
 
 class Models(BlockingResource[AsyncModels]):
     """Models that the project may use."""
@@ -53,3 +126,5 @@ class Models(BlockingResource[AsyncModels]):
     retrieve = blocking(AsyncModels.retrieve)
     delete = blocking(AsyncModels.delete)
     download = blocking(AsyncModels.download)
+    upload = blocking(AsyncModels.upload)
+    wait = blocking(AsyncModels.wait)

@@ -19,8 +19,8 @@ from tunesmith import (
     NotFoundError,
     Tunesmith,
     WaitTimeoutError,
+    _patience,
 )
-from tunesmith.resources import fine_tunes
 from tunesmith.types import FineTune
 
 MODEL = "smollm2-135m-instruct"
@@ -338,7 +338,7 @@ class TestWait:
     def test_patience_ends(
         self, api: FakeApi, client: Tunesmith, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fine_tunes, "OUTAGE_PATIENCE_S", 0.0)
+        monkeypatch.setattr(_patience, "OUTAGE_PATIENCE_S", 0.0)
         pauses.on_pause = lambda number: api.stop() if number == 1 else None
         with pytest.raises(APIConnectionError):
             client.fine_tunes.wait(plan(api, becoming(api, "running")))

@@ -16,6 +16,7 @@ from tunesmith_server.core import Core
 from tunesmith_server.http_app import create_http_app
 from tunesmith_server.registry.downloads import DownloadsService
 from tunesmith_server.registry.endpoints import create_router
+from tunesmith_server.registry.imports import ImportsService
 from tunesmith_server.registry.service import RegistryService
 
 TUNED = "ft:toy-base:default:mine:aaaaaaaa"
@@ -33,7 +34,9 @@ async def client(core: Core) -> AsyncIterator[httpx.AsyncClient]:
     base_revision = await publish_base_model(core, "org/model")
     await publish_tuned_model(core, TUNED, base_revision)
     app = create_http_app(
-        core, Authenticator(Keys(), core.signer), [create_router(RegistryService(core), DownloadsService(core))]
+        core,
+        Authenticator(Keys(), core.signer),
+        [create_router(RegistryService(core), ImportsService(core), DownloadsService(core))],
     )
     headers = {"Authorization": "Bearer default"}
     transport = httpx.ASGITransport(app)

@@ -19,6 +19,7 @@ from tunesmith_server.db.tables import ProjectRow
 from tunesmith_server.grpc_app import create_grpc_server
 from tunesmith_server.projects.rate_limits import RateLimits
 from tunesmith_server.projects.usage import UsageQuery, UsageService
+from tunesmith_server.registry.imports import ImportsService
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.registry.servicer import ModelsServicer
 from tunesmith_server.registry.serving_servicer import ServingServicer
@@ -46,7 +47,7 @@ def registry(core: Core) -> RegistryService:
 async def channel(core: Core, registry: RegistryService) -> AsyncIterator[grpc.aio.Channel]:
     authenticator = Authenticator(Keys(), core.signer, "gateway-token")
     serving = ServingServicer(registry, authenticator, UsageService(core))
-    models = ModelsServicer(registry, authenticator)
+    models = ModelsServicer(registry, ImportsService(core), authenticator)
     server = create_grpc_server(
         {
             "tunesmith.registry.v1.ServingService": (
