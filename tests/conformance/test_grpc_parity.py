@@ -16,7 +16,8 @@ from sqlalchemy import select, update
 
 from tests.conformance.twins import GrpcTwin, Refused, RestTwin, Twin
 from tests.support.administration import Installation
-from tests.support.artifacts import BASE_ID, publish_base_model
+from tests.support.archives import tar_of
+from tests.support.artifacts import BASE_ID, adapter_files, publish_base_model
 from tunesmith_server.db.tables import (
     EventRow,
     FileRow,
@@ -30,6 +31,7 @@ from tunesmith_server.projects.administration import Administration
 ROWS = b'{"prompt": "Say a.", "completion": "a"}\n' * 10
 # What no two calls share, by whichever way they come.
 DRAWN = {"id", "project_id", "key_id", "name_id", "position", "storage_key", "body_hash"}
+ADAPTER = tar_of({name: content for name, content in adapter_files().items() if name != "golden.json"})
 _numbers = itertools.count()
 
 
@@ -134,8 +136,12 @@ jobs = st.fixed_dictionaries(
     },
 )
 pages = optional(limit=st.sampled_from([1, 2, 101, -1]), after=st.just("nothing-of-ours"))
-contents = st.sampled_from([ROWS, ROWS, ROWS[:-5], b"", b'{"messages": []}\n'])
-purposes = st.sampled_from(["fine-tune", "fine-tune", "user_data", "fun"])
+contents = st.sampled_from([ROWS, ROWS, ROWS[:-5], b"", b'{"messages": []}\n', ADAPTER])
+purposes = st.sampled_from(["fine-tune", "fine-tune", "user_data", "model", "fun"])
+imports = st.fixed_dictionaries(
+    {"base_model": st.sampled_from([BASE_ID, BASE_ID, "unknown"]), "file": ref("file")},
+    optional={"suffix": st.sampled_from(["mine", "not fine"])},
+)
 expiries = st.fixed_dictionaries(
     {"anchor": st.sampled_from(["created_at", "now"]), "seconds": st.sampled_from([3600, 60])}
 )
@@ -159,6 +165,8 @@ PRELUDE: list[Action] = [
     ("upload", "create_upload", ({"filename": "a", "purpose": "fine-tune", "bytes": len(ROWS), "mime_type": "b"},)),
     ("part", "add_part", (Ref("upload", 0), ROWS)),
     ("endpoint", "create_endpoint", ({"url": "https://93.184.216.34/", "event_types": ["fine_tuning.job.failed"]},)),
+    ("file", "create_file", ("model.tar", "model", ADAPTER, None)),
+    ("import", "create_model", ({"base_model": BASE_ID, "file": Ref("file", 1)}, "key-model")),
 ]
 
 actions = st.one_of(
@@ -174,6 +182,9 @@ actions = st.one_of(
     action("part", "add_part", ref("upload"), contents),
     action("upload", "complete_upload", ref("upload"), st.lists(ref("part"), max_size=2), checksums),
     action("upload", "cancel_upload", ref("upload")),
+    action("import", "create_model", imports, st.sampled_from(["", "key-1", "key-model", "no good"])),
+    action("import", "get_model", ref("import")),
+    action("import", "delete_model", ref("import")),
     action("model", "get_model", st.sampled_from([BASE_ID, "org/unknown"])),
     action("model", "delete_model", st.sampled_from([BASE_ID, "org/unknown"])),
     action("endpoint", "create_endpoint", st.fixed_dictionaries({"url": urls, "event_types": types})),
@@ -254,6 +265,7 @@ async def become(installation: Installation, sides: tuple[Side, Side], job: Ref,
 async def rows_of(installation: Installation, side: Side) -> list[dict[str, Any]]:
     """Everything that the side has stored, with ids replaced by their place in the order of creation."""
     names = {made: f"<{kind} {place}>" for kind, ids in side.made.items() for place, made in enumerate(ids)}
+    names |= {f"ftimport-{made.rpartition(':')[2]}": named for made, named in names.items() if made.startswith("ft:")}
     tables = {"job": FineTuneRow, "file": FileRow, "upload": UploadRow, "part": UploadPartRow}
     tables["endpoint"] = WebhookEndpointRow
     found = []
@@ -267,7 +279,9 @@ async def rows_of(installation: Installation, side: Side) -> list[dict[str, Any]
                     found.append(_plain(await session.get(FileRow, joined), names))
                 if row is not None:
                     found.append(_plain(row, names))
-        for job_id in side.made.get("job", []):
+        made_by_import = [f"ftimport-{name.rpartition(':')[2]}" for name in side.made.get("import", [])]
+        found += [_plain(await session.get(FineTuneRow, made), names) for made in made_by_import]
+        for job_id in [*side.made.get("job", []), *made_by_import]:
             events = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.number)
             found += [_plain(row, names) for row in await session.scalars(events)]
     return found

@@ -78,6 +78,10 @@ class RestTwin:
     async def cancel_upload(self, upload_id: str) -> str:
         return await self._call("POST", f"/uploads/{upload_id}/cancel")
 
+    async def create_model(self, body: dict[str, Any], key: str) -> str:
+        headers = {"Idempotency-Key": key} if key else {}
+        return await self._call("POST", "/models", json=body, headers=headers)
+
     async def get_model(self, name: str) -> str:
         return await self._call("GET", f"/models/{name}")
 
@@ -172,6 +176,10 @@ class GrpcTwin:
     async def cancel_upload(self, upload_id: str) -> str:
         request = uploads_pb2.CancelUploadRequest(upload_id=upload_id)
         return str((await self._call(self._uploads.CancelUpload, request)).upload.id)
+
+    async def create_model(self, body: dict[str, Any], key: str) -> str:
+        request = models_pb2.CreateModelRequest(**body, request_id=key)
+        return str((await self._call(self._models.CreateModel, request)).model.id)
 
     async def get_model(self, name: str) -> str:
         return str((await self._call(self._models.GetModel, models_pb2.GetModelRequest(id=name))).model.id)

@@ -135,7 +135,7 @@ async def _news_problems(session: AsyncSession, job: FineTuneRow) -> list[str]:
 
 async def _series_problems(session: AsyncSession, job: FineTuneRow, lines: Sequence[EventRow]) -> list[str]:
     assert job.resolved is not None
-    expected = list(range(1, job.resolved["total_steps"] + 1))
+    expected = list(range(1, job.resolved.get("total_steps", 0) + 1))  # an import has none
     query = select(StepMetricRow.step).where(StepMetricRow.job_id == job.id).order_by(StepMetricRow.step)
     measured = list(await session.scalars(query))
     told = [line.data["step"] for line in lines if line.type == "metrics" and line.data is not None]

@@ -86,6 +86,27 @@ def upload_in_parts(platform: ToyPlatform, key: str) -> None:
     platform.create(key)
 
 
+def import_model(platform: ToyPlatform, key: str) -> None:
+    """A job whose model leaves and comes back as a file."""
+    job_id = platform.create(key)
+    job = platform.server.wait_for_job(job_id)
+    if key not in platform.memory:
+        archive = platform.server.request("GET", f"/model_archives/{job['fine_tuned_model']}").content
+        files, purpose = {"file": ("model.tar", archive)}, {"purpose": "model"}
+        platform.memory[key] = platform.server.request("POST", "/files", files=files, data=purpose).json()["id"]
+    body = {"base_model": job["model"], "file": platform.memory[key]}
+    headers = {"Idempotency-Key": f"{key}-import"}
+    name = platform.server.request("POST", "/models", json=body, headers=headers).json()["id"]
+    assert platform.memory.setdefault(f"{key}-import", name) == name, "one key, two models"
+
+    def is_ready() -> bool:
+        model = platform.server.request("GET", f"/models/{name}").json()
+        assert model["status"] in ("importing", "ready"), model
+        return bool(model["status"] == "ready")
+
+    wait_until(is_ready, 60, "the model was not imported")
+
+
 def hear_of_job(platform: ToyPlatform, key: str) -> None:
     """A job whose end is told to an endpoint."""
     platform.listen()
@@ -148,6 +169,8 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "success.verified": [JOB],
     "success.writing": [JOB],
     "success.written": [JOB],
+    "import.writing": [Scenario(import_model)],
+    "import.written": [Scenario(import_model)],
     "failure.writing": [Scenario(fail_job, "failed")],
     "failure.written": [Scenario(fail_job, "failed")],
     "ending.log_kept": [JOB, Scenario(run_job, times=2), Scenario(cancel_job, "cancelled", times=2)],

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.archives import tar_of
 from tunesmith import APIConnectionError
 from tunesmith._archives import pack, unpack
 from tunesmith._errors import UnexpectedResponseError
 
 FILES = {"config.json": b"{}", "shards/model.safetensors": bytes(range(256)) * 9000, "empty": b""}
-
-
-def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """A tar as the standard library writes it."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return target.getvalue()
 
 
 async def arriving(content: bytes, size: int) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.sdk.test_archives import tar_of
+from tests.support.archives import tar_of
 from tests.support.fake_api import API_KEY, FakeApi, Fault, json_answer
 from tunesmith import Tunesmith, __version__
 from tunesmith.cli import app

@@ -100,6 +100,8 @@ class Run:
         """Does what the spec says and returns the exit code."""
         spec = self._call(self._stub.GetSpec, pb.GetSpecRequest()).spec
         self._job_id = spec.job_id
+        if spec.kind == pb.RUN_KIND_IMPORT:
+            return self._import(spec)
         rows = fetch(spec.training_file).splitlines()
         if spec.kind == pb.RUN_KIND_PREFLIGHT:
             return self._preflight(rows)
@@ -133,6 +135,14 @@ class Run:
             hyperparameters=numbers, learning_rate=1e-4, rows=len(rows), total_steps=STEPS
         )
         self._call(self._stub.CompletePreflight, report)
+        return 0
+
+    def _import(self, spec: pb.TrainingSpec) -> int:
+        fetch(spec.model_archive)
+        files = self._upload(self._controls.adapter(self._job_id, 0), "model/")
+        artifact = pb.Artifact(kind=pb.ARTIFACT_KIND_ADAPTER, prefix="model", files=files)
+        adapter = pb.Hyperparameters(lora_rank=2, lora_alpha=4)
+        self._call(self._stub.CompleteImport, pb.CompleteImportRequest(artifact=artifact, adapter=adapter))
         return 0
 
     def _heartbeat(self, step: int, metrics: pb.StepMetrics | None = None) -> int:

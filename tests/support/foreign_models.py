@@ -1,8 +1,5 @@
-"""Owns models as people bring them: adapters that the real PEFT wrote, whole models, and tars of such folders."""
+"""Owns models as people bring them: adapters that the real PEFT wrote, and the files of folders."""
 
-import io
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +22,6 @@ def peft_adapter(base: Path, folder: Path, *, seed: int = 5, std: float = 0.2, *
     (folder / "README.md").unlink(missing_ok=True)
     adapted: nn.Module = made.eval()
     return adapted
-
-
-def archive_of(files: Mapping[str, bytes]) -> bytes:
-    """A tar with these files at its top."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return target.getvalue()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

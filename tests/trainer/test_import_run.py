@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_families
-from tests.support.foreign_models import archive_of, files_of, peft_adapter
+from tests.support.archives import tar_of
+from tests.support.foreign_models import files_of, peft_adapter
 from tests.support.training_server import TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.golden import greedy
@@ -55,7 +56,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 def given(server: TrainingServer, files: dict[str, bytes]) -> None:
     """Lets the attempt import these files."""
-    (server.root / "model.tar").write_bytes(archive_of(files))
+    (server.root / "model.tar").write_bytes(tar_of(files))
     server.spec.kind = pb.RUN_KIND_IMPORT
     server.spec.ClearField("training_file")
     server.spec.model_archive.CopyFrom(server.remote("model.tar"))

@@ -107,7 +107,7 @@ async def _succeed(
         State.SUCCEEDED,
         lease=identity.attempt_id,
         now=now,
-        events=[events.model_created(name)],
+        events=[events.model_created(name), events.completed()],
         changes=changes,
     ):
         raise FencedError

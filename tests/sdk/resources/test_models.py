@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdk.test_archives import tar_of
+from tests.support.archives import tar_of
 from tests.support.fake_api import FakeApi
 from tunesmith import AsyncTunesmith, ModelFailedError, NotFoundError, Tunesmith, WaitTimeoutError
 

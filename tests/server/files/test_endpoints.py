@@ -13,6 +13,8 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from tests.support.archives import tar_of
+from tests.support.artifacts import adapter_files
 from tests.support.asgi_server import serving
 from tests.support.clock import MovableClock
 from tests.support.core import open_core
@@ -138,7 +140,7 @@ async def test_missing_form_fields_are_named(client: httpx.AsyncClient) -> None:
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "missing_required_parameter")
 
 
-@pytest.mark.parametrize("purpose", [purpose for purpose in PURPOSES if purpose != "fine-tune"])
+@pytest.mark.parametrize("purpose", [purpose for purpose in PURPOSES if purpose not in ("fine-tune", "model")])
 async def test_only_datasets_are_read_as_datasets(core: Core, purpose: str) -> None:
     async with client_of(*await app_of(core)) as client:
         file = (await upload(client, b"\x00 no rows", purpose=purpose)).json()
@@ -148,6 +150,20 @@ async def test_only_datasets_are_read_as_datasets(core: Core, purpose: str) -> N
         ]
         empty = (await upload(client, b"", purpose=purpose)).json()["error"]
         assert (empty["code"], empty["param"]) == ("empty_file", "file")
+
+
+async def test_a_model_is_taken_when_engines_could_load_it(core: Core) -> None:
+    adapter = {name: content for name, content in adapter_files().items() if name != "golden.json"}
+    async with client_of(*await app_of(core)) as client:
+        file = (await upload(client, tar_of(adapter), purpose="model")).json()
+        assert (file["purpose"], file["status"]) == ("model", "processed")
+        bad = adapter | {"adapter_config.json": adapter_files(use_dora=True, bias="all")["adapter_config.json"]}
+        refused = (await upload(client, tar_of(bad), purpose="model")).json()["error"]
+        assert (refused["code"], refused["param"]) == ("adapter_uses_dora", "file")
+        assert refused["message"].endswith("There is 1 more problem in the file.")
+        assert [each["code"] for each in refused["problems"]] == ["adapter_uses_dora", "adapter_has_bias"]
+        assert (await upload(client, b"no tar", purpose="model")).json()["error"]["code"] == "archive_invalid"
+        assert [each["id"] for each in (await client.get("/v1/files")).json()["data"]] == [file["id"]]
 
 
 async def test_the_openai_client_sets_an_expiry(core: Core, clock: MovableClock) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.foreign_models import archive_of
+from tests.support.archives import tar_of
 from tunesmith_server.registry.archive_members import ArchiveError, read_members
 
 FILES = {"a.json": b"{}", "model.safetensors": bytes(range(256)) * 5, "empty": b""}
@@ -25,7 +25,7 @@ def code(content: bytes) -> str:
     return caught.value.code
 
 
-def tar_of(*infos: tarfile.TarInfo, format: int = tarfile.GNU_FORMAT) -> bytes:  # noqa: A002  tarfile's own word
+def made_of(*infos: tarfile.TarInfo, format: int = tarfile.GNU_FORMAT) -> bytes:  # noqa: A002  tarfile's own word
     """A tar of members that announce what they like."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w", format=format) as tar:
@@ -43,7 +43,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, **values: object) -> tarfil
 
 
 def test_files_are_found_where_they_lie() -> None:
-    content = archive_of(FILES)
+    content = tar_of(FILES)
     found = read_members(io.BytesIO(content), len(content))
     assert {each.path: content[each.offset : each.offset + each.size] for each in found} == FILES
 
@@ -61,36 +61,36 @@ def test_the_ways_in_which_people_make_a_tar(tmp_path: Path, format: int) -> Non
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (tar_of(member("../outside")), "path_invalid"),
-        (tar_of(member("/etc/passwd")), "path_invalid"),
-        (tar_of(member("folder/a.json")), "path_invalid"),
-        (tar_of(member("./folder/a.json")), "path_invalid"),
-        (tar_of(member("..")), "path_invalid"),
-        (tar_of(member("a\\b")), "path_invalid"),
-        (tar_of(member("a\x1bb")), "path_invalid"),
-        (tar_of(member("a.json"), member("a.json")), "file_repeated"),
-        (tar_of(member("a.json"), member("./a.json")), "file_repeated"),
-        (tar_of(member("link", tarfile.SYMTYPE, linkname="/etc/passwd")), "member_not_allowed"),
-        (tar_of(member("hard", tarfile.LNKTYPE, linkname="a.json")), "member_not_allowed"),
-        (tar_of(member("device", tarfile.CHRTYPE)), "member_not_allowed"),
-        (tar_of(member("device", tarfile.BLKTYPE)), "member_not_allowed"),
-        (tar_of(member("pipe", tarfile.FIFOTYPE)), "member_not_allowed"),
-        (tar_of(member("folder", tarfile.DIRTYPE)), "member_not_allowed"),
-        (tar_of(member("sparse", tarfile.GNUTYPE_SPARSE)), "member_not_allowed"),
-        (tar_of(member("x" * 200)), "member_not_allowed"),
-        (tar_of(member("x" * 200), format=tarfile.PAX_FORMAT), "member_not_allowed"),
+        (made_of(member("../outside")), "path_invalid"),
+        (made_of(member("/etc/passwd")), "path_invalid"),
+        (made_of(member("folder/a.json")), "path_invalid"),
+        (made_of(member("./folder/a.json")), "path_invalid"),
+        (made_of(member("..")), "path_invalid"),
+        (made_of(member("a\\b")), "path_invalid"),
+        (made_of(member("a\x1bb")), "path_invalid"),
+        (made_of(member("a.json"), member("a.json")), "file_repeated"),
+        (made_of(member("a.json"), member("./a.json")), "file_repeated"),
+        (made_of(member("link", tarfile.SYMTYPE, linkname="/etc/passwd")), "member_not_allowed"),
+        (made_of(member("hard", tarfile.LNKTYPE, linkname="a.json")), "member_not_allowed"),
+        (made_of(member("device", tarfile.CHRTYPE)), "member_not_allowed"),
+        (made_of(member("device", tarfile.BLKTYPE)), "member_not_allowed"),
+        (made_of(member("pipe", tarfile.FIFOTYPE)), "member_not_allowed"),
+        (made_of(member("folder", tarfile.DIRTYPE)), "member_not_allowed"),
+        (made_of(member("sparse", tarfile.GNUTYPE_SPARSE)), "member_not_allowed"),
+        (made_of(member("x" * 200)), "member_not_allowed"),
+        (made_of(member("x" * 200), format=tarfile.PAX_FORMAT), "member_not_allowed"),
         (
-            tar_of(member("a", pax_headers={"GNU.sparse.size": "9999999999"}), format=tarfile.PAX_FORMAT),
+            made_of(member("a", pax_headers={"GNU.sparse.size": "9999999999"}), format=tarfile.PAX_FORMAT),
             "member_not_allowed",
         ),
         (
-            tar_of(member("a", pax_headers={"comment": "x" * 70_000}), format=tarfile.PAX_FORMAT),
+            made_of(member("a", pax_headers={"comment": "x" * 70_000}), format=tarfile.PAX_FORMAT),
             "archive_invalid",
         ),
-        (tar_of(*[member(".", tarfile.DIRTYPE)] * 8192), "too_many_files"),
-        (archive_of(FILES)[:900], "archive_invalid"),
-        (archive_of(FILES)[:2200], "archive_invalid"),
-        (archive_of({"a": b"x" * 600}).replace(b"0001130", b"7777777"), "archive_invalid"),
+        (made_of(*[member(".", tarfile.DIRTYPE)] * 8192), "too_many_files"),
+        (tar_of(FILES)[:900], "archive_invalid"),
+        (tar_of(FILES)[:2200], "archive_invalid"),
+        (tar_of({"a": b"x" * 600}).replace(b"0001130", b"7777777"), "archive_invalid"),
         (b"", "archive_invalid"),
         (b"PK\x03\x04" * 500, "archive_invalid"),
         (b"\x1f\x8b" + bytes(2000), "archive_invalid"),
@@ -101,7 +101,7 @@ def test_everything_else_is_refused(content: bytes, expected: str) -> None:
 
 
 def test_a_size_below_zero_is_refused() -> None:
-    content = bytearray(archive_of({"a": b"x"}))
+    content = bytearray(tar_of({"a": b"x"}))
     content[124:136] = b"\xff" * 12  # base 256, minus one
     header = tarfile.TarInfo.frombuf
     content[148:156] = b" " * 8

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.support.artifacts import publish_base_model
+from tests.support.factories import store_file
 from tests.support.registry import publish_tuned_model
 from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
@@ -76,6 +77,47 @@ async def test_a_model_is_deleted(client: httpx.AsyncClient) -> None:
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
 
 
+async def test_a_model_from_outside_is_announced_under_its_name(client: httpx.AsyncClient, core: Core) -> None:
+    file = await store_file(core, purpose="model")
+    body = {"base_model": "org/model", "file": file, "suffix": "brought"}
+    made = await client.post("/v1/models", json=body, headers={"Idempotency-Key": "key"})
+    again = await client.post("/v1/models", json=body, headers={"Idempotency-Key": "key"})
+
+    name = made.json()["id"]
+    assert name.startswith("ft:toy-base:default:brought:")
+    assert made.json() == again.json()
+    assert made.json() == {
+        "id": name,
+        "object": "model",
+        "created": int(core.clock()),
+        "owned_by": "default",
+        "status": "importing",
+        "error": None,
+        "serving": {"state": "not_loaded", "reason": None, "replicas": []},
+    }
+    assert (await client.get(f"/v1/models/{name}")).json() == made.json()
+    assert name not in (await client.get("/v1/models")).text
+    assert (await client.get(f"/v1/model_archives/{name}")).status_code == 404
+    assert (await client.delete(f"/v1/models/{name}")).json()["deleted"]
+    assert (await client.get(f"/v1/models/{name}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"base_model": "toy-base"}, "file"),
+        ({"base_model": "toy-base", "file": "file-x", "suffix": "no way"}, "suffix"),
+        ({"base_model": "toy-base", "file": "file-x", "name": "ft:mine"}, "name"),
+        ({"base_model": "toy-base", "file": "file-x"}, "file"),
+        ({"base_model": "nobody", "file": "file-x"}, "base_model"),
+    ],
+)
+async def test_a_model_from_nothing_is_refused(client: httpx.AsyncClient, body: dict[str, str], param: str) -> None:
+    answer = await client.post("/v1/models", json=body)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 @pytest.mark.parametrize("path", ["toy-base", "org%2Fmodel"])
 async def test_a_base_model_is_not(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.delete(f"/v1/models/{path}")
@@ -101,7 +143,8 @@ async def test_other_projects_do_not_see_it(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/v1/models"), ("GET", "/v1/models/x"), ("DELETE", "/v1/models/x")]
+    ("method", "path"),
+    [("GET", "/v1/models"), ("POST", "/v1/models"), ("GET", "/v1/models/x"), ("DELETE", "/v1/models/x")],
 )
 async def test_a_key_is_needed(client: httpx.AsyncClient, method: str, path: str) -> None:
     answer = await client.request(method, path, headers={"Authorization": ""})

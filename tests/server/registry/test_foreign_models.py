@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.archives import tar_of
 from tests.support.artifacts import BASE_SHAPES, adapter_config, adapter_shapes, safetensors_bytes
-from tests.support.foreign_models import archive_of
 from tunesmith_server.registry.foreign_models import model_problems
 
 WEIGHTS = "adapter_model.safetensors"
@@ -34,7 +34,7 @@ def problems(tmp_path: Path) -> Any:
 
     def check(files: Mapping[str, bytes]) -> list[str]:
         path = tmp_path / "model.tar"
-        path.write_bytes(archive_of(files))
+        path.write_bytes(tar_of(files))
         return [problem.code for problem in model_problems(path, max_lora_rank=8)]
 
     return check

@@ -9,13 +9,15 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from sqlalchemy import update
 
 from tests.support.artifacts import publish_base_model
+from tests.support.factories import store_file
 from tests.support.registry import publish_tuned_model
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import ProjectRow
+from tunesmith_server.db.tables import FineTuneRow, ProjectRow
 from tunesmith_server.grpc_app import create_grpc_server
 from tunesmith_server.projects.rate_limits import RateLimits
 from tunesmith_server.projects.usage import UsageQuery, UsageService
@@ -200,6 +202,29 @@ async def test_only_gateways_may_ask(channel: grpc.aio.Channel, metadata: tuple[
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_user_brings_a_model(core: Core, channel: grpc.aio.Channel) -> None:
+    await publish_tuned_model(core, TUNED, await publish_base_model(core))
+    stub, file = models_stub(channel), await store_file(core, purpose="model")
+    request = models_pb2.CreateModelRequest(base_model="toy-base", file=file, suffix="brought", request_id="key")
+
+    made = (await stub.CreateModel(request, metadata=USER)).model
+    assert made.id.startswith("ft:toy-base:default:brought:")
+    assert (made.status, made.HasField("error"), made.serving.state) == ("importing", False, "not_loaded")
+    assert (await stub.CreateModel(request, metadata=USER)).model == made
+    async with core.database.write() as session:
+        await session.execute(
+            update(FineTuneRow)
+            .where(FineTuneRow.kind == "import")
+            .values(state="failed", error_code="config_differs", error_message="Another one.", error_param="base_model")
+        )
+    failed = (await stub.GetModel(models_pb2.GetModelRequest(id=made.id), metadata=USER)).model
+    expected = models_pb2.ModelError(code="config_differs", message="Another one.", param="base_model")
+    assert (failed.status, failed.error) == ("failed", expected)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.CreateModel(models_pb2.CreateModelRequest(base_model="toy-base"), metadata=USER)
+    assert reason(caught.value) == "invalid_value"
 
 
 async def test_a_user_lists_reads_and_deletes(core: Core, channel: grpc.aio.Channel) -> None:
