@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.adapter_check import SERVED
+from tunesmith_trainer.adapter_file import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from tunesmith_trainer.base_shapes import read_shapes
 from tunesmith_trainer.errors import BadData, Problem
 
@@ -36,15 +37,15 @@ def write_plain(source: Path, empty: nn.Module, base_model_id: str, folder: Path
     `empty` is the base model without weights, and gets adapters. `merged`: it will be served as whole weights, so that
     it does not matter which layers engines adapt. Raises BadData where it does not fit the base model.
     """
-    config: dict[str, Any] = json.loads((source / lora.CONFIG_FILE).read_bytes())
-    stored = load_file(source / lora.WEIGHTS_FILE)
-    modules = sorted(name.removeprefix(lora.PREFIX).removesuffix(_A) for name in stored if name.endswith(_A))
+    config: dict[str, Any] = json.loads((source / CONFIG_FILE).read_bytes())
+    stored = load_file(source / WEIGHTS_FILE)
+    modules = sorted(name.removeprefix(PREFIX).removesuffix(_A) for name in stored if name.endswith(_A))
     _check(stored, modules, empty, merged=merged)
     plain, tensors = _evened(config, stored, modules)
     lora.attach(empty, plain.rank, plain.alpha, 0, modules, use_rslora=plain.use_rslora)
     described = lora.describe(empty, base_model_id)
-    (folder / lora.CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-    save_file(tensors, folder / lora.WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     targets = cast("list[str]", described["target_modules"])
     return replace(plain, targets=tuple(targets))
 
@@ -73,7 +74,7 @@ def _check(stored: dict[str, Tensor], modules: list[str], empty: nn.Module, *, m
 
 def _shape(stored: dict[str, Tensor], module: str) -> tuple[int, int]:
     """(out, in) of the layer that the module's adapter is made for."""
-    return stored[f"{lora.PREFIX}{module}{_B}"].shape[0], stored[f"{lora.PREFIX}{module}{_A}"].shape[1]
+    return stored[f"{PREFIX}{module}{_B}"].shape[0], stored[f"{PREFIX}{module}{_A}"].shape[1]
 
 
 def _evened(
@@ -81,7 +82,7 @@ def _evened(
 ) -> tuple[PlainLora, dict[str, Tensor]]:
     """The same deltas with one rank and scale for all: B takes up a scale of its own, and a lower rank gets zeros."""
     use_rslora = bool(config.get("use_rslora"))
-    ranks = {module: stored[f"{lora.PREFIX}{module}{_A}"].shape[0] for module in modules}
+    ranks = {module: stored[f"{PREFIX}{module}{_A}"].shape[0] for module in modules}
     alphas = {module: _alpha_of(config, module) for module in modules}
     rank, alpha = max(ranks.values()), next(iter(alphas.values()))
     plain = PlainLora(rank, alpha, use_rslora, ())
@@ -90,10 +91,10 @@ def _evened(
     common = _scale(rank, alpha, use_rslora=use_rslora)
     tensors = {}
     for module, own in ranks.items():
-        a, b = (stored[f"{lora.PREFIX}{module}{side}"].float() for side in (_A, _B))
+        a, b = (stored[f"{PREFIX}{module}{side}"].float() for side in (_A, _B))
         share = _scale(own, alphas[module], use_rslora=use_rslora) / common
-        tensors[f"{lora.PREFIX}{module}{_A}"] = torch.cat([a, a.new_zeros(rank - own, a.shape[1])])
-        tensors[f"{lora.PREFIX}{module}{_B}"] = torch.cat([b * share, b.new_zeros(b.shape[0], rank - own)], dim=1)
+        tensors[f"{PREFIX}{module}{_A}"] = torch.cat([a, a.new_zeros(rank - own, a.shape[1])])
+        tensors[f"{PREFIX}{module}{_B}"] = torch.cat([b * share, b.new_zeros(b.shape[0], rank - own)], dim=1)
     return plain, tensors
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import lora
+from tunesmith_trainer.adapter_file import CONFIG_FILE
 from tunesmith_trainer.artifact import copy_texts, write_merged, write_whole
 from tunesmith_trainer.base_model import ModelFacts, read_facts
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
@@ -41,7 +41,7 @@ def run_import(spec: pb.TrainingSpec, base: Path, work: Path, reporter: Reporter
     folder = work / "artifact"
     folder.mkdir()
     request = pb.CompleteImportRequest()
-    if (source / lora.CONFIG_FILE).exists():
+    if (source / CONFIG_FILE).exists():
         kind = _write_adapter(spec, source, base, folder, facts, request)
     else:
         kind = _write_weights(source, base, work / "whole", folder)
