@@ -122,6 +122,30 @@ def test_what_it_becomes_is_one_plain_adapter_of_the_same_function(
         torch.testing.assert_close(ours, theirs(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["layers by number", "ranks and alphas of their own", "the same, rank-stabilised"])
+def test_a_run_goes_on_from_what_it_became(
+    server: TrainingServer, run_attempt: RunAttempt, base: Path, tmp_path: Path, name: str
+) -> None:
+    peft_adapter(base, tmp_path / "peft", **ADAPTERS[name])
+    given(server, files_of(tmp_path / "peft"))
+    imported(server, run_attempt).rename(server.root / "start")
+    assert server.imported is not None
+    server.spec.kind = pb.RUN_KIND_TRAINING
+    server.spec.training_file.CopyFrom(server.remote("train.jsonl"))
+    server.spec.hyperparameters.MergeFrom(server.imported.adapter)
+    parts = ("adapter_config.json", "adapter_model.safetensors")
+    files = [server.remote(f"start/{part}", part) for part in parts]
+    server.spec.warm_start.CopyFrom(pb.WarmStart(kind=pb.ARTIFACT_KIND_ADAPTER, files=files))
+
+    assert run_attempt(server) == 0, server.failed
+    trained = server.root / "out" / server.checkpoints[-1].artifact.prefix
+    configs = [json.loads((folder / parts[0]).read_text()) for folder in (server.root / "start", trained)]
+    assert configs[0] == configs[1]
+    before, after = (load_file(folder / parts[1]) for folder in (server.root / "start", trained))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
 def test_a_plain_adapter_keeps_its_tensors_bit_by_bit(
     server: TrainingServer, run_attempt: RunAttempt, base: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +272,10 @@ def _broken(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _enormous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(tensor, 1e30) for name, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -255,6 +283,7 @@ def _broken(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (_of_the_head, ("adapter_module_unknown", "base_model")),
         (_wider, ("adapter_shape_mismatch", "base_model")),
         (_broken, ("weights_not_finite", "file")),
+        (_enormous, ("answers_not_finite", "file")),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(

@@ -1,8 +1,10 @@
 """Owns the course of an import: the uploaded archive, its files held against the base, the artifact, golden answers.
 Must not know how any of them is done."""
 
+import math
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,7 +50,7 @@ def run_import(spec: pb.TrainingSpec, base: Path, work: Path, reporter: Reporter
     reporter.check()
     guard = examples_of(guard_items(Renderer(tokenizer, facts.stop_ids), facts.max_context_length))
     golden = GoldenAnswers(base, golden_prompts(guard, []), facts.stop_ids)
-    golden.record(folder, torch.device("cpu"), whole=kind == pb.ARTIFACT_KIND_FULL)
+    _require_numbers(golden.record(folder, torch.device("cpu"), whole=kind == pb.ARTIFACT_KIND_FULL))
     reporter.report(phase="uploading")
     files = deliver(folder, f"{_PREFIX}/", reporter)
     request.artifact.CopyFrom(pb.Artifact(kind=kind, prefix=_PREFIX, files=files))
@@ -76,6 +78,12 @@ def _require_memory(base: Path) -> None:
             f"{gib(capacity)}. Import it where there is more."
         )
         raise OutOfMemory(Problem("insufficient_memory", message, "base_model"))
+
+
+def _require_numbers(answers: list[dict[str, Any]]) -> None:
+    if not all(math.isfinite(logprob) for answer in answers for logprob in answer["logprobs"]):
+        message = "The model's answers are no numbers: its weights are too large. Take an earlier checkpoint of it."
+        raise BadData(Problem("answers_not_finite", message, "file"))
 
 
 def _write_adapter(
