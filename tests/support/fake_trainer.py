@@ -24,7 +24,12 @@ from tunesmith_proto.training.v1 import training_pb2_grpc
 
 STEPS, STEPS_PER_PASS = 6, 2
 
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # a call that reaches a server while it stops
+)
 
 Answer = TypeVar("Answer")
 

@@ -31,6 +31,8 @@ class Node:
 
     def __init__(self, store: Store, folder: Path, name: str) -> None:
         self.name = name
+        self.path = os.defpath
+        """Where commands are found: what the images hold."""
         self.connected = asyncio.Event()
         self.connected.set()
         self._store = store
@@ -89,6 +91,7 @@ class Node:
         mounts = {each["mountPath"]: self.volume(uid, each["name"]) for each in container["volumeMounts"]}
         self._make_volumes(pod, uid)
         environment = {each["name"]: _on_the_node(each["value"], mounts) for each in container["env"]}
+        environment["PATH"] = self.path
         with self.log(uid).open("wb") as log:
             try:
                 process = await asyncio.create_subprocess_exec(
