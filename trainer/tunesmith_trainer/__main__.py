@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import errors
-from tunesmith_trainer.errors import OutOfMemory, Problem, RunFailed, Yielded
+from tunesmith_trainer.errors import InfrastructureFailed, OutOfMemory, Problem, RunFailed, Yielded
 from tunesmith_trainer.launch import follow, note_end
 from tunesmith_trainer.reporter import Reporter, Silence
 
@@ -118,6 +118,12 @@ def _classified(error: Exception) -> RunFailed:
     if errors.is_out_of_memory(error):
         message = f"The machine ran out of memory while the run was prepared; its log names incident {incident}."
         return OutOfMemory(Problem("out_of_memory", message))
+    if errors.is_disk_full(error):
+        message = (
+            "The disk that the run works on is full. Have its operator free some space; the run goes on from its last "
+            "checkpoint."
+        )
+        return InfrastructureFailed(Problem("disk_full", message))
     return RunFailed(Problem("trainer_error", f"The trainer failed; its log names incident {incident}."))
 
 

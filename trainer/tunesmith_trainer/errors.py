@@ -14,6 +14,7 @@ EXIT_DEFECT = 70
 EXIT_OUT_OF_MEMORY = 71
 EXIT_YIELDED = 75
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
 
@@ -77,6 +78,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room left on a disk; the safetensors library says it in words only."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return type(error).__name__ == "SafetensorError" and any(f"(os error {code})" in str(error) for code in _NO_ROOM)
 
 
 class Yielded(Exception):

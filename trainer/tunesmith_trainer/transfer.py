@@ -122,14 +122,26 @@ class _TryAgain(Exception):
     """A transfer that broke in a way that may pass."""
 
 
+class _Damaged(_TryAgain):
+    """What came is not what was announced."""
+
+
 def _persist(transfer: Callable[[], None], what: str, pause: Callable[[float], None]) -> None:
+    is_damaged = False
     for attempt in range(_ATTEMPTS):
         try:
             transfer()
-        except (httpx.TransportError, _TryAgain):
+        except (httpx.TransportError, _TryAgain) as error:
+            is_damaged = isinstance(error, _Damaged)
             pause(min(30.0, 0.5 * 2**attempt))
         else:
             return
+    if is_damaged:
+        message = (
+            f"What object storage holds is not what was stored there; it failed {_ATTEMPTS} times at {what}. Have its "
+            "operator restore it. Of a checkpoint, an earlier one can be the model of a new job."
+        )
+        raise InfrastructureFailed(Problem("object_damaged", message))
     raise InfrastructureFailed(Problem("storage_unavailable", f"Object storage failed {_ATTEMPTS} times at {what}."))
 
 
@@ -139,7 +151,7 @@ def _fetch(client: httpx.Client, file: Remote, target: Path) -> None:
         _fetch_rest(client, file, target, have)
     if target.stat().st_size != file.size or sha256_of(target) != file.sha256:
         target.unlink()
-        raise _TryAgain
+        raise _Damaged
 
 
 def _fetch_rest(client: httpx.Client, file: Remote, target: Path, have: int) -> None:
