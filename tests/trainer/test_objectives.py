@@ -1,18 +1,21 @@
 """The loss: what it must equal, however rows are laid out."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.evaluation import evaluate
-from tunesmith_trainer.model import Hardware, load
+from tunesmith_trainer.model import Hardware, load, load_for_generation
 from tunesmith_trainer.objectives import score
+from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example, joined
 
@@ -103,6 +106,28 @@ def test_a_micro_batch_without_labels_adds_nothing(model: nn.Module) -> None:
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_tied_embeddings_learn_from_both_their_uses_and_stay_one(base: Path, tmp_path: Path) -> None:
+    model: Any = load(base, FLOAT32)
+    reference: Any = _reference_model(base)
+    for one in EXAMPLES:
+        ids = torch.from_numpy(one.token_ids.astype(np.int64))
+        wanted = torch.from_numpy(one.labelled[1:])
+        logits = reference(input_ids=ids[None]).logits[0, :-1]
+        functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="sum").backward()  # type: ignore[no-untyped-call]  # torch
+    (batch,) = pack(EXAMPLES, 256)
+    score(model, batch).total.backward()  # type: ignore[no-untyped-call]  # torch
+    embeddings = model.get_input_embeddings().weight
+
+    assert embeddings is model.get_output_embeddings().weight
+    torch.testing.assert_close(embeddings.grad, reference.get_input_embeddings().weight.grad, rtol=1e-3, atol=1e-4)
+    Optimizer(model.named_parameters()).step(1e-2)
+    model.save_pretrained(tmp_path)
+    kept = load_for_generation(tmp_path, torch.device("cpu"))
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert torch.equal(kept.get_output_embeddings().weight, embeddings)  # type: ignore[operator]  # transformers models have it
+    assert torch.equal(kept.get_input_embeddings().weight, embeddings)  # type: ignore[operator]  # as above
 
 
 def test_half_precision_stays_near_single(base: Path) -> None:
