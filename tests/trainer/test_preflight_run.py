@@ -116,6 +116,30 @@ def test_a_job_that_never_fits_is_refused_with_the_largest_terms(
     assert server.preflight is None
 
 
+def test_a_job_that_fits_several_gpus_is_told_how_many(
+    server: TrainingServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Full weights of the tiny model and what is kept for them come to a few MiB, which ranks share out.
+    monkeypatch.setattr("tunesmith_trainer.memory_plan._PROCESS", {True: 0, False: 0})
+    monkeypatch.setattr("tunesmith_trainer.preflight_run._MARGIN", 1.0)
+    server.spec.weights = pb.WEIGHTS_FULL
+    needed = {}
+    for devices in (1, 2, 4):
+        server.spec.devices = devices
+        (tmp_path / str(devices)).mkdir()
+        none = Machine("gpu", True, "bfloat16", 256, 1, 1, 1e14)
+        needed[devices] = checked(server, base, tmp_path / str(devices), none).memory.needed_bytes
+    assert needed[4] < needed[2] < needed[1]
+    between = Machine("gpu", True, "bfloat16", 256, needed[4], needed[4], 1e14)
+    server.spec.devices = 1
+    (tmp_path / "small").mkdir()
+    report = checked(server, base, tmp_path / "small", between)
+
+    (finding,) = report.findings
+    assert finding.code == "insufficient_memory"
+    assert finding.message.endswith("or set scheduling.devices to 4, which would be enough.")
+
+
 def test_full_weights_need_less_of_each_of_several_gpus(server: TrainingServer, base: Path, tmp_path: Path) -> None:
     gpu = Machine("gpu", True, "bfloat16", 1024, 8 << 30, 8 << 30, 1e14)
     server.spec.weights = pb.WEIGHTS_FULL

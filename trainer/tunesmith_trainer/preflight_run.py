@@ -26,6 +26,7 @@ from tunesmith_trainer.preflight_report import (
 from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.time_plan import expected_seconds
 
+_NUMBERS_OF_DEVICES = (2, 4, 8)
 _MARGIN = 1.3  # the prediction is within 30 % of what was measured: beyond that, a run cannot fit
 
 
@@ -71,11 +72,17 @@ def _foresee(
             findings.add(problem)
     examples = [*prepared.training, *prepared.evaluation]
     machine = machine.for_each_of(devices)
-    ladder = ladder_of(shapes, config, examples, machine.dtype, machine.pack_tokens, gpu=machine.is_gpu, ranks=devices)
+
+    def ladder_on(ranks: int) -> Ladder:
+        gpu, dtype, packs = machine.is_gpu, machine.dtype, machine.pack_tokens
+        return ladder_of(shapes, config, examples, dtype, packs, gpu=gpu, ranks=ranks)
+
+    ladder = ladder_on(devices)
     choice = ladder.choose(machine.available, machine.capacity)
     report.memory.CopyFrom(wire_memory(choice.need, machine))
     report.resolved.append(wire_choice(choice))
-    _check_memory(ladder, choice.need, machine, findings)
+    if not _check_memory(ladder, choice.need, machine, findings):
+        findings.add(_too_large(ladder, machine, _enough(ladder_on, devices, machine)))
     if machine.flops is not None:
         report.seconds = expected_seconds(
             shapes,
@@ -88,15 +95,26 @@ def _foresee(
         )
 
 
-def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findings) -> None:
-    """A run is refused only where it could never fit: what is free now may be more by the time it starts."""
-    least = ladder.least
-    if least.needed > machine.capacity * _MARGIN:
-        message = f"{_told(least)}; {machine.device} has {gib(machine.capacity)}. {ladder.advice}."
-        findings.add(Problem("insufficient_memory", message, "training_file"))
-    elif need.needed > machine.available * TIGHT:
+def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findings) -> bool:
+    """Whether a run could ever fit: what is free now may be more by the time it starts, so a tight one is a warning."""
+    if need.needed > machine.available * TIGHT and ladder.least.needed <= machine.capacity * _MARGIN:
         free = f"{gib(machine.available)} of {machine.device} are free now"
         findings.add(Problem("memory_tight", f"{_told(need)}; {free}. {ladder.advice} if it fails."), "warning")
+    return ladder.least.needed <= machine.capacity * _MARGIN
+
+
+def _too_large(ladder: Ladder, machine: Machine, enough: int | None) -> Problem:
+    message = f"{_told(ladder.least)}; {machine.device} has {gib(machine.capacity)}. {ladder.advice}"
+    more = f", or set scheduling.devices to {enough}, which would be enough" if enough else ""
+    return Problem("insufficient_memory", f"{message}{more}.", "training_file")
+
+
+def _enough(ladder_on: Callable[[int], Ladder], devices: int, machine: Machine) -> int | None:
+    """How many more devices would do, in a number that machines come with; None where no number would."""
+    if not machine.is_gpu:
+        return None  # ranks on a processor share its memory
+    numbers = (number for number in _NUMBERS_OF_DEVICES if number > devices)
+    return next((number for number in numbers if ladder_on(number).least.needed <= machine.capacity), None)
 
 
 def _told(need: Plan) -> str:
