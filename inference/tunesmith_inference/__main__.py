@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import Iterator
@@ -46,6 +47,9 @@ async def _serve(settings: Settings) -> None:
             timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
         server = _Server(config)
+        # What is there now stays. Going through it again, the collector would have every stream stand still meanwhile.
+        gc.collect()
+        gc.freeze()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
         await server.serve()

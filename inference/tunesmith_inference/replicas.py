@@ -53,7 +53,7 @@ class ReportLost(Exception):
 
 
 class ReplicaReports:
-    """Sends what `replicas` gives at each change of a state, and now and then; `send` may raise ReportLost."""
+    """Sends what `replicas` gives at each change in it, and now and then; `send` may raise ReportLost."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ReplicaReports:
         self._replicas = replicas
         self._send = send
         self._clock = clock
-        self._since: dict[tuple[str, str], tuple[ReplicaState, int]] = {}
+        self._told: dict[tuple[str, str], tuple[ReplicaState, str, int]] = {}
         self._sent_at = float("-inf")
 
     async def run(self) -> None:
@@ -77,15 +77,15 @@ class ReplicaReports:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def look(self) -> None:
-        """Sends a report if a state has changed since the last one, or if that is long ago."""
+        """Sends a report if a state or a reason has changed since the last one, or if that is long ago."""
         now = self._clock()
         replicas = list(self._replicas())
-        since: dict[tuple[str, str], tuple[ReplicaState, int]] = {}
+        telling: dict[tuple[str, str], tuple[ReplicaState, str, int]] = {}
         for replica in replicas:
             key = (replica.engine, replica.revision)
-            state, at = self._since.get(key, (None, 0))
-            since[key] = (replica.state, at if state is replica.state else int(now))
-        if since == self._since and now - self._sent_at < _REPEAT_SECONDS:
+            state, _, since = self._told.get(key, (None, "", 0))
+            telling[key] = (replica.state, replica.reason, since if state is replica.state else int(now))
+        if telling == self._told and now - self._sent_at < _REPEAT_SECONDS:
             return
-        await self._send([Aged(replica, since[replica.engine, replica.revision][1]) for replica in replicas])
-        self._since, self._sent_at = since, now
+        await self._send([Aged(replica, telling[replica.engine, replica.revision][2]) for replica in replicas])
+        self._told, self._sent_at = telling, now

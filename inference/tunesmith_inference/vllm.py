@@ -17,13 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import aiohttp
 
 from tunesmith_inference.errors import GatewayError, engine_failed, invalid_request
 
 _log = logging.getLogger(__name__)
 
-_TIMEOUT = httpx.Timeout(None, connect=5.0)
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+# An idle connection is given up before the engine's server does it (5 s), or a request could meet a closed one.
+_KEEPALIVE_SECONDS = 2.0
 _HEALTH_SECONDS = 5.0
 _ADMIN_SECONDS = 120.0
 _MAX_MESSAGE = 500
@@ -52,15 +54,27 @@ class Completion:
     logprobs: Sequence[float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A small answer that is read whole."""
+
+    status: int
+    content: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+
 class VllmClient:
     """Talks to one engine over its unix socket."""
 
     def __init__(self, socket: Path, api_key: str) -> None:
-        self._http = httpx.AsyncClient(
+        self._http = aiohttp.ClientSession(
             base_url="http://engine",
             headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
             timeout=_TIMEOUT,
-            transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None)),
+            connector=aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def __aenter__(self) -> Self:
@@ -69,32 +83,32 @@ class VllmClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def healthy(self) -> bool:
         """Whether the engine answers and its core lives."""
         try:
-            return (await self._http.get("/health", timeout=_HEALTH_SECONDS)).status_code == 200
-        except httpx.HTTPError:
+            return (await self._call("GET", "/health", seconds=_HEALTH_SECONDS)).status == 200
+        except EngineUnavailable:
             return False
 
     async def version(self) -> str:
         """The engine's version, such as 0.32.0; raises EngineUnavailable."""
         answer = await self._call("GET", "/version")
-        return str(answer.json().get("version", "")) if answer.status_code == 200 else ""
+        return str(answer.json().get("version", "")) if answer.status == 200 else ""
 
     async def models(self) -> set[str]:
         """The names that it answers to, its own and those of loaded adapters; raises EngineUnavailable."""
         answer = await self._call("GET", "/v1/models")
-        if answer.status_code != 200:
-            raise EngineUnavailable(f"status {answer.status_code}")
+        if answer.status != 200:
+            raise EngineUnavailable(f"status {answer.status}")
         return {str(model["id"]) for model in answer.json()["data"]}
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Loads an adapter; loading it again is no error. Raises AdapterRefused or EngineUnavailable."""
         answer = await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-        if answer.status_code != 200 and not (answer.status_code == 400 and "already been loaded" in answer.text):
-            raise AdapterRefused(f"the engine refused the adapter with status {answer.status_code}")
+        if answer.status != 200 and not (answer.status == 400 and b"already been loaded" in answer.content):
+            raise AdapterRefused(f"the engine refused the adapter with status {answer.status}")
 
     async def unload_adapter(self, name: str) -> None:
         """Forgets an adapter; forgetting it again is no error. Raises EngineUnavailable."""
@@ -115,10 +129,10 @@ class VllmClient:
             "return_token_ids": True,
         }
         answer = await self._call("POST", "/v1/completions", body)
-        if answer.status_code >= 500:
-            raise EngineUnavailable(f"status {answer.status_code}")
-        if answer.status_code != 200:
-            raise ValueError(f"the engine refused the prompt with status {answer.status_code}")
+        if answer.status >= 500:
+            raise EngineUnavailable(f"status {answer.status}")
+        if answer.status != 200:
+            raise ValueError(f"the engine refused the prompt with status {answer.status}")
         choice = answer.json()["choices"][0]
         return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"])
 
@@ -129,12 +143,11 @@ class VllmClient:
         """
         response = await self._begun(route, body)
         try:
-            await response.aread()
-        except httpx.HTTPError as error:
+            answer: dict[str, Any] = json.loads(await response.read())
+        except aiohttp.ClientError as error:
             raise _lost(error) from error
         finally:
-            await response.aclose()
-        answer: dict[str, Any] = response.json()
+            response.close()
         return answer
 
     @asynccontextmanager
@@ -147,41 +160,45 @@ class VllmClient:
         try:
             yield _chunks(response, body)
         finally:
-            await response.aclose()
+            response.close()
 
-    async def _begun(self, route: str, body: Mapping[str, Any]) -> httpx.Response:
+    async def _begun(self, route: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
         """An answer of status 200 whose content is still to be read."""
-        request = self._http.build_request("POST", route, content=_encoded(body))
         self._check_open()
         try:
-            response = await self._http.send(request, stream=True)
-        except httpx.ConnectError as error:
+            response = await self._http.post(route, data=_encoded(body))
+        except aiohttp.ClientConnectorError as error:
             raise EngineUnavailable("it does not take connections") from error
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise _lost(error) from error
-        if response.status_code == 200:
+        if response.status == 200:
             return response
         try:
-            content = await response.aread()
-        except httpx.HTTPError as error:
+            content = await response.read()
+        except aiohttp.ClientError as error:
             raise _lost(error) from error
         finally:
-            await response.aclose()
-        if response.status_code in (404, 503):
+            response.close()
+        if response.status in (404, 503):
             # The gateway asks only for what it has loaded: the engine was restarted under the request.
-            raise EngineUnavailable(f"it answered with status {response.status_code}")
-        raise translated(response.status_code, content, body)
+            raise EngineUnavailable(f"it answered with status {response.status}")
+        raise translated(response.status, content, body)
 
     def _check_open(self) -> None:
-        if self._http.is_closed:
+        if self._http.closed:
             raise EngineUnavailable("it is gone")
 
-    async def _call(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+    async def _call(
+        self, method: str, route: str, body: Mapping[str, Any] | None = None, seconds: float = _ADMIN_SECONDS
+    ) -> _Answer:
         self._check_open()
         try:
-            async with asyncio.timeout(_ADMIN_SECONDS):
-                return await self._http.request(method, route, json=body)
-        except (httpx.HTTPError, TimeoutError) as error:
+            async with (
+                asyncio.timeout(seconds),
+                self._http.request(method, route, data=None if body is None else _encoded(body)) as response,
+            ):
+                return _Answer(response.status, await response.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineUnavailable(type(error).__name__) from error
 
 
@@ -203,26 +220,38 @@ def translated(status: int, error_body: bytes, sent: Mapping[str, Any]) -> Gatew
     return invalid_request("invalid_value", _sentence(message), at)
 
 
-async def _chunks(response: httpx.Response, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(response: aiohttp.ClientResponse, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
     begun = False
+    lines = _lines(response)
     try:
-        async for line in response.aiter_lines():
-            if not line.startswith("data:"):
+        async for line in lines:
+            if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
-            if data == "[DONE]":
+            if data == b"[DONE]":
+                # Up to the end of the body: a connection that is left before it cannot be used again.
+                async for _ in lines:
+                    pass
                 return
             chunk = json.loads(data)
             if "error" in chunk:
-                raise translated(_status_of(chunk["error"]), data.encode(), sent)
+                raise translated(_status_of(chunk["error"]), data, sent)
             begun = True
             yield chunk
-    except (httpx.HTTPError, ValueError) as error:
+    except (aiohttp.ClientError, ValueError) as error:
         lost = _lost(error)
         raise engine_failed() if begun else lost from error
     lost = _lost(EOFError("the stream ended early"))
     raise engine_failed() if begun else lost
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    rest = b""
+    async for part in response.content.iter_any():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

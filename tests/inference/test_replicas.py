@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ async def test_a_change_is_told_once_with_its_time_and_everything_again_after_a_
     clock.advance(15)
     await reports.look()
     assert sent == [[Aged(LOADING, 100)], [Aged(READY, 105)], [Aged(READY, 105)]]
+
+
+async def test_a_new_reason_is_told_though_the_state_is_the_same() -> None:
+    clock, sent = MovableClock(100.0), []
+    held = [LOADING]
+
+    async def send(replicas: Sequence[Aged]) -> None:
+        sent.append(list(replicas))
+
+    reports = ReplicaReports(lambda: held, send, clock)
+    await reports.look()
+    clock.advance(1)
+    held[:] = [late := replace(LOADING, reason="no files yet")]
+    await reports.look()
+    assert sent == [[Aged(LOADING, 100)], [Aged(late, 100)]]
 
 
 async def test_a_lost_report_is_told_again() -> None:

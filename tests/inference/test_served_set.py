@@ -97,8 +97,7 @@ async def test_why_an_adapter_is_tried_again_can_be_read_and_others_do_not_wait_
         gateway.control_plane.upsert(servable("late", late, serving_pb2.SERVABLE_KIND_ADAPTER, created=2_000_000_000))
         gateway.add_adapter("good", "good")
         await _answers(gateway, "good")
-        told = await until(lambda: _told(gateway, late, serving_pb2.REPLICA_STATE_FETCHING))
-        assert "could not be fetched" in told.reason
+        told = await until(lambda: _told(gateway, late, serving_pb2.REPLICA_STATE_FETCHING, "could not be fetched"))
         assert (await _adapters(gateway))[late[:16]] == f"fetching: {told.reason}"
 
 
@@ -145,8 +144,12 @@ async def _refused(gateway: GatewayUnderTest, revision: str) -> str:
     return next((state for name, state in adapters.items() if name == revision[:16] and "not served" in state), "")
 
 
-def _told(gateway: GatewayUnderTest, revision: str, state: Any) -> serving_pb2.Replica | None:
-    found = [one for one in gateway.control_plane.replicas if (one.revision, one.state) == (revision, state)]
+def _told(gateway: GatewayUnderTest, revision: str, state: Any, reason: str = "") -> serving_pb2.Replica | None:
+    found = [
+        one
+        for one in gateway.control_plane.replicas
+        if (one.revision, one.state) == (revision, state) and reason in one.reason
+    ]
     return found[0] if found else None
 
 

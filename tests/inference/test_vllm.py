@@ -223,6 +223,30 @@ async def test_an_unknown_model_is_an_engine_to_wait_for(engine: Engine) -> None
         await engine.client.answer(Route.CHAT, {"model": "nothing", "messages": MESSAGES})
 
 
+async def test_a_stream_that_was_read_leaves_its_connection_to_the_next(tmp_path: Path) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while head := (await reader.readuntil(b"\r\n\r\n")).lower():
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r")[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                for event in (b'data: {"choices": []}\n\n', b"data: [DONE]\n\n"):
+                    writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                    await writer.drain()
+                writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    socket = tmp_path / "engine.sock"
+    async with await asyncio.start_unix_server(serve, socket), VllmClient(socket, "key") as client:
+        for _ in range(3):
+            async with client.stream(Route.CHAT, {}) as chunks:
+                assert [chunk async for chunk in chunks] == [{"choices": []}]
+    assert connections == 1
+
+
 @pytest.mark.engine
 async def test_answers_and_arguments_fit_their_schema(vllm: Engine) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": ONE_OF_TWO, "strict": True}}
