@@ -48,7 +48,7 @@ class KubernetesCluster:
         authority.cert_pem.write_to_path(self.certificate)
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(self._key)
         self._write_kubeconfig()
-        self.store.create("nodes", {"metadata": {"name": self.node.name}})
+        self.store.create("nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.node.name}})
         self.set_node("True")
         self._controllers = asyncio.create_task(self._control())
         await self.come_back()
@@ -189,7 +189,8 @@ class KubernetesCluster:
             "finalizers": [_TRACKING],
             "ownerReferences": [owner],
         }
-        pod = {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+        pod["status"] = {"phase": "Pending"}
         self.store.create("pods", pod, job["metadata"]["namespace"])
 
     def _sync_pod(self, pod: Object) -> None:

@@ -33,6 +33,8 @@ class Node:
         self.name = name
         self.path = os.defpath
         """Where commands are found: what the images hold."""
+        self.claims = folder / "claims"
+        """Where the volumes of claims lie, by the claims' names."""
         self.connected = asyncio.Event()
         self.connected.set()
         self._store = store
@@ -119,6 +121,10 @@ class Node:
         shared = 0o440 if "fsGroup" in pod["spec"]["securityContext"] else 0
         for volume in pod["spec"]["volumes"]:
             folder = self.volume(uid, volume["name"])
+            if "persistentVolumeClaim" in volume:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.symlink_to(self.claims / volume["persistentVolumeClaim"]["claimName"])
+                continue
             folder.mkdir(parents=True)
             if "secret" in volume:
                 name = volume["secret"]["secretName"]
@@ -153,7 +159,9 @@ class Node:
         before = dict(current["status"])
         current["status"]["phase"] = phase
         if state is not None:
-            current["status"]["containerStatuses"] = [{"name": "trainer", "state": state}]
+            container = pod["spec"]["containers"][0]
+            told = {"name": container["name"], "image": container["image"], "imageID": "", "restartCount": 0}
+            current["status"]["containerStatuses"] = [told | {"ready": phase == "Running", "state": state}]
         set_condition(current, "Ready", "True" if phase == "Running" else "False")
         if current["status"] != before:
             self._store.put("pods", current)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -85,6 +85,10 @@ class Store:
         self._forgotten = self.version
         self._history.clear()
         self._announce()
+
+    def history(self) -> Sequence[Change]:
+        """The changes that have not been forgotten."""
+        return tuple(self._history)
 
     def forgets(self, version: int) -> bool:
         """Whether changes after this version can no longer be told."""

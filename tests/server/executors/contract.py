@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
+from tunesmith_server.errors import UnavailableError
 from tunesmith_server.executors.base import Executor, Launch, Observation, RunState
 
 WAIT_FOR_PERMISSION = """
@@ -187,6 +188,32 @@ class ExecutorContract:
         assert ATTEMPT in visible
         assert TOKEN not in visible
         assert "operators-secret" not in visible
+
+
+class SharedBackend(Backend, Protocol):
+    """One on which several installations have their runs."""
+
+    def another_installation(self) -> Executor:
+        """An executor of somebody else's."""
+
+
+class SharedBackendContract(ExecutorContract):
+    """What an executor must do besides, where the attempt's name is also somebody else's."""
+
+    async def test_another_installations_runs_are_left_alone(self, backend: SharedBackend) -> None:
+        executor, other = backend.executor(), backend.another_installation()
+        await executor.ensure(launch())
+        await until_log(executor, "waiting")
+
+        assert await other.list_attempts() == []
+        assert await other.observe(ATTEMPT) == Observation(RunState.GONE)
+        assert await other.read_log(ATTEMPT) == ""
+        await other.stop(ATTEMPT, 0)
+        await other.forget(ATTEMPT)
+        with pytest.raises(UnavailableError, match="taken by someone else"):
+            await other.ensure(launch())
+
+        assert await executor.observe(ATTEMPT) == Observation(RunState.RUNNING)
 
 
 def launch(*devices: str) -> Launch:

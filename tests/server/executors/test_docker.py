@@ -13,7 +13,7 @@ import pytest
 from tests.server.executors.contract import (
     ATTEMPT,
     WAIT_FOR_PERMISSION,
-    ExecutorContract,
+    SharedBackendContract,
     launch,
     until_ended,
     until_log,
@@ -68,6 +68,10 @@ class DockerBackend:
         """A new object over the same daemon."""
         return DockerExecutor(("python3", "-I", "-S", "-c", script), settings or self.settings)
 
+    def another_installation(self) -> DockerExecutor:
+        """The same daemon, for somebody else."""
+        return self.executor(settings=replace(self.settings, installation="other"))
+
     async def let_exit(self, attempt_id: str, code: int) -> None:
         """Writes what the script looks for."""
         write = f"echo {code} > /tunesmith/work/permission && mv /tunesmith/work/permission /tunesmith/work/go"
@@ -107,7 +111,7 @@ async def backend(daemon: DockerDaemon) -> AsyncIterator[DockerBackend]:
     daemon.docker("rm", "--force", "--volumes", NAME)
 
 
-class TestDockerExecutor(ExecutorContract):
+class TestDockerExecutor(SharedBackendContract):
     """The contract, with containers."""
 
 
@@ -139,22 +143,6 @@ async def test_a_container_that_was_made_and_never_started_is_started_by_the_nex
     await executor.ensure(launch())
 
     await until_log(executor, "waiting")
-    assert await executor.observe(ATTEMPT) == Observation(RunState.RUNNING)
-
-
-async def test_another_installations_containers_are_left_alone(backend: DockerBackend) -> None:
-    executor, other = backend.executor(), backend.executor(settings=replace(backend.settings, installation="other"))
-    await executor.ensure(launch())
-    await until_log(executor, "waiting")
-
-    assert await other.list_attempts() == []
-    assert await other.observe(ATTEMPT) == Observation(RunState.GONE)
-    assert await other.read_log(ATTEMPT) == ""
-    await other.stop(ATTEMPT, 0)
-    await other.forget(ATTEMPT)
-    with pytest.raises(UnavailableError, match="taken by someone else"):
-        await other.ensure(launch())
-
     assert await executor.observe(ATTEMPT) == Observation(RunState.RUNNING)
 
 

@@ -17,13 +17,14 @@ from tests.server.executors.contract import (
     IGNORE_TERM,
     LIMIT_SECONDS,
     WAIT_FOR_PERMISSION,
-    ExecutorContract,
+    SharedBackendContract,
     launch,
     until_ended,
     until_log,
     until_true,
     visible_arguments,
 )
+from tests.support.kubernetes_admission import admit
 from tests.support.kubernetes_cluster import NAMESPACE, KubernetesCluster
 from tests.support.kubernetes_node import set_condition
 from tunesmith_server.errors import UnavailableError
@@ -57,6 +58,10 @@ class KubernetesBackend:
         """A new object over the same cluster."""
         command = (sys.executable, "-I", "-S", "-c", script)
         return KubernetesExecutor(command, settings or self.settings, pods or self.pods)
+
+    def another_installation(self) -> KubernetesExecutor:
+        """The same namespace, for somebody else."""
+        return self.executor(pods=replace(self.pods, installation="other"))
 
     async def let_exit(self, attempt_id: str, code: int) -> None:
         """Writes what the script looks for."""
@@ -93,7 +98,7 @@ def backend(cluster: KubernetesCluster) -> KubernetesBackend:
     return KubernetesBackend(cluster)
 
 
-class TestKubernetesExecutor(ExecutorContract):
+class TestKubernetesExecutor(SharedBackendContract):
     """The contract, with Jobs."""
 
     token_mode = "0o440"  # the files of a Secret belong to root; the run reads them as a group of its own
@@ -122,22 +127,6 @@ async def test_a_slow_api_and_two_control_planes_give_one_run(backend: Kubernete
     await asyncio.gather(*(backend.executor().ensure(launch()) for _ in range(3)))
     await until_log(backend.executor(), "waiting")
     assert [len(backend.cluster.store.list(kind)) for kind in ("jobs", "secrets", "pods")] == [1, 1, 1]
-
-
-async def test_another_installations_runs_are_left_alone(backend: KubernetesBackend) -> None:
-    executor, other = backend.executor(), backend.executor(pods=replace(backend.pods, installation="other"))
-    await executor.ensure(launch())
-    await until_log(executor, "waiting")
-
-    assert await other.list_attempts() == []
-    assert await other.observe(ATTEMPT) == Observation(RunState.GONE)
-    assert await other.read_log(ATTEMPT) == ""
-    await other.stop(ATTEMPT, 0)
-    await other.forget(ATTEMPT)
-    with pytest.raises(UnavailableError, match="taken by someone else"):
-        await other.ensure(launch())
-
-    assert await executor.observe(ATTEMPT) == Observation(RunState.RUNNING)
 
 
 async def test_an_attempt_whose_job_is_being_deleted_is_not_launched(backend: KubernetesBackend) -> None:
@@ -331,6 +320,19 @@ async def test_the_role_allows_what_the_executor_does_and_nothing_else(backend: 
     await executor.stop(ATTEMPT, 1)
     await executor.forget(ATTEMPT)
     assert backend.cluster.api.roles.used == backend.cluster.api.roles.allowed
+
+
+async def test_the_cluster_of_these_tests_says_what_the_schemas_of_kubernetes_allow(backend: KubernetesBackend) -> None:
+    executor = backend.executor(YIELD)
+    await executor.ensure(launch())
+    await until_log(executor, "working")
+    backend.cluster.evict("EvictionByEvictionAPI")
+    await until_ended(executor)
+    seen = [change.object for change in backend.cluster.store.history()]
+    assert {thing["kind"] for thing in seen} == {"Job", "Node", "Pod", "Secret"}
+    assert {thing["status"]["phase"] for thing in seen if thing["kind"] == "Pod"} == {"Pending", "Running", "Failed"}
+    for thing in seen:
+        admit(thing)
 
 
 async def test_the_cluster_gives_slots(backend: KubernetesBackend) -> None:
