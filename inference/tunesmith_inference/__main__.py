@@ -18,8 +18,6 @@ import uvloop
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
 
-_DRAIN_SECONDS = 10
-
 
 def main() -> None:
     """Serves until SIGTERM or SIGINT, then lets running answers end and stops the engines."""
@@ -44,7 +42,7 @@ async def _serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
+            timeout_graceful_shutdown=settings.drain_seconds,
         )
         server = _Server(config)
         # What is there now stays. Going through it again, the collector would have every stream stand still meanwhile.

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Requests under way or waiting at once; more are answered with 503."""
     hold_seconds: float = Field(default=300.0, ge=0)
     """How long a request waits for its engine and its model before it is answered with 503."""
+    drain_seconds: int = Field(default=10, ge=0)
+    """How long answers may go on once the gateway was told to stop; what is not ended then is cut off."""
 
     engine_python: Path = Path(".venv-engine/bin/python")
     """The interpreter that has vLLM."""

@@ -10,10 +10,13 @@ import pytest
 from tests.deploy.manifests import COMPONENT, KUBERNETES, OVERLAYS, Manifest, labels_of, rendered
 from tunesmith._version import __version__
 from tunesmith_inference.config import Settings as GatewaySettings
+from tunesmith_server import serve
 from tunesmith_server.config import Settings as ServerSettings
 
 pytestmark = pytest.mark.parametrize("overlay", OVERLAYS)
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+DRAIN = "TUNESMITH_DRAIN_SECONDS"
+ENGINES_END_SECONDS = 15
 BOTO3 = {"AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
@@ -145,6 +148,15 @@ def test_a_gateway_starts_with_its_settings(overlay: str, monkeypatch: pytest.Mo
     assert settings.control_plane == server["TUNESMITH_PUBLIC_GRPC_ADDRESS"]
     assert str(settings.max_lora_rank) == server["TUNESMITH_MAX_LORA_RANK"], "jobs of ranks that no engine loads"
     assert environment["TUNESMITH_SERVICE_TOKEN"] == server["TUNESMITH_SERVICE_TOKEN"]
+
+
+def test_pods_have_the_time_that_their_ends_take(overlay: str) -> None:
+    pods = dict(rendered(overlay).pods())
+    drains = {"server": serve._DRAIN_SECONDS, "gateway": int(rendered(overlay).environment("gateway")[DRAIN])}
+    for name, drain in drains.items():
+        (container,) = pods[name]["spec"]["containers"]
+        before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pods[name]["spec"]["terminationGracePeriodSeconds"] >= before + drain + ENGINES_END_SECONDS, name
 
 
 def test_what_is_written_lies_on_volumes(overlay: str) -> None:

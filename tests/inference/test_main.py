@@ -21,7 +21,7 @@ from tunesmith_proto.registry.v1 import serving_pb2
 
 
 @contextlib.asynccontextmanager
-async def _gateway(tmp_path: Path) -> AsyncIterator[tuple[Process, str, Path]]:
+async def _gateway(tmp_path: Path, **settings: str) -> AsyncIterator[tuple[Process, str, Path]]:
     """A gateway process; its engine's interpreter is a script that notes its pid and becomes the simulator."""
     make_base(tmp_path)
     pid_file = tmp_path / "engine_pid"
@@ -43,6 +43,7 @@ async def _gateway(tmp_path: Path) -> AsyncIterator[tuple[Process, str, Path]]:
             "TUNESMITH_GATEWAY_PORT": str(port),
             "TUNESMITH_ENGINE_PYTHON": str(python),
             "TUNESMITH_ENGINE_DEVICE": "cpu",
+            **settings,
         }
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tunesmith_inference", env=environment)
         try:
@@ -65,6 +66,25 @@ async def test_it_serves_and_takes_its_engine_with_it(tmp_path: Path, end: signa
         process.send_signal(end)
         assert await asyncio.wait_for(process.wait(), 20) == (0 if end is signal.SIGTERM else -9)
         await until(lambda: not Path(f"/proc/{engine}").exists())
+
+
+@pytest.mark.parametrize(("seconds", "tokens", "whole"), [("60", 40, True), ("0", 400, False)])
+async def test_answers_under_way_have_their_time_to_end(tmp_path: Path, seconds: str, tokens: int, whole: bool) -> None:
+    async with _gateway(tmp_path, TUNESMITH_DRAIN_SECONDS=seconds) as (process, url, _):
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+            await until(lambda: _answers(http))
+            said = [{"role": "user", "content": "fault:slow"}]
+            body = {"model": BASE, "messages": said, "max_tokens": tokens, "stream": True}
+            headers = {"authorization": "Bearer key-1"}
+            async with http.stream("POST", "/v1/chat/completions", headers=headers, json=body) as answer:
+                lines = answer.aiter_lines()
+                assert (await anext(lines)).startswith("data: {")
+                process.send_signal(signal.SIGTERM)
+                rest = []
+                with contextlib.suppress(httpx.RemoteProtocolError):
+                    rest = [line async for line in lines if line]
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert (rest[-1:] == ["data: [DONE]"]) is whole
 
 
 async def _answers(http: httpx.AsyncClient) -> bool:
