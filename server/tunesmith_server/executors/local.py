@@ -186,6 +186,10 @@ class LocalExecutor:
         if session is not None:
             session.kill()
         reach("executor.run_killed")
+        if attempt_id in self._children:
+            # A second supervisor of the run, which ends by itself, may only now get to see that it is the second.
+            with suppress(subprocess.TimeoutExpired):
+                self._children[attempt_id].wait(_LAUNCH_LIMIT_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
         self._reap(attempt_id)
 
