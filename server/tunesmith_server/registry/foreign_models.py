@@ -19,6 +19,7 @@ from tunesmith_server.registry.safetensors_header import LENGTH_BYTES, HeaderCol
 
 _MODEL_CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 1024 * 1024
+_MAX_HEADER_BYTES = 4 * 1024 * 1024  # of all weights together: tens of thousands of tensors
 _MAX_PROBLEMS = 100
 
 
@@ -56,13 +57,15 @@ def _problems(
     problems = foreign_file_problems(kind, {member.path: member.size for member in members.values()})
     config = _config(file, members[config_name])
     tensors: dict[str, Tensor] = {}
+    room = _MAX_HEADER_BYTES
     for member in members.values():
         if member.path.endswith(".safetensors"):
             try:
-                header = _tensors(file, member)
+                header, length = _tensors(file, member, room)
             except HeaderError as error:
                 problems.append(Problem("safetensors_invalid", f"{member.path}: {error}"))
                 continue
+            room -= length
             repeated = tensors.keys() & header.keys()
             if repeated:
                 problems.append(Problem("tensor_repeated", f"{min(repeated)[:120]!r} is in two files."))
@@ -81,10 +84,14 @@ def _config(file: BinaryIO, member: Member) -> Any:
         return None
 
 
-def _tensors(file: BinaryIO, member: Member) -> dict[str, Tensor]:
+def _tensors(file: BinaryIO, member: Member, room: int) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a file, and the bytes of its header, which may be as many as there is room for."""
     collector = HeaderCollector()
     file.seek(member.offset)
     start = file.read(min(LENGTH_BYTES, member.size))
     collector.feed(start)
-    collector.feed(file.read(min(int.from_bytes(start, "little"), member.size - len(start))))
-    return collector.tensors(member.size)
+    length = int.from_bytes(start, "little")
+    if length > room:
+        raise HeaderError(f"The headers of all weights may have {_MAX_HEADER_BYTES} bytes together, and have more.")
+    collector.feed(file.read(min(length, member.size - len(start))))
+    return collector.tensors(member.size), length

@@ -107,6 +107,17 @@ def test_each_rule_has_its_code(problems: Any, files: dict[str, bytes], codes: l
     assert problems(files) == codes
 
 
+def test_headers_are_read_within_bounds(problems: Any) -> None:
+    """Tensors without data cost their sender nothing."""
+    shards = {
+        f"model-0000{shard}-of-00003.safetensors": safetensors_bytes({f"{shard}.{n}": (0,) for n in range(30_000)})
+        for shard in range(1, 4)
+    }
+    assert problems({"config.json": b"{}"} | shards) == ["safetensors_invalid"]
+    del shards["model-00003-of-00003.safetensors"]
+    assert problems({"config.json": b"{}"} | shards) == []
+
+
 def test_what_is_no_archive_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "model.tar").write_bytes(b"\x1f\x8b" * 300)
     assert [problem.code for problem in model_problems(tmp_path / "model.tar", 8)] == ["archive_invalid"]
