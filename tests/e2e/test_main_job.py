@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.architecture.source_tree import ROOT
+from tests.support.code_names import ANSWERS, SYSTEM, rows
 from tests.support.live_server import LiveServer
 from tests.support.postgres import PostgresServer
 from tests.support.s3_server import BUCKET, S3Server
@@ -26,9 +27,7 @@ from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(600)]
 
 BASE = "smollm2-135m-instruct"
-SYSTEM = "Answer with one word."
 VARIANTS = ("sqlite and folder, killed", "postgres and s3")
-ANSWERS = {"red": "ruby", "blue": "cobalt", "green": "emerald", "yellow": "amber"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +38,6 @@ class Trained:
     client: openai.OpenAI
     job_id: str
     model: str
-
-
-def rows(count: int) -> bytes:
-    """A task that nobody can guess and everybody can learn: a colour's code name."""
-    lines = []
-    for number in range(count):
-        colour = list(ANSWERS)[number % len(ANSWERS)]
-        messages = [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": f"Code name of {colour}?"},
-            {"role": "assistant", "content": ANSWERS[colour]},
-        ]
-        lines.append(json.dumps({"messages": messages}))
-    return "\n".join(lines).encode()
 
 
 def ask(client: openai.OpenAI, model: str, colour: str) -> str:

@@ -13,10 +13,14 @@ LIMIT_SECONDS = 60
 
 
 class DockerDaemon:
-    """A dockerd in a process that this object ends again."""
+    """A dockerd in a process that this object ends again.
 
-    def __init__(self, folder: Path) -> None:
+    With `networks`, containers may have networks of their own; the host's packet filter then knows of them.
+    """
+
+    def __init__(self, folder: Path, *, networks: bool = False) -> None:
         self.folder = folder
+        self._networks = networks
         self.socket = folder / "docker.socket"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -30,8 +34,9 @@ class DockerDaemon:
             f"--pidfile={self.folder / 'pid'}",
             f"--host=unix://{self.socket}",
             "--live-restore",
-            # The host's network is left as it is; containers here need none.
-            *("--bridge=none", "--iptables=false", "--ip6tables=false"),
+            "--bridge=none",
+            # The host's network is left as it is where containers need none.
+            *(() if self._networks else ("--iptables=false", "--ip6tables=false")),
         ]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
@@ -53,12 +58,12 @@ class DockerDaemon:
         subprocess.run(["umount", str(self.folder / "data")], check=False)
         shutil.rmtree(self.folder)
 
-    def make_image(self) -> None:
-        """Makes IMAGE from Debian's packages."""
+    def make_image(self, name: str = IMAGE, packages: str = "python3-minimal,libpython3-stdlib") -> None:
+        """Makes an image of Debian's packages."""
         archive = self.folder / "image.tar"
-        packages = ["--variant=essential", "--include=python3-minimal,libpython3-stdlib", "bookworm", str(archive)]
-        subprocess.run(["mmdebstrap", "--quiet", *packages], check=True)
-        imported = self.docker("import", str(archive), IMAGE)
+        debian = ["--variant=essential", f"--include={packages}", "bookworm", str(archive)]
+        subprocess.run(["mmdebstrap", "--quiet", *debian], check=True)
+        imported = self.docker("import", str(archive), name)
         assert imported.returncode == 0, imported.stderr
         archive.unlink()
 
