@@ -21,7 +21,7 @@ from tunesmith import APIError, Tunesmith
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 BASE = "smollm2-135m-instruct"
-PASSES, STEPS_PER_PASS = 6, 12
+PASSES, STEPS_PER_PASS = 3, 12
 TELL_WHAT_CAN_BE_REACHED = """
 import json, socket
 def reaches(host, port):
