@@ -23,15 +23,22 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 BASE = "smollm2-135m-instruct"
 PASSES, STEPS_PER_PASS = 3, 12
 TELL_WHAT_CAN_BE_REACHED = """
-import json, socket
+import grpc, json, socket
 def reaches(host, port):
     try:
         socket.create_connection((host, port), timeout=5).close()
         return True
     except OSError:
         return False
+def speaks_grpc(address):
+    try:
+        grpc.channel_ready_future(grpc.insecure_channel(address)).result(timeout=5)
+        return True
+    except grpc.FutureTimeoutError:
+        return False
 ADDRESSES = [("server", 8001), ("s3", 8333), ("postgres", 5432), ("gateway", 8002), ("192.0.2.1", 443)]
-print(json.dumps([host for host, port in ADDRESSES if reaches(host, port)]))
+reached = [host for host, port in ADDRESSES if reaches(host, port)]
+print(json.dumps([reached, [address for address in ("server:8001", "s3:18333") if speaks_grpc(address)]]))
 """
 TELL_WHAT_IS_INSIDE = """
 import json, os, pathlib, shutil
@@ -132,7 +139,9 @@ def check_isolation(stack: ComposeStack, run: str) -> None:
     assert not [entry for entry in described["Config"]["Env"] if entry.startswith("AWS_")]
     assert list(described["NetworkSettings"]["Networks"]) == ["tunesmith-runs"]
     reached = stack.daemon.docker("exec", run, "python3", "-c", TELL_WHAT_CAN_BE_REACHED)
-    assert json.loads(reached.stdout) == ["server", "s3"], reached.stderr
+    addresses, grpc_addresses = json.loads(reached.stdout)
+    assert addresses == ["server", "s3"]
+    assert grpc_addresses == ["server:8001"], "the object store's own gRPC would give keys to the run"
 
 
 def checkpoints(client: Tunesmith, job_id: str) -> list[int]:
