@@ -102,7 +102,9 @@ def test_the_main_job_survives_the_death_of_control_plane_and_run(stack: Compose
         job = client.fine_tunes.wait(job_id, timeout=900)
         assert job.status == "succeeded", job.error
         events = list(client.fine_tunes.events(job_id))
-        assert [event.message for event in events].count("Fine-tuning job started again") == 1
+        messages = [event.message for event in events]
+        assert messages.count("Fine-tuning job started again") == 1
+        assert [message for message in messages if message.startswith("Resuming after step ")], messages
         trained = [event.data["step"] for event in events if event.type == "metrics" and event.data]
         assert sorted(trained) == list(range(1, PASSES * STEPS_PER_PASS + 1)), "every step once"
 
