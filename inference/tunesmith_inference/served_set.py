@@ -248,6 +248,7 @@ class ServedSet:
                 reason = f"it answered as recorded before and does not any more: {error}"
                 self._trouble.suspects[newcomer] += 1
                 self._trouble.broken[revision] = reason
+                self.close()
                 self._recycle(reason)
                 raise EngineUnavailable("the engine is replaced: it answers wrongly for a proven adapter") from error
 
