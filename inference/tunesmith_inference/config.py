@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     """Threads of one CPU engine. Default: all cores this process may use."""
     max_engines: int = Field(default=2, gt=0)
     """Engines alive at once, the base model's included."""
+    engine_memory_bytes: int | None = Field(default=None, gt=0)
+    """Main memory that CPU engines may have together, as predicted from their weights and `kv_cache_gib`. Default: no
+    bound but `max_engines`. On a GPU each engine gets an equal share of it."""
     engine_idle_seconds: float = Field(default=1800.0, gt=0)
     """An engine of full weights that nobody has asked for so long is stopped; the next request starts it."""
     max_model_len: int | None = Field(default=None, gt=0)

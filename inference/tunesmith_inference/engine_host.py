@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from tunesmith_inference import proof, tool_calls
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
+from tunesmith_inference.engine_memory import engine_bytes
 from tunesmith_inference.replicas import Replica, ReplicaState
 from tunesmith_inference.retries import Sleep, persistently
 from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
@@ -51,7 +52,8 @@ class EngineHost:
     """The engine of a base model and its adapters, or of one full-weight model. Starts at once; `stop` ends it.
 
     `on_up` is called each time the engine is fit for traffic; `is_pinned` says which adapters are to stay loaded,
-    `deployed` gives models that an engine is to have before it gets traffic. `sleep` passes the time between tries.
+    `deployed` gives models that an engine is to have before it gets traffic. `room_for` returns when there are so many
+    bytes of memory for this one, or raises ValueError. `sleep` passes the time between tries.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class EngineHost:
         on_up: Callable[[], None],
         is_pinned: Callable[[str], bool],
         deployed: Callable[[], Iterable[Servable]],
+        room_for: Callable[[EngineHost, int], Awaitable[None]],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.kind = Kind.FULL if servable.kind is Kind.FULL else Kind.BASE
         self.users = 0
+        self.memory_bytes = 0
         self.last_used = time.monotonic()
         self.served: ServedSet | None = None
         self._servable = servable
@@ -78,6 +82,7 @@ class EngineHost:
         self._on_up = on_up
         self._is_pinned = is_pinned
         self._deployed = deployed
+        self._room_for = room_for
         self._sleep = sleep
         self._coming: ServedSet | None = None
         self._stage = ReplicaState.FETCHING
@@ -186,6 +191,8 @@ class EngineHost:
         try:
             folder = await self._folder()
             self._stage, self._reason = ReplicaState.LOADING, ""
+            if self._settings.device is Device.CPU:
+                await self._room_for(self, engine_bytes(folder, self._settings.kv_cache_gib))
             self._adapters = self.kind is Kind.BASE and takes_adapters(folder)
             self._takes_tools = tool_calls.parser_for(folder) is not None
             spec = EngineSpec(self._name, folder, adapters=self._adapters)
@@ -199,6 +206,7 @@ class EngineHost:
     def _fail(self, error: Exception) -> None:
         _log.error("engine %s is given up: %s", self._name, error)
         self._failure = (time.monotonic(), error)
+        self.memory_bytes = 0
         self._changed.set()
 
     async def _folder(self) -> Path:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from tunesmith_inference.config import Settings
 from tunesmith_inference.engine import vllm_command
 from tunesmith_inference.engine_host import Command, EngineHost, Target
+from tunesmith_inference.engine_memory import GIBIBYTE
 from tunesmith_inference.replicas import Replica
 from tunesmith_inference.retries import Sleep
 from tunesmith_inference.revisions import RevisionCache
@@ -45,6 +46,8 @@ class Fleet:
         self._named: frozenset[str] = frozenset()
         self._pinned: frozenset[str] = frozenset()
         self._creating = asyncio.Lock()
+        self._giving_memory = asyncio.Lock()
+        self._needs: dict[str, int] = {}
         self._released = asyncio.Event()
         self._wake = asyncio.Event()
         self._resting: set[str] = set()
@@ -77,7 +80,9 @@ class Fleet:
             self._ask_anew(servable)
         self._named = frozenset(model.revision for model in self._models)
         self._pinned = frozenset(model.revision for model in pinned)
-        self._resting &= {_key(model) for model in self._models}
+        keys = {_key(model) for model in self._models}
+        self._resting &= keys
+        self._needs = {key: needed for key, needed in self._needs.items() if key in keys}
         self._wake.set()
 
     def is_ready(self, servable: Servable) -> bool:
@@ -87,7 +92,7 @@ class Fleet:
         """
         host = self._hosts.get(_key(servable))
         if host is None:
-            return len(self._hosts) >= self._settings.max_engines or self._rests(servable)
+            return not self._has_room(servable) or self._rests(servable)
         return host.is_ready(servable)
 
     def look(self) -> None:
@@ -124,7 +129,7 @@ class Fleet:
         """
         own = [model for model in self._models if model.kind is Kind.BASE]
         for servable in own + [model for model in self._deployed if model.kind is Kind.FULL]:
-            if len(self._hosts) < self._settings.max_engines and not self._rests(servable):
+            if self._has_room(servable) and not self._rests(servable):
                 await self._host(servable)
         newest_first = sorted(self._models, key=lambda model: -model.created)
         final = [model for model in newest_first if model.kind is Kind.ADAPTER and not model.checkpoint]
@@ -165,7 +170,7 @@ class Fleet:
                 return found
             if found is not None:
                 del self._hosts[key]
-            await self._make_room()
+            await self._make_room(lambda: len(self._hosts) >= self._settings.max_engines)
             made = EngineHost(
                 servable,
                 self._settings,
@@ -174,19 +179,35 @@ class Fleet:
                 self._wake.set,
                 self._is_pinned,
                 lambda: self._deployed,
+                self._room_for,
                 self._sleep,
             )
             self._hosts[key] = made
             self._resting.discard(key)
             return made
 
-    async def _make_room(self) -> None:
-        """Stops the least recently used idle engine, waiting for one if it must.
+    async def _room_for(self, host: EngineHost, needed: int) -> None:
+        """Returns when an engine may take so many bytes of memory; raises ValueError where it never may."""
+        budget = self._settings.engine_memory_bytes
+        if budget is None:
+            return
+        key = next(key for key, other in self._hosts.items() if other is host)
+        if needed > budget:
+            raise ValueError(
+                f"its engine would need {needed / GIBIBYTE:.1f} GiB of memory, and all engines together may have "
+                f"{budget / GIBIBYTE:.1f}; see TUNESMITH_ENGINE_MEMORY_BYTES"
+            )
+        async with self._giving_memory:
+            await self._make_room(lambda: self._memory_taken() + needed > budget, sparing=host)
+            self._needs[key] = host.memory_bytes = needed
+
+    async def _make_room(self, is_full: Callable[[], bool], sparing: EngineHost | None = None) -> None:
+        """Stops the least recently used idle engine but `sparing`, waiting for one if it must.
 
         A base model's after those of tuned models, one with something pinned last of all.
         """
-        while len(self._hosts) >= self._settings.max_engines:
-            idle = [(key, host) for key, host in self._hosts.items() if not host.users]
+        while is_full():
+            idle = [(key, host) for key, host in self._hosts.items() if not host.users and host is not sparing]
             if idle:
                 key, victim = min(
                     idle, key=lambda pair: (self._holds_pinned(pair[1]), pair[1].kind is Kind.BASE, pair[1].last_used)
@@ -206,6 +227,15 @@ class Fleet:
             del self._hosts[key]
         elif host is not None and host.served is not None:
             host.served.ask_anew(servable.revision)
+
+    def _memory_taken(self) -> int:
+        return sum(host.memory_bytes for host in self._hosts.values())
+
+    def _has_room(self, servable: Servable) -> bool:
+        """Whether an engine for the model fits beside those that run, as far as its need is known."""
+        budget = self._settings.engine_memory_bytes
+        fits = budget is None or self._memory_taken() + self._needs.get(_key(servable), 0) <= budget
+        return fits and len(self._hosts) < self._settings.max_engines
 
     def _rests(self, servable: Servable) -> bool:
         """Whether its engine was stopped because nobody asked for it."""

@@ -21,6 +21,7 @@ from tests.inference.gateway import (
     until,
 )
 from tunesmith_inference import retries
+from tunesmith_inference.engine_memory import GIBIBYTE
 from tunesmith_proto.registry.v1 import serving_pb2
 
 
@@ -240,6 +241,47 @@ async def test_engines_of_deleted_models_and_of_idle_ones_are_stopped_and_come_b
         gateway.control_plane.undeploy("bot")
         gateway.control_plane.delete("pinned")
         await until(lambda: _engine_states(gateway, ["ready"]))
+
+
+async def test_engines_share_a_memory_budget_and_the_least_used_one_makes_room(tmp_path: Path) -> None:
+    budget = 3 * (2 * GIBIBYTE + 4096)  # three engines of 1 GiB for keys and values and 1 GiB for themselves
+    async with gateway_on_simulator(tmp_path, max_engines=9, engine_memory_bytes=budget) as gateway:
+        assert (await gateway.chat(BASE)).status_code == 200
+        for name in ("one", "two", "one", "three"):
+            gateway.control_plane.models.get(name) or gateway.add_full(name, name)
+            response = await gateway.chat(name, "x", max_tokens=2)
+            assert response.json()["choices"][0]["message"]["content"] == answer(name, "x", 2)
+            assert len(await gateway.engines()) <= 3
+        assert [name.split("-")[0] for name, _ in gateway.started] == ["base", "full", "full", "full"]
+        assert (await gateway.chat("one")).status_code == 200
+        assert len(gateway.started) == 4, "the one used least was stopped"
+
+
+async def test_an_engine_that_is_larger_than_the_budget_says_so(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, engine_memory_bytes=GIBIBYTE) as gateway:
+        response = await gateway.chat(BASE)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed_verification")
+        (engine,) = await gateway.engines()
+        assert "2.0 GiB" in engine["reason"]
+        assert "TUNESMITH_ENGINE_MEMORY_BYTES" in engine["reason"]
+
+
+async def test_what_is_deployed_but_does_not_fit_waits_to_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.fleet._LOOK_SECONDS", 0.05)
+    budget = 2 * (2 * GIBIBYTE + 4096)
+    async with gateway_on_simulator(tmp_path, max_engines=9, engine_memory_bytes=budget) as gateway:
+        for name in ("one", "two"):
+            gateway.add_full(name, name)
+            gateway.control_plane.deploy(f"bot-{name}", (name, 1), pinned=True)
+            assert (await gateway.chat(name)).status_code == 200
+        started = len(gateway.started)
+        for _ in range(10):
+            await gateway.engines()
+            gateway.control_plane.deploy("bot-two", ("two", 1), pinned=True)
+            await gateway.chat("two")
+        assert len(gateway.started) == started, "engines do not push each other out without a request"
 
 
 async def _in_flight(gateway: GatewayUnderTest) -> bool:
