@@ -177,6 +177,9 @@ def engine_environment(settings: Settings, key: str) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
+            # Ranks of log-probabilities are compiled in eager mode, too: where there is no C++ compiler, the first
+            # request for log-probabilities would end the engine.
+            "TORCH_COMPILE_DISABLE": "1",
         }
     return environment
 

@@ -162,6 +162,11 @@ def test_the_engine_gets_no_secrets_of_ours(settings: Settings, monkeypatch: pyt
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
+def test_an_engine_on_a_processor_needs_no_compiler(settings: Settings) -> None:
+    settings = settings.model_copy(update={"engine_device": Device.CPU})
+    assert engine_environment(settings, "key")["TORCH_COMPILE_DISABLE"] == "1"
+
+
 def _option(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
