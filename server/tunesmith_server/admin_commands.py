@@ -48,13 +48,15 @@ def create_key(
     project: ProjectOption = DEFAULT_PROJECT,
     scopes: Annotated[str, typer.Option(help=f"Separated by commas, of: {', '.join(SCOPES)}.")] = PROJECT,
     expires_in_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Absent: never.")] = None,
+    capture: Annotated[bool, typer.Option("--capture", help="Keep what it asks and is answered.")] = False,
     home: Home = None,
 ) -> None:
     """Makes a key and shows it, once."""
     chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     seconds = None if expires_in_days is None else expires_in_days * _DAY
     new = with_core(
-        read_installation(home), lambda core: ProjectsService(core).create_key(project, name, chosen, seconds)
+        read_installation(home),
+        lambda core: ProjectsService(core).create_key(project, name, chosen, seconds, capture=capture),
     )
     typer.echo(f"{new.id}  {new.key}")
 
@@ -64,8 +66,21 @@ def list_keys(project: ProjectOption = DEFAULT_PROJECT, home: Home = None) -> No
     """Shows the project's keys; their secrets are not kept."""
     for key in with_core(read_installation(home), lambda core: ProjectsService(core).list_keys(project)):
         used = f"used {_minute(key.last_used_at)}" if key.last_used_at else "never used"
-        parts = (key.id, key.redacted, _day(key.created_at), _state(key), used, ",".join(key.scopes), key.name)
+        kept = "captured" if key.capture else "not captured"
+        parts = (key.id, key.redacted, _day(key.created_at), _state(key), used, ",".join(key.scopes), kept, key.name)
         typer.echo("  ".join(parts))
+
+
+@keys.command("capture")
+def capture_key(
+    key_id: str,
+    on: Annotated[bool, typer.Option("--on/--off", help="From now on; what was kept stays.")] = True,
+    project: ProjectOption = DEFAULT_PROJECT,
+    home: Home = None,
+) -> None:
+    """Has what a key asks and is answered be kept, or not any more."""
+    with_core(read_installation(home), lambda core: ProjectsService(core).update_key(project, key_id, capture=on))
+    typer.echo(f"What {key_id} asks and is answered is {'kept' if on else 'not kept'} from now on.")
 
 
 @keys.command("rotate")

@@ -20,6 +20,8 @@ from tunesmith_proto.registry.v1 import models_pb2_grpc, serving_pb2_grpc
 from tunesmith_proto.training.v1 import training_pb2_grpc
 from tunesmith_server import inference_proxy
 from tunesmith_server.auth import Authenticator, Signer, load_secret
+from tunesmith_server.captures.sweep import SWEEP_SECONDS as CAPTURES_SWEEP_SECONDS
+from tunesmith_server.captures.wiring import CapturesPart
 from tunesmith_server.clock import system_clock
 from tunesmith_server.config import Settings
 from tunesmith_server.core import Core
@@ -113,6 +115,7 @@ class Application:
         self.administration = AdministrationPart(core)
         self._files = FilesService(core)
         self._uploads = UploadsService(core)
+        self._captures = CapturesPart(core, self._files)
         self._files_sweep = FilesSweep(core)
         self._registry = RegistryService(core)
         self._sweeps = (CheckpointRetention(core), RunsSweep(core), RevisionsSweep(core))
@@ -153,6 +156,7 @@ class Application:
         self._in_background("sweep of runs and revisions", repeat(self._sweep, _SWEEP_SECONDS))
         self._in_background("relay to trackers", repeat(self._trackers.run_once, _RELAY_SECONDS))
         self._in_background("sweep of estimates", repeat(self._estimate_sweep.run_once, ESTIMATE_SWEEP_SECONDS))
+        self._in_background("sweep of captures", repeat(self._captures.sweep.run_once, CAPTURES_SWEEP_SECONDS))
         self._in_background("sweep of files", repeat(self._files_sweep.run_once, SWEEP_SECONDS))
 
     def stop_admission(self) -> None:
@@ -197,6 +201,7 @@ class Application:
             inference_proxy.create_router(self._proxy),
             *self._webhooks.routers(),
             *self._deployments.routers(),
+            *self._captures.routers(),
             *self._graders.routers(),
             *self.administration.routers(),
         ]
@@ -211,7 +216,7 @@ class Application:
         estimates = EstimatesServicer(self._estimates, authenticator)
         permissions = CheckpointPermissionsServicer(self._permissions, authenticator)
         models = ModelsServicer(self._registry, self._imports, authenticator)
-        serving = ServingServicer(self._registry, authenticator, self.administration.usage)
+        serving = ServingServicer(self._registry, authenticator, self.administration.usage, self._captures.service)
         training = TrainingServicer(self._training, authenticator)
         return self.administration.grpc_services(authenticator) | {
             "tunesmith.files.v1.FilesService": _bound(files_pb2_grpc.add_FilesServiceServicer_to_server, files),
@@ -234,6 +239,7 @@ class Application:
             ),
             **self._webhooks.grpc_services(authenticator),
             **self._deployments.grpc_services(authenticator),
+            **self._captures.grpc_services(authenticator),
             **self._graders.grpc_services(authenticator),
         }
 

@@ -31,6 +31,8 @@ class Principal:
     scopes: frozenset[str] = frozenset({"*"})
     """What the key may do (projects/scopes.py)."""
     limits: RateLimits = UNLIMITED
+    capture: bool = False
+    """Whether its chat completions are to be kept."""
 
 
 @dataclass(frozen=True, slots=True)

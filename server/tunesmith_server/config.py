@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     price_currency: str = "USD"
     log_retention_days: int = 30
     """How long the output of ended runs is kept."""
+    capture_retention_days: int = Field(default=30, ge=1)
+    """How long captured chat completions are kept; the files made of them stay."""
     failpoint: str = ""
     """For tests of durability only: where this process is to be killed (failpoints.py)."""
 

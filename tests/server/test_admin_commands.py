@@ -74,6 +74,22 @@ def test_keys_have_scopes_and_an_end_and_are_rotated(run: Run) -> None:
     assert "only these" in run("keys", "create", "--scopes", "everything").stderr
 
 
+def test_keys_opt_in_to_captures(run: Run) -> None:
+    key_id = run("keys", "create", "--capture").stdout.split()[0]
+    assert "  captured" in line_of(run, key_id)
+    assert "is not kept from now on" in run("keys", "capture", key_id, "--off").stdout
+    assert "  not captured" in line_of(run, key_id)
+    run("keys", "capture", key_id)
+    assert "  captured" in line_of(run, run("keys", "rotate", key_id).stdout.split()[0])
+    assert run("keys", "capture", "key_none").exit_code == 1
+
+
+def line_of(run: Run, key_id: str) -> str:
+    """What the list says of a key."""
+    (line,) = [line for line in run("keys", "list").stdout.splitlines() if line.startswith(key_id)]
+    return str(line)
+
+
 def test_a_wrong_home_is_named_and_left_alone(tmp_path: Path) -> None:
     wrong = tmp_path / "elsewhere"
     for command_line in (("keys", "create"), ("projects", "list"), ("audit",), ("usage",)):

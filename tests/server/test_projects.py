@@ -15,8 +15,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tests.support.administration import Installation
 from tests.support.artifacts import BASE_ID, publish_base_model
+from tests.support.captures import capture
 from tests.support.factories import store_file
 from tests.support.registry import publish_tuned_model
+from tunesmith_server.captures.service import CapturesService
 from tunesmith_server.core import Core
 from tunesmith_server.db import tables
 from tunesmith_server.projects.scopes import ADMIN, PROJECT, access_to
@@ -35,11 +37,13 @@ PARAMS = {
     "endpoint_id": "endpoint",
     "delivery_id": "delivery",
     "name": "deployment",
+    "completion_id": "capture",
 }
 # Bodies that are fine, where an empty one would be refused before anything is looked up.
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": b"x"}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part_1"]}},
+    "POST /v1/chat/completions/{completion_id}": {"json": {"metadata": {}}},
 }
 LISTS = {
     "GET /v1/files": "file",
@@ -47,6 +51,7 @@ LISTS = {
     "GET /v1/fine-tunes": None,
     "GET /v1/models": None,
     "GET /v1/deployments": None,
+    "GET /v1/chat/completions": "capture",
     "GET /v1/webhook_endpoints": "endpoint",
     "GET /v1/usage": None,
 }
@@ -64,6 +69,8 @@ NOTHING_OF_OTHERS = {
     "GET /v1/fine_tuning/model_limits",
     # Its targets: tests/server/deployments.
     "POST /v1/deployments",
+    # Made of the caller's own captures.
+    "POST /v1/capture_datasets",
     "POST /v1/fine_tuning/alpha/graders/validate",
     "POST /v1/fine_tuning/alpha/graders/run",
     # Answered by the gateway, whose own tests ask for other projects' models.
@@ -81,15 +88,25 @@ RPC_FIELDS: dict[str, dict[str, Any]] = {
     "EstimatesService": {"id": "estimate"},
     "ModelsService": {"id": "model"},
     "DeploymentsService": {"name": "deployment"},
+    "CapturesService": {"id": "capture"},
     "WebhooksService": {"id": "endpoint", "webhook_endpoint_id": "endpoint", "delivery_id": "delivery"},
 }
-RPC_LISTS = {"ListDeployments", "ListFiles", "ListFineTunes", "ListModels", "ListWebhookEndpoints", "GetUsage"}
+RPC_LISTS = {
+    "ListCaptures",
+    "ListDeployments",
+    "ListFiles",
+    "ListFineTunes",
+    "ListModels",
+    "ListWebhookEndpoints",
+    "GetUsage",
+}
 RPC_NOTHING_OF_OTHERS = {
     "CreateFile",
     "CreateUpload",
     "CreateFineTune",
     "CreateEstimate",
     "CreateDeployment",
+    "CreateDataset",
     "CreateWebhookEndpoint",
     "ListWebhookEventTypes",
     "ListModelLimits",
@@ -111,6 +128,8 @@ async def owned(installation: Installation) -> dict[str, str]:
         ids["deployment"] = (await http.post("/v1/deployments", json=names)).json()["name"]
         parts = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
         ids |= {"job": job.json()["id"], "upload": (await http.post("/v1/uploads", json=parts)).json()["id"]}
+    await CapturesService(core).take([capture(1)])
+    ids["capture"] = capture(1).id
     await insert_rows(core, ids, revision)
     return ids
 
@@ -245,6 +264,7 @@ async def stored(core: Core) -> list[Any]:
         tables.ModelRow,
         tables.WebhookEndpointRow,
         tables.DeploymentRow,
+        tables.CaptureRow,
     )
     async with core.database.read() as session:
         return [tuple(row) for kind in things for row in await session.execute(kind.__table__.select())]

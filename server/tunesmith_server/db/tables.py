@@ -54,10 +54,42 @@ class ApiKeyRow(Base):
     """The first and last characters, so that people recognise their key."""
     scopes: Mapped[list[Any]] = mapped_column(default=list)
     """What the key may do (projects/scopes.py)."""
+    capture: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether its chat completions are kept (captures/)."""
     created_at: Mapped[int]
     expires_at: Mapped[int | None]
     last_used_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
+
+
+class CaptureRow(Base):
+    """A chat completion that was kept; what was said lies in object storage (captures/content.py)."""
+
+    __tablename__ = "captures"
+    __table_args__ = (
+        Index("ix_captures_project_position", "project_id", "position", "id"),
+        Index("ix_captures_created", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The completion's own."""
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    key_id: Mapped[str]
+    model: Mapped[str] = mapped_column(Text)
+    """As the client named it."""
+    request_id: Mapped[str]
+    user_metadata: Mapped[JsonObject]
+    finish_reason: Mapped[str]
+    prompt_sha256: Mapped[str]
+    """Of messages and tools: equal prompts have equal ones."""
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    bytes: Mapped[int]
+    """Of the object."""
+    position: Mapped[int] = mapped_column(default=lambda: time.time_ns() // 1000)
+    created_at: Mapped[int]
+    deleted_at: Mapped[int | None]
+    """Its object is gone; the row stays for a day, so that a report that comes twice does not bring it back."""
 
 
 class FileRow(Base):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, not_, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tunesmith_server.db.tables import FileRow, FineTuneRow, UploadPartRow, UploadRow
+from tunesmith_server.db.tables import CaptureRow, FileRow, FineTuneRow, UploadPartRow, UploadRow
 from tunesmith_server.fine_tunes.state import TERMINAL, State
 
 
@@ -95,7 +95,7 @@ async def delete_expired(session: AsyncSession, now: int) -> list[str]:
 
 
 async def stored_bytes(session: AsyncSession, project_id: str) -> int:
-    """What the project takes of storage: its files, and the parts of uploads under way."""
+    """What the project takes of storage: its files, the parts of uploads under way, and captures."""
     files = select(func.coalesce(func.sum(FileRow.bytes), 0)).where(
         FileRow.project_id == project_id, FileRow.deleted_at.is_(None)
     )
@@ -104,7 +104,10 @@ async def stored_bytes(session: AsyncSession, project_id: str) -> int:
         .join(UploadRow, UploadRow.id == UploadPartRow.upload_id)
         .where(UploadRow.project_id == project_id, UploadRow.status == "pending")
     )
-    return int(await session.scalar(files) or 0) + int(await session.scalar(parts) or 0)
+    captures = select(func.coalesce(func.sum(CaptureRow.bytes), 0)).where(
+        CaptureRow.project_id == project_id, CaptureRow.deleted_at.is_(None)
+    )
+    return sum([int(await session.scalar(query) or 0) for query in (files, parts, captures)])
 
 
 async def unowned_keys(session: AsyncSession, keys: Collection[str]) -> set[str]:

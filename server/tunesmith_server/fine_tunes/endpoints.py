@@ -10,15 +10,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 from starlette.responses import PlainTextResponse
 
-from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.event_stream import MEDIA_TYPE, event_stream, with_cursor
 from tunesmith_server.fine_tunes.history import HistoryService
 from tunesmith_server.fine_tunes.history_schemas import CheckpointPage, EventPage, MetricsPage
 from tunesmith_server.fine_tunes.logs import DEFAULT_TAIL_BYTES, RunLogs
 from tunesmith_server.fine_tunes.model_limits import ModelLimitsPage, ModelLimitsService
-from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage, check_metadata
+from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage
 from tunesmith_server.fine_tunes.service import FineTunesService
 from tunesmith_server.http_auth import CurrentPrincipal
+from tunesmith_server.metadata import metadata_of
 
 _PREFIX = "/v1/fine_tuning/jobs"
 
@@ -125,12 +125,4 @@ def _metadata_filter(request: Request) -> dict[str, str] | None:
     """`metadata[k]=v` pairs of the query; `metadata=null` selects jobs without metadata."""
     if request.query_params.get("metadata") == "null":
         return {}
-    pairs = {
-        name.removeprefix("metadata[").removesuffix("]"): value
-        for name, value in request.query_params.items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    try:
-        return check_metadata(pairs) or None
-    except ValueError as error:
-        raise InvalidRequestError("invalid_value", f"`metadata`: {error}.", param="metadata") from error
+    return metadata_of(request.query_params) or None

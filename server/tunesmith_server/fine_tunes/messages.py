@@ -12,7 +12,6 @@ from google.protobuf.struct_pb2 import ListValue, Struct
 
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2 as pb
 from tunesmith_server.error_rendering import read_shape
-from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.history_schemas import CheckpointObject, EventObject, MetricsObject
 from tunesmith_server.fine_tunes.integration_shapes import Integration
 from tunesmith_server.fine_tunes.method_shapes import Hyperparameters
@@ -22,8 +21,8 @@ from tunesmith_server.fine_tunes.schemas import (
     JobError,
     Preflight,
     TrainingObject,
-    check_metadata,
 )
+from tunesmith_server.metadata import read_metadata
 
 
 def create_body(request: pb.CreateFineTuneRequest) -> CreateFineTune:
@@ -49,10 +48,7 @@ def metadata_filter(request: pb.ListFineTunesRequest) -> dict[str, str] | None:
     """As repository.list_page wants it; raises InvalidRequestError."""
     if request.without_metadata:
         return {}
-    try:
-        return check_metadata(dict(request.metadata)) or None
-    except ValueError as error:
-        raise InvalidRequestError("invalid_value", f"`metadata`: {error}.", param="metadata") from error
+    return read_metadata(request.metadata) or None
 
 
 def job(shown: FineTuneObject) -> pb.FineTune:

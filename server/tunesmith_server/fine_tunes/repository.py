@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, column, func, select, tuple_, update
+from sqlalchemy import ColumnElement, select, tuple_, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tunesmith_server.db.json_pairs import has_pair
 from tunesmith_server.db.news import tell_after_commit
 from tunesmith_server.db.tables import Base, EventRow, FineTuneRow, IdempotencyRow, OutboxRow, StepMetricRow
 from tunesmith_server.fine_tunes.announcements import announcement
@@ -158,7 +159,7 @@ async def list_page(
     if metadata is not None and not metadata:
         query = query.where(FineTuneRow.user_metadata.is_(None))
     for key, value in (metadata or {}).items():
-        query = query.where(_has_metadata(session, key, value))
+        query = query.where(has_pair(session, FineTuneRow.user_metadata, key, value))
     if after is not None:
         query = query.where(tuple_(FineTuneRow.position, FineTuneRow.id) < (after.position, after.id))
     query = query.order_by(FineTuneRow.position.desc(), FineTuneRow.id.desc()).limit(limit)
@@ -250,13 +251,6 @@ async def _compare_and_set(
         await session.flush()
     tell_after_commit(session, job_id)
     return Standing(written.epoch, State(written.state), written.cancel_requested, written.preempt_requested)
-
-
-def _has_metadata(session: AsyncSession, key: str, value: str) -> ColumnElement[bool]:
-    # Not by a JSON path: keys are the user's, and the two databases quote and escape paths differently.
-    each = func.json_each_text if session.get_bind().dialect.name == "postgresql" else func.json_each
-    pairs = each(FineTuneRow.user_metadata).table_valued(column("key", String), column("value", String))
-    return select(1).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value).exists()
 
 
 def _in_states(expected: Set[State], to: State) -> list[ColumnElement[bool]]:

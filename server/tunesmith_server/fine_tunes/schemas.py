@@ -22,6 +22,7 @@ from tunesmith_server.fine_tunes.method_shapes import (
     integer_or_auto,
     number_or_auto,
 )
+from tunesmith_server.metadata import check_metadata
 
 LongRows = Literal["fail", "cut", "drop"]
 LoraTarget = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
@@ -40,18 +41,6 @@ def _check_suffix(suffix: str) -> str:
 
 Suffix = Annotated[str, AfterValidator(_check_suffix)]
 """A user's word in a model's name."""
-
-
-def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    """Returns the metadata if it keeps OpenAI's limits; raises ValueError with a sentence."""
-    if len(metadata) > 16:
-        raise ValueError("may have at most 16 pairs")
-    for key, value in metadata.items():
-        if not 1 <= len(key) <= 64 or len(value) > 512:
-            raise ValueError("keys must have 1 to 64 characters, values at most 512")
-        if "\x00" in key + value:
-            raise ValueError("may not hold the character NUL")
-    return metadata
 
 
 class Training(BaseModel):

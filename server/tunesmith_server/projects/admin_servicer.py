@@ -97,7 +97,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         await self._admit(context)
         expires = request.expires_in_seconds if request.HasField("expires_in_seconds") else None
         scopes = list(request.scopes) or [PROJECT]
-        new = await self._keys.create_key(request.project_id, request.name, scopes, expires)
+        new = await self._keys.create_key(request.project_id, request.name, scopes, expires, capture=request.capture)
         return pb.CreateApiKeyResponse(api_key=_key(new.info), value=new.key)
 
     async def ListApiKeys(  # noqa: N802
@@ -123,7 +123,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Changes scopes and expiry of a key."""
         await self._admit(context)
         expires = request.expires_in_seconds if request.HasField("expires_in_seconds") else None
-        key = await self._keys.update_key(request.project_id, request.api_key_id, list(request.scopes) or None, expires)
+        scopes = list(request.scopes) or None
+        capture = request.capture if request.HasField("capture") else None
+        key = await self._keys.update_key(request.project_id, request.api_key_id, scopes, expires, capture=capture)
         return pb.UpdateApiKeyResponse(api_key=_key(key))
 
     async def DeleteApiKey(  # noqa: N802
@@ -197,6 +199,7 @@ def _key(key: KeyInfo) -> pb.ApiKey:
         created_at=key.created_at,
         expires_at=key.expires_at,
         last_used_at=key.last_used_at,
+        capture=key.capture,
     )
 
 

@@ -76,7 +76,8 @@ def _keys_router(keys: ProjectsService) -> APIRouter:
     @router.post("")
     async def create_key(project_id: str, body: CreateKey, _principal: CurrentPrincipal) -> NewKeyObject:
         scopes = (PROJECT,) if body.scopes is None else body.scopes
-        return _new_key(await keys.create_key(project_id, body.name, scopes, body.expires_in_seconds))
+        expires = body.expires_in_seconds
+        return _new_key(await keys.create_key(project_id, body.name, scopes, expires, capture=body.capture))
 
     @router.get("")
     async def list_keys(
@@ -93,7 +94,8 @@ def _keys_router(keys: ProjectsService) -> APIRouter:
 
     @router.post("/{api_key_id}")
     async def update_key(project_id: str, api_key_id: str, body: UpdateKey, _principal: CurrentPrincipal) -> KeyObject:
-        return _key(await keys.update_key(project_id, api_key_id, body.scopes, body.expires_in_seconds))
+        expires = body.expires_in_seconds
+        return _key(await keys.update_key(project_id, api_key_id, body.scopes, expires, capture=body.capture))
 
     @router.delete("/{api_key_id}")
     async def delete_key(project_id: str, api_key_id: str, _principal: CurrentPrincipal) -> DeletedKey:
@@ -170,6 +172,7 @@ def _key(key: KeyInfo) -> KeyObject:
         expires_at=key.expires_at,
         last_used_at=key.last_used_at,
         scopes=list(key.scopes),
+        capture=key.capture,
     )
 
 

@@ -97,7 +97,7 @@ class KeyLookup:
     def _principal(self, key: ApiKeyRow, project: ProjectRow) -> Principal:
         quotas = read_quotas(project.quotas, self._core.settings)
         limits = RateLimits(quotas.requests_per_minute, quotas.tokens_per_minute)
-        return Principal(project.id, key.id, frozenset(key.scopes), limits)
+        return Principal(project.id, key.id, frozenset(key.scopes), limits, key.capture)
 
     def _note_use(self, key_id: str, now: int) -> None:
         if now - self._noted.get(key_id, 0) >= USE_NOTED_SECONDS:

@@ -88,7 +88,7 @@ class KeyOwner(BaseModel):
 
 
 class KeyObject(BaseModel):
-    """An API key without its secret; `scopes` is our addition. Times are Unix seconds."""
+    """An API key without its secret; `scopes` and `capture` are our additions. Times are Unix seconds."""
 
     id: str
     object: Literal["organization.project.api_key"] = "organization.project.api_key"
@@ -100,6 +100,7 @@ class KeyObject(BaseModel):
     owner: KeyOwner = KeyOwner()
     owner_project_access: Literal["active"] = "active"
     scopes: list[str]
+    capture: bool
 
 
 class NewKeyObject(KeyObject):
@@ -119,13 +120,14 @@ class KeyList(BaseModel):
 
 
 class CreateKey(BaseModel):
-    """A new key; without scopes it may do everything within its project."""
+    """A new key; without scopes it may do everything within its project. With `capture` its completions are kept."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = ""
     scopes: list[str] | None = None
     expires_in_seconds: Annotated[int, Field(strict=True)] | None = None
+    capture: Annotated[bool, Field(strict=True)] = False
 
 
 class UpdateKey(BaseModel):
@@ -135,6 +137,7 @@ class UpdateKey(BaseModel):
 
     scopes: list[str] | None = None
     expires_in_seconds: Annotated[int, Field(strict=True)] | None = None
+    capture: Annotated[bool, Field(strict=True)] | None = None
 
 
 class RotateKey(BaseModel):

@@ -24,6 +24,8 @@ _WITHIN_PROJECT = (
     "models.read",
     "models.write",
     INFERENCE,
+    "captures.read",
+    "captures.write",
     "webhooks",
     "graders",
     "usage.read",
@@ -80,6 +82,7 @@ _USAGE = "/tunesmith.projects.v1.UsageService"
 
 _WEBHOOKS = "/tunesmith.webhooks.v1.WebhooksService"
 _DEPLOYMENTS = "/tunesmith.deployments.v1.DeploymentsService"
+_CAPTURES = "/tunesmith.captures.v1.CapturesService"
 _GRADERS = "/tunesmith.graders.v1.GradersService"
 
 _UPLOAD = "/v1/uploads/{upload_id}"
@@ -89,6 +92,8 @@ _HOOKS = "/v1/webhook_endpoints"
 _HOOK = f"{_HOOKS}/{{endpoint_id}}"
 _DEPLOYED = "/v1/deployments"
 _DEPLOYMENT = f"{_DEPLOYED}/{{name}}"
+_CAPTURED = "/v1/chat/completions"
+_CAPTURE = f"{_CAPTURED}/{{completion_id}}"
 _GRADER = "/v1/fine_tuning/alpha/graders"
 _SHARED = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _PROJECTS = "/v1/organization/projects"
@@ -148,6 +153,12 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("models.read", None, (f"GET {_DEPLOYED}", f"{_DEPLOYMENTS}/ListDeployments")),
     ("models.read", None, (f"GET {_DEPLOYMENT}", f"{_DEPLOYMENTS}/GetDeployment")),
     ("models.read", None, (f"GET {_DEPLOYMENT}/versions", f"{_DEPLOYMENTS}/ListDeploymentVersions")),
+    ("captures.read", None, (f"GET {_CAPTURED}", f"{_CAPTURES}/ListCaptures")),
+    ("captures.read", None, (f"GET {_CAPTURE}", f"{_CAPTURES}/GetCapture")),
+    ("captures.read", None, (f"GET {_CAPTURE}/messages",)),
+    ("captures.write", "capture.updated", (f"POST {_CAPTURE}", f"{_CAPTURES}/UpdateCapture")),
+    ("captures.write", "capture.deleted", (f"DELETE {_CAPTURE}", f"{_CAPTURES}/DeleteCapture")),
+    ("captures.write", "file.created", ("POST /v1/capture_datasets", f"{_CAPTURES}/CreateDataset")),
     (
         INFERENCE,
         None,

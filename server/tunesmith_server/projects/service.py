@@ -41,6 +41,8 @@ class KeyInfo:
     name: str
     redacted: str
     scopes: tuple[str, ...]
+    capture: bool
+    """Whether its chat completions are kept."""
     created_at: int
     expires_at: int | None
     last_used_at: int | None
@@ -100,6 +102,8 @@ class ProjectsService:
         name: str,
         key_scopes: Sequence[str] = (scopes.PROJECT,),
         expires_in_seconds: int | None = None,
+        *,
+        capture: bool = False,
     ) -> NewKey:
         """Makes a key; raises NotFoundError for an unknown project, InvalidRequestError for an unknown scope."""
         _check_scopes(key_scopes)
@@ -108,7 +112,7 @@ class ProjectsService:
         now = int(self._core.clock())
         expires_at = None if expires_in_seconds is None else now + expires_in_seconds
         key = _new_key()
-        row = self._row(key, project_id, name, key_scopes, expires_at)
+        row = self._row(key, project_id, name, key_scopes, expires_at, capture=capture)
         async with self._core.database.write() as session:
             project = await repository.get_project(session, project_id)
             if project is None or project.archived_at is not None:
@@ -149,8 +153,10 @@ class ProjectsService:
         key_id: str,
         key_scopes: Sequence[str] | None = None,
         expires_in_seconds: int | None = None,
+        *,
+        capture: bool | None = None,
     ) -> KeyInfo:
-        """Changes scopes (none at all: everything within the project) and expiry of a live key, as far as given.
+        """Changes scopes (none at all: everything within the project), expiry and capture of a live key, as given.
 
         Raises NotFoundError, or InvalidRequestError for an unknown scope, a wrong expiry or a key that has expired.
         """
@@ -162,6 +168,8 @@ class ProjectsService:
             changes["scopes"] = list(key_scopes) or [scopes.PROJECT]
         if expires_in_seconds is not None:
             changes["expires_at"] = now + expires_in_seconds
+        if capture is not None:
+            changes["capture"] = capture
         async with self._core.database.write() as session:
             await self._unexpired(session, project_id, key_id, now)
             if changes:
@@ -170,7 +178,7 @@ class ProjectsService:
         return await self.get_key(project_id, key_id)
 
     async def rotate_key(self, project_id: str, key_id: str, overlap_seconds: int = DEFAULT_OVERLAP_SECONDS) -> NewKey:
-        """Makes a key with the name, scopes and expiry of a live one, which ends after the overlap.
+        """Makes a key with the name, scopes, expiry and capture of a live one, which ends after the overlap.
 
         Raises NotFoundError, or InvalidRequestError for an overlap out of range or a key that has expired.
         """
@@ -182,7 +190,7 @@ class ProjectsService:
         key = _new_key()
         async with self._core.database.write() as session:
             old = await self._unexpired(session, project_id, key_id, now)
-            row = self._row(key, project_id, old.name, old.scopes, old.expires_at)
+            row = self._row(key, project_id, old.name, old.scopes, old.expires_at, capture=old.capture)
             await repository.insert_key(session, row)
             ends_at = ends_at if old.expires_at is None else min(old.expires_at, ends_at)
             if not await repository.change_key(session, project_id, key_id, {"expires_at": ends_at}):
@@ -222,7 +230,7 @@ class ProjectsService:
         async with self._core.database.read() as session:
             if await repository.find_key(session, self._core.signer.hash_api_key(key)) is not None:
                 return
-        row = self._row(key, DEFAULT_PROJECT, name, (scopes.EVERYTHING,), None)
+        row = self._row(key, DEFAULT_PROJECT, name, (scopes.EVERYTHING,), None, capture=False)
         try:
             async with self._core.database.write() as session:
                 await repository.insert_key(session, row)
@@ -230,7 +238,7 @@ class ProjectsService:
             _log.info("another server stored the same key at the same time")
 
     def _row(
-        self, key: str, project_id: str, name: str, key_scopes: Sequence[str], expires_at: int | None
+        self, key: str, project_id: str, name: str, key_scopes: Sequence[str], expires_at: int | None, *, capture: bool
     ) -> ApiKeyRow:
         return ApiKeyRow(
             id=new_id("key_"),
@@ -239,6 +247,7 @@ class ProjectsService:
             hash=self._core.signer.hash_api_key(key),
             redacted=_redacted(key),
             scopes=list(key_scopes),
+            capture=capture,
             created_at=int(self._core.clock()),
             expires_at=expires_at,
         )
@@ -278,6 +287,7 @@ def _info(row: ApiKeyRow) -> KeyInfo:
         name=row.name,
         redacted=row.redacted,
         scopes=tuple(row.scopes),
+        capture=row.capture,
         created_at=row.created_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,

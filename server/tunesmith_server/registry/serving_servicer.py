@@ -1,6 +1,6 @@
-"""Owns what gateways ask and report over gRPC: the feed of models, files, who a key belongs to, usage, replicas.
+"""Owns what gateways ask and report over gRPC: the feed of models, files, whose a key is, usage, replicas, captures.
 
-It must not know rules or SQL; service.py, changes.py and auth.py decide.
+It must not know rules or SQL; service.py, changes.py, auth.py and captures/ decide.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import grpc.aio
 
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 from tunesmith_server.auth import Authenticator, authorization_of
+from tunesmith_server.captures.reports import read_capture
+from tunesmith_server.captures.service import CapturesService
 from tunesmith_server.projects.usage import UsageService
 from tunesmith_server.projects.usage_repository import UsageLine
 from tunesmith_server.registry.changes import Change, Deleted, Deployed, Servable, Undeployed
@@ -38,10 +40,13 @@ _STATES = {
 class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
     """ServingService, for gateways that present the service token."""
 
-    def __init__(self, service: RegistryService, authenticator: Authenticator, usage: UsageService) -> None:
+    def __init__(
+        self, service: RegistryService, authenticator: Authenticator, usage: UsageService, captures: CapturesService
+    ) -> None:
         self._service = service
         self._authenticator = authenticator
         self._usage = usage
+        self._captures = captures
 
     async def WatchModels(  # noqa: N802
         self, request: serving_pb2.WatchModelsRequest, context: Context
@@ -75,6 +80,7 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
             key_id=principal.key_id,
             requests_per_minute=principal.limits.requests_per_minute,
             tokens_per_minute=principal.limits.tokens_per_minute,
+            capture=principal.capture,
         )
 
     async def ReportUsage(  # noqa: N802
@@ -118,6 +124,15 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
         ]
         self._service.replicas.take(request.gateway_id, replicas)
         return serving_pb2.ReportReplicasResponse()
+
+    async def ReportCaptures(  # noqa: N802
+        self, request: serving_pb2.ReportCapturesRequest, context: Context
+    ) -> serving_pb2.ReportCapturesResponse:
+        """Stores captures; those that are stored already stay as they are."""
+        self._authenticator.service(authorization_of(context))
+        captures = [capture for sent in request.captures if (capture := read_capture(sent)) is not None]
+        refused = len(request.captures) - len(captures) + await self._captures.take(captures)
+        return serving_pb2.ReportCapturesResponse(refused=refused)
 
 
 def _response(change: Change) -> serving_pb2.WatchModelsResponse:

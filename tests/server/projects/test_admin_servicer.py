@@ -69,10 +69,14 @@ async def test_projects_and_keys_live_as_over_rest(admin: Caller, each_installat
     assert (await admin("GetApiKey", project_id="a", api_key_id=new.api_key.id)).api_key == new.api_key
     wider = (await admin("UpdateApiKey", project_id="a", api_key_id=new.api_key.id, scopes=["project"])).api_key
     assert (list(wider.scopes), wider.expires_at) == (["project"], new.api_key.expires_at)
+    assert not wider.capture
+    captured = (await admin("UpdateApiKey", project_id="a", api_key_id=new.api_key.id, capture=True)).api_key
+    assert (list(captured.scopes), captured.capture) == (["project"], True)
     rotated = await admin("RotateApiKey", project_id="a", api_key_id=new.api_key.id)
-    assert list(rotated.api_key.scopes) == ["project"]
+    assert (list(rotated.api_key.scopes), rotated.api_key.capture) == (["project"], True)
+    assert (await admin("CreateApiKey", project_id="a", capture=True)).api_key.capture
     listed = await admin("ListApiKeys", project_id="a")
-    assert {one.id for one in listed.api_keys} == {new.api_key.id, rotated.api_key.id}
+    assert {new.api_key.id, rotated.api_key.id} <= {one.id for one in listed.api_keys}
     await admin("DeleteApiKey", project_id="a", api_key_id=new.api_key.id)
     assert await admin.refused("GetApiKey", project_id="a", api_key_id=new.api_key.id) == (
         grpc.StatusCode.NOT_FOUND,
@@ -88,7 +92,9 @@ async def test_projects_and_keys_live_as_over_rest(admin: Caller, each_installat
         ("project.updated", "a"),
         ("api_key.created", new.api_key.id),
         ("api_key.updated", new.api_key.id),
+        ("api_key.updated", new.api_key.id),
         ("api_key.rotated", new.api_key.id),
+        ("api_key.created", logs[2].target_id),
         ("api_key.deleted", new.api_key.id),
         ("project.archived", "a"),
     ]

@@ -47,6 +47,12 @@ async def test_openais_client_administers_unmodified(each_installation: Installa
         assert made_key.redacted_value == f"{new['value'][:5]}...{new['value'][-4:]}"
         narrowed = await organization.projects.api_keys.update(made_key.id, project_id=made.id, scopes=["inference"])
         assert narrowed.to_dict()["scopes"] == ["inference"]
+        one_key = f"{PROJECTS}/{made.id}/api_keys/{made_key.id}"
+        for body in ({"capture": True}, {}):
+            assert (await http.post(one_key, json=body)).json()["capture"] is True
+        assert (await http.post(one_key, json={"capture": False})).json()["capture"] is False
+        refused = await http.post(one_key, json={"capture": "yes"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "capture")
         assert await organization.projects.api_keys.retrieve(made_key.id, project_id=made.id) == narrowed
         assert (await organization.projects.api_keys.delete(made_key.id, project_id=made.id)).deleted
         with pytest.raises(openai.NotFoundError):

@@ -16,6 +16,8 @@ from tests.support.factories import store_file
 from tests.support.registry import publish_tuned_model
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tunesmith_server.auth import Authenticator, Principal
+from tunesmith_server.captures.repository import CaptureFilter
+from tunesmith_server.captures.service import CapturesService
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FineTuneRow, ProjectRow
 from tunesmith_server.grpc_app import create_grpc_server
@@ -37,7 +39,7 @@ class Keys:
     async def find_principal(self, key: str) -> Principal | None:
         if key == "files":
             return Principal("default", "key_2", frozenset({"files.read"}))
-        return Principal("default", "key_1", limits=RateLimits(60, None)) if key == "good" else None
+        return Principal("default", "key_1", limits=RateLimits(60, None), capture=True) if key == "good" else None
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def registry(core: Core) -> RegistryService:
 @pytest.fixture
 async def channel(core: Core, registry: RegistryService) -> AsyncIterator[grpc.aio.Channel]:
     authenticator = Authenticator(Keys(), core.signer, "gateway-token")
-    serving = ServingServicer(registry, authenticator, UsageService(core))
+    serving = ServingServicer(registry, authenticator, UsageService(core), CapturesService(core))
     models = ModelsServicer(registry, ImportsService(core), authenticator)
     server = create_grpc_server(
         {
@@ -135,6 +137,33 @@ async def test_users_read_what_gateways_hold_of_a_model(core: Core, channel: grp
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_captures_are_stored_once_and_what_makes_no_sense_is_counted(
+    core: Core, channel: grpc.aio.Channel
+) -> None:
+    async with core.database.write() as session:
+        session.add(ProjectRow(id="default", created_at=0))
+    sent = serving_pb2.Capture(
+        id="chatcmpl-1",
+        project_id="default",
+        key_id="key_1",
+        model="m",
+        finish_reason="stop",
+        messages='[{"role": "user", "content": "a"}]',
+        answer='{"role": "assistant", "content": "b"}',
+    )
+    nobodys = serving_pb2.Capture()
+    nobodys.MergeFrom(sent)
+    nobodys.id, nobodys.project_id = "chatcmpl-2", "no-such-project"
+    report = serving_pb2.ReportCapturesRequest(captures=[sent, serving_pb2.Capture(id="no answer"), nobodys])
+    for _ in range(2):
+        assert (await serving_stub(channel).ReportCaptures(report, metadata=GATEWAY)).refused == 2
+    page = await CapturesService(core).list(Principal("default", "key_1"), CaptureFilter())
+    assert [(each.row.id, each.content.answer["content"]) for each in page.captures] == [("chatcmpl-1", "b")]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await serving_stub(channel).ReportCaptures(report, metadata=USER)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_gateway_gets_the_files_of_tuned_and_base_revisions(core: Core, channel: grpc.aio.Channel) -> None:
     base_revision = await publish_base_model(core)
     revision = await publish_tuned_model(core, TUNED, base_revision)
@@ -158,6 +187,7 @@ async def test_a_gateway_learns_whose_a_key_is(channel: grpc.aio.Channel) -> Non
 
     assert (answer.project_id, answer.key_id) == ("default", "key_1")
     assert (answer.requests_per_minute, answer.HasField("tokens_per_minute")) == (60, False)
+    assert answer.capture
     for _ in range(61):  # gateways count their callers themselves
         await stub.Authenticate(serving_pb2.AuthenticateRequest(api_key="good"), metadata=GATEWAY)
     for key in ("bad", "", "good\nx"):

@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tunesmith/registry/v1/serving.proto\x12\x15tunesmith.registry.v1\"\xea\x01\n\rServableModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.tunesmith.registry.v1.ServableKind\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x15\n\rbase_model_id\x18\x05 \x01(\t\x12\x15\n\rbase_revision\x18\x06 \x01(\t\x12\x0f\n\x07\x63reated\x18\x07 \x01(\x03\x12\x12\n\ncheckpoint\x18\x08 \x01(\x08\x12\x1f\n\x17shared_with_project_ids\x18\t \x03(\t\"\x89\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x38\n\x07targets\x18\x03 \x03(\x0b\x32\'.tunesmith.registry.v1.DeploymentTarget\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"1\n\x10\x44\x65ploymentTarget\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"5\n\x11\x44\x65letedDeployment\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x14\n\x12WatchModelsRequest\"\x93\x02\n\x13WatchModelsResponse\x12\x38\n\x08upserted\x18\x01 \x01(\x0b\x32$.tunesmith.registry.v1.ServableModelH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x1b\n\x11snapshot_complete\x18\x03 \x01(\x08H\x00\x12@\n\x13\x64\x65ployment_upserted\x18\x04 \x01(\x0b\x32!.tunesmith.registry.v1.DeploymentH\x00\x12\x46\n\x12\x64\x65ployment_deleted\x18\x05 \x01(\x0b\x32(.tunesmith.registry.v1.DeletedDeploymentH\x00\x42\x08\n\x06\x63hange\"&\n\x12GetRevisionRequest\x12\x10\n\x08revision\x18\x01 \x01(\t\"G\n\x0cRevisionFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\"I\n\x13GetRevisionResponse\x12\x32\n\x05\x66iles\x18\x01 \x03(\x0b\x32#.tunesmith.registry.v1.RevisionFile\"&\n\x13\x41uthenticateRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"\xaa\x01\n\x14\x41uthenticateResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12 \n\x13requests_per_minute\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minute\"\x8b\x01\n\tUsageLine\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04hour\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\"k\n\x12ReportUsageRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12/\n\x05lines\x18\x03 \x03(\x0b\x32 .tunesmith.registry.v1.UsageLine\"\x15\n\x13ReportUsageResponse\"\x91\x01\n\x07Replica\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.tunesmith.registry.v1.ReplicaState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"]\n\x15ReportReplicasRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x30\n\x08replicas\x18\x02 \x03(\x0b\x32\x1e.tunesmith.registry.v1.Replica\"\x18\n\x16ReportReplicasResponse*x\n\x0cServableKind\x12\x1d\n\x19SERVABLE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVABLE_KIND_BASE\x10\x01\x12\x19\n\x15SERVABLE_KIND_ADAPTER\x10\x02\x12\x16\n\x12SERVABLE_KIND_FULL\x10\x03*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_FETCHING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATE_PROBING\x10\x03\x12\x17\n\x13REPLICA_STATE_READY\x10\x04\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x05\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x06\x32\x9c\x04\n\x0eServingService\x12\x66\n\x0bWatchModels\x12).tunesmith.registry.v1.WatchModelsRequest\x1a*.tunesmith.registry.v1.WatchModelsResponse0\x01\x12\x64\n\x0bGetRevision\x12).tunesmith.registry.v1.GetRevisionRequest\x1a*.tunesmith.registry.v1.GetRevisionResponse\x12g\n\x0c\x41uthenticate\x12*.tunesmith.registry.v1.AuthenticateRequest\x1a+.tunesmith.registry.v1.AuthenticateResponse\x12\x64\n\x0bReportUsage\x12).tunesmith.registry.v1.ReportUsageRequest\x1a*.tunesmith.registry.v1.ReportUsageResponse\x12m\n\x0eReportReplicas\x12,.tunesmith.registry.v1.ReportReplicasRequest\x1a-.tunesmith.registry.v1.ReportReplicasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tunesmith/registry/v1/serving.proto\x12\x15tunesmith.registry.v1\"\xea\x01\n\rServableModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.tunesmith.registry.v1.ServableKind\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x15\n\rbase_model_id\x18\x05 \x01(\t\x12\x15\n\rbase_revision\x18\x06 \x01(\t\x12\x0f\n\x07\x63reated\x18\x07 \x01(\x03\x12\x12\n\ncheckpoint\x18\x08 \x01(\x08\x12\x1f\n\x17shared_with_project_ids\x18\t \x03(\t\"\x89\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x38\n\x07targets\x18\x03 \x03(\x0b\x32\'.tunesmith.registry.v1.DeploymentTarget\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"1\n\x10\x44\x65ploymentTarget\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"5\n\x11\x44\x65letedDeployment\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x14\n\x12WatchModelsRequest\"\x93\x02\n\x13WatchModelsResponse\x12\x38\n\x08upserted\x18\x01 \x01(\x0b\x32$.tunesmith.registry.v1.ServableModelH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x1b\n\x11snapshot_complete\x18\x03 \x01(\x08H\x00\x12@\n\x13\x64\x65ployment_upserted\x18\x04 \x01(\x0b\x32!.tunesmith.registry.v1.DeploymentH\x00\x12\x46\n\x12\x64\x65ployment_deleted\x18\x05 \x01(\x0b\x32(.tunesmith.registry.v1.DeletedDeploymentH\x00\x42\x08\n\x06\x63hange\"&\n\x12GetRevisionRequest\x12\x10\n\x08revision\x18\x01 \x01(\t\"G\n\x0cRevisionFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\"I\n\x13GetRevisionResponse\x12\x32\n\x05\x66iles\x18\x01 \x03(\x0b\x32#.tunesmith.registry.v1.RevisionFile\"&\n\x13\x41uthenticateRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"\xbb\x01\n\x14\x41uthenticateResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12 \n\x13requests_per_minute\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x0f\n\x07\x63\x61pture\x18\x05 \x01(\x08\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minute\"\x8b\x01\n\tUsageLine\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04hour\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\"k\n\x12ReportUsageRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12/\n\x05lines\x18\x03 \x03(\x0b\x32 .tunesmith.registry.v1.UsageLine\"\x15\n\x13ReportUsageResponse\"\x91\x01\n\x07Replica\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.tunesmith.registry.v1.ReplicaState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"]\n\x15ReportReplicasRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x30\n\x08replicas\x18\x02 \x03(\x0b\x32\x1e.tunesmith.registry.v1.Replica\"\x18\n\x16ReportReplicasResponse\"\xd8\x02\n\x07\x43\x61pture\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12>\n\x08metadata\x18\x07 \x03(\x0b\x32,.tunesmith.registry.v1.Capture.MetadataEntry\x12\x15\n\rfinish_reason\x18\x08 \x01(\t\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\n \x01(\x03\x12\x10\n\x08messages\x18\x0b \x01(\t\x12\r\n\x05tools\x18\x0c \x01(\t\x12\x0e\n\x06\x61nswer\x18\r \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x15ReportCapturesRequest\x12\x30\n\x08\x63\x61ptures\x18\x01 \x03(\x0b\x32\x1e.tunesmith.registry.v1.Capture\")\n\x16ReportCapturesResponse\x12\x0f\n\x07refused\x18\x01 \x01(\x03*x\n\x0cServableKind\x12\x1d\n\x19SERVABLE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVABLE_KIND_BASE\x10\x01\x12\x19\n\x15SERVABLE_KIND_ADAPTER\x10\x02\x12\x16\n\x12SERVABLE_KIND_FULL\x10\x03*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_FETCHING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATE_PROBING\x10\x03\x12\x17\n\x13REPLICA_STATE_READY\x10\x04\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x05\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x06\x32\x8b\x05\n\x0eServingService\x12\x66\n\x0bWatchModels\x12).tunesmith.registry.v1.WatchModelsRequest\x1a*.tunesmith.registry.v1.WatchModelsResponse0\x01\x12\x64\n\x0bGetRevision\x12).tunesmith.registry.v1.GetRevisionRequest\x1a*.tunesmith.registry.v1.GetRevisionResponse\x12g\n\x0c\x41uthenticate\x12*.tunesmith.registry.v1.AuthenticateRequest\x1a+.tunesmith.registry.v1.AuthenticateResponse\x12\x64\n\x0bReportUsage\x12).tunesmith.registry.v1.ReportUsageRequest\x1a*.tunesmith.registry.v1.ReportUsageResponse\x12m\n\x0eReportReplicas\x12,.tunesmith.registry.v1.ReportReplicasRequest\x1a-.tunesmith.registry.v1.ReportReplicasResponse\x12m\n\x0eReportCaptures\x12,.tunesmith.registry.v1.ReportCapturesRequest\x1a-.tunesmith.registry.v1.ReportCapturesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.registry.v1.serving_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVABLEKIND']._serialized_start=1789
-  _globals['_SERVABLEKIND']._serialized_end=1909
-  _globals['_REPLICASTATE']._serialized_start=1912
-  _globals['_REPLICASTATE']._serialized_end=2118
+  _globals['_CAPTURE_METADATAENTRY']._loaded_options = None
+  _globals['_CAPTURE_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_SERVABLEKIND']._serialized_start=2271
+  _globals['_SERVABLEKIND']._serialized_end=2391
+  _globals['_REPLICASTATE']._serialized_start=2394
+  _globals['_REPLICASTATE']._serialized_end=2600
   _globals['_SERVABLEMODEL']._serialized_start=63
   _globals['_SERVABLEMODEL']._serialized_end=297
   _globals['_DEPLOYMENT']._serialized_start=300
@@ -56,19 +58,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHENTICATEREQUEST']._serialized_start=1033
   _globals['_AUTHENTICATEREQUEST']._serialized_end=1071
   _globals['_AUTHENTICATERESPONSE']._serialized_start=1074
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=1244
-  _globals['_USAGELINE']._serialized_start=1247
-  _globals['_USAGELINE']._serialized_end=1386
-  _globals['_REPORTUSAGEREQUEST']._serialized_start=1388
-  _globals['_REPORTUSAGEREQUEST']._serialized_end=1495
-  _globals['_REPORTUSAGERESPONSE']._serialized_start=1497
-  _globals['_REPORTUSAGERESPONSE']._serialized_end=1518
-  _globals['_REPLICA']._serialized_start=1521
-  _globals['_REPLICA']._serialized_end=1666
-  _globals['_REPORTREPLICASREQUEST']._serialized_start=1668
-  _globals['_REPORTREPLICASREQUEST']._serialized_end=1761
-  _globals['_REPORTREPLICASRESPONSE']._serialized_start=1763
-  _globals['_REPORTREPLICASRESPONSE']._serialized_end=1787
-  _globals['_SERVINGSERVICE']._serialized_start=2121
-  _globals['_SERVINGSERVICE']._serialized_end=2661
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=1261
+  _globals['_USAGELINE']._serialized_start=1264
+  _globals['_USAGELINE']._serialized_end=1403
+  _globals['_REPORTUSAGEREQUEST']._serialized_start=1405
+  _globals['_REPORTUSAGEREQUEST']._serialized_end=1512
+  _globals['_REPORTUSAGERESPONSE']._serialized_start=1514
+  _globals['_REPORTUSAGERESPONSE']._serialized_end=1535
+  _globals['_REPLICA']._serialized_start=1538
+  _globals['_REPLICA']._serialized_end=1683
+  _globals['_REPORTREPLICASREQUEST']._serialized_start=1685
+  _globals['_REPORTREPLICASREQUEST']._serialized_end=1778
+  _globals['_REPORTREPLICASRESPONSE']._serialized_start=1780
+  _globals['_REPORTREPLICASRESPONSE']._serialized_end=1804
+  _globals['_CAPTURE']._serialized_start=1807
+  _globals['_CAPTURE']._serialized_end=2151
+  _globals['_CAPTURE_METADATAENTRY']._serialized_start=2104
+  _globals['_CAPTURE_METADATAENTRY']._serialized_end=2151
+  _globals['_REPORTCAPTURESREQUEST']._serialized_start=2153
+  _globals['_REPORTCAPTURESREQUEST']._serialized_end=2226
+  _globals['_REPORTCAPTURESRESPONSE']._serialized_start=2228
+  _globals['_REPORTCAPTURESRESPONSE']._serialized_end=2269
+  _globals['_SERVINGSERVICE']._serialized_start=2603
+  _globals['_SERVINGSERVICE']._serialized_end=3254
 # @@protoc_insertion_point(module_scope)

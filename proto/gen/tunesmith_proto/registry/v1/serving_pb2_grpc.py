@@ -60,6 +60,11 @@ class ServingServiceStub(object):
                 request_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasResponse.FromString,
                 _registered_method=True)
+        self.ReportCaptures = channel.unary_unary(
+                '/tunesmith.registry.v1.ServingService/ReportCaptures',
+                request_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportCapturesRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportCapturesResponse.FromString,
+                _registered_method=True)
 
 
 class ServingServiceServicer(object):
@@ -101,6 +106,13 @@ class ServingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportCaptures(self, request, context):
+        """Answers that keys have opted in to have kept, redacted; one that is sent again is stored once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_ServingServiceServicer_to_server(servicer, server):
                     servicer.ReportReplicas,
                     request_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasRequest.FromString,
                     response_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasResponse.SerializeToString,
+            ),
+            'ReportCaptures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCaptures,
+                    request_deserializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportCapturesRequest.FromString,
+                    response_serializer=tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportCapturesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class ServingService(object):
             '/tunesmith.registry.v1.ServingService/ReportReplicas',
             tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasRequest.SerializeToString,
             tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCaptures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.registry.v1.ServingService/ReportCaptures',
+            tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportCapturesRequest.SerializeToString,
+            tunesmith_dot_registry_dot_v1_dot_serving__pb2.ReportCapturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

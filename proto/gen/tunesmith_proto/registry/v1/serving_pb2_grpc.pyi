@@ -45,6 +45,8 @@ class ServingServiceStub:
     """What keys have used since the last report; a batch that is sent again is counted once."""
     ReportReplicas: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportReplicasRequest, _serving_pb2.ReportReplicasResponse]
     """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
+    ReportCaptures: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportCapturesRequest, _serving_pb2.ReportCapturesResponse]
+    """Answers that keys have opted in to have kept, redacted; one that is sent again is stored once."""
 
 @_typing.type_check_only
 class ServingServiceAsyncStub(ServingServiceStub):
@@ -61,6 +63,8 @@ class ServingServiceAsyncStub(ServingServiceStub):
     """What keys have used since the last report; a batch that is sent again is counted once."""
     ReportReplicas: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportReplicasRequest, _serving_pb2.ReportReplicasResponse]  # type: ignore[assignment]
     """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
+    ReportCaptures: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportCapturesRequest, _serving_pb2.ReportCapturesResponse]  # type: ignore[assignment]
+    """Answers that keys have opted in to have kept, redacted; one that is sent again is stored once."""
 
 class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells gateways which model names exist, what they point at, and who may use them."""
@@ -104,5 +108,13 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_serving_pb2.ReportReplicasResponse, _abc.Awaitable[_serving_pb2.ReportReplicasResponse]]:
         """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
+
+    @_abc_1.abstractmethod
+    def ReportCaptures(
+        self,
+        request: _serving_pb2.ReportCapturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_pb2.ReportCapturesResponse, _abc.Awaitable[_serving_pb2.ReportCapturesResponse]]:
+        """Answers that keys have opted in to have kept, redacted; one that is sent again is stored once."""
 
 def add_ServingServiceServicer_to_server(servicer: ServingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
