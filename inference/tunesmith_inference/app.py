@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from fastapi import FastAPI, Request
+from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -22,14 +23,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith_inference.admission import Admission
 from tunesmith_inference.auth import Authenticator
+from tunesmith_inference.captures import CaptureLog
 from tunesmith_inference.config import Settings
 from tunesmith_inference.endpoints import ClientGone, Gateway, router
 from tunesmith_inference.engine import vllm_command
 from tunesmith_inference.engine_host import Command
 from tunesmith_inference.errors import GatewayError, error_response, internal_error
 from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.hooks import Hook
 from tunesmith_inference.ledger import Ledger
+from tunesmith_inference.moderation import Moderation
 from tunesmith_inference.rate_limits import RateLimiter
+from tunesmith_inference.redaction import Redactor, load_rules
 from tunesmith_inference.registry_client import connect
 from tunesmith_inference.replicas import ReplicaReports
 from tunesmith_inference.revisions import RevisionCache
@@ -46,33 +51,62 @@ _CLIENT_GONE_STATUS = 499
 @contextlib.asynccontextmanager
 async def serving(settings: Settings, command: Command = vllm_command) -> AsyncIterator[FastAPI]:
     """A gateway that follows its control plane; its engines end with the block. `command` starts an engine."""
-    async with connect(settings.control_plane, settings.service_token.get_secret_value()) as registry:
+    rules = load_rules(settings.redaction_rules)
+    async with (
+        connect(settings.control_plane, settings.service_token.get_secret_value()) as registry,
+        _hook(settings.moderation_url, settings.moderation_api_key, settings) as moderation_hook,
+        _hook(settings.redaction_url, settings.redaction_api_key, settings) as redaction_hook,
+    ):
         fleet = Fleet(settings, RevisionCache(settings.cache_dir, registry.revision_files), command)
         limits, ledger = RateLimiter(), Ledger(registry.report_usage)
-        keys = Authenticator(registry.authenticate)
+        usage = Usage(limits, ledger)
+        redactor = Redactor(rules, redaction_hook)
+        captures = CaptureLog(redactor.redacted, registry.report_captures, usage.count_captures)
         gateway = Gateway(
             settings,
-            keys,
+            Authenticator(registry.authenticate),
             registry,
             fleet,
             Switch(fleet.is_ready),
             Admission(settings.max_requests),
             limits,
-            Usage(limits, ledger),
+            usage,
+            _moderation(settings, moderation_hook, usage),
+            captures,
         )
 
         following = asyncio.create_task(registry.follow(partial(_follow, gateway)))
         running = asyncio.create_task(fleet.run())
         reporting = asyncio.create_task(ledger.run())
+        capturing = asyncio.create_task(captures.run())
         telling = asyncio.create_task(ReplicaReports(fleet.replicas, registry.report_replicas).run())
         try:
             yield create_app(gateway)
         finally:
-            tasks = {following, running, reporting, telling}
+            tasks = {following, running, reporting, telling, capturing}
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await ledger.close()
+            await asyncio.gather(ledger.close(), captures.close())
+
+
+@contextlib.asynccontextmanager
+async def _hook(url: str, api_key: SecretStr, settings: Settings) -> AsyncIterator[Hook | None]:
+    if not url:
+        yield None
+        return
+    async with Hook(url, api_key.get_secret_value(), settings.hook_seconds) as hook:
+        yield hook
+
+
+def _moderation(settings: Settings, hook: Hook | None, usage: Usage) -> Moderation:
+    return Moderation(
+        hook,
+        model=settings.moderation_model,
+        fails_open=settings.moderation_fails_open,
+        every=settings.moderation_stream_characters,
+        count=usage.count_moderation,
+    )
 
 
 def _follow(gateway: Gateway) -> None:
@@ -133,6 +167,7 @@ class _Accounts:
             return
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
         status = "aborted"
 

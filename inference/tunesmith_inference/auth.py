@@ -30,6 +30,8 @@ class Principal:
     key_id: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    capture: bool = False
+    """Whether what it asks and is answered is kept."""
 
 
 class KeyRejected(Exception):

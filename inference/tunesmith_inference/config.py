@@ -18,6 +18,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -57,6 +58,23 @@ class Settings(BaseSettings):
     drain_seconds: int = Field(default=10, ge=0)
     """How long answers may go on once the gateway was told to stop; what is not ended then is cut off."""
 
+    moderation_url: str = ""
+    """Service that is asked about every prompt and answer, in the form of OpenAI's /v1/moderations; empty: nobody."""
+    moderation_api_key: SecretStr = SecretStr("")
+    moderation_model: str = ""
+    """Sent to it as `model`."""
+    moderation_fails_open: bool = False
+    """Whether texts pass while it cannot be asked; otherwise requests are answered with 503."""
+    moderation_stream_characters: int = Field(default=500, gt=0)
+    """Streamed answers are held until so many characters more have passed."""
+    redaction_rules: Path | None = None
+    """YAML list of what is taken out of captures; unset: redaction_rules.yaml beside this file."""
+    redaction_url: str = ""
+    """Service that is asked for the texts of captures as they may be kept, after the rules; empty: nobody."""
+    redaction_api_key: SecretStr = SecretStr("")
+    hook_seconds: float = Field(default=10.0, gt=0)
+    """How long either service may take."""
+
     engine_python: Path = Path(".venv-engine/bin/python")
     """The interpreter that has vLLM."""
     engine_device: Literal["auto"] | Device = "auto"
@@ -86,6 +104,14 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         # Never resolved: a virtual environment's interpreter is a link that must be called by its own name.
         return value.expanduser().absolute()
+
+    @field_validator("moderation_url", "redaction_url")
+    @classmethod
+    def _reachable(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ValueError("must be an http or https URL")
+        return value
 
     @field_validator("max_lora_rank")
     @classmethod

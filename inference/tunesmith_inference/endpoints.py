@@ -22,7 +22,9 @@ from starlette.types import Receive, Scope, Send
 
 from tunesmith_inference import responses
 from tunesmith_inference.admission import Admission
+from tunesmith_inference.assembly import noting_whole
 from tunesmith_inference.auth import Authenticator, Principal
+from tunesmith_inference.captures import MAX_CAPTURE_BYTES, CaptureLog, captured, wanted
 from tunesmith_inference.config import Settings
 from tunesmith_inference.engine_host import Target
 from tunesmith_inference.errors import (
@@ -35,6 +37,7 @@ from tunesmith_inference.errors import (
 )
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.model_metrics import ModelWatch
+from tunesmith_inference.moderation import Moderation
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
@@ -65,6 +68,8 @@ class Gateway:
     admission: Admission
     limits: RateLimiter
     usage: Usage
+    moderation: Moderation
+    captures: CaptureLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,7 @@ async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     principal = await gateway.authenticator.principal(request.headers.get("authorization"))
     request.state.answer_headers = dict(gateway.limits.admit(principal))
     asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
+    await _unless_gone(request, gateway.moderation.check_prompt(asked))
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
     lost = 0
     while True:
@@ -155,15 +161,30 @@ async def _answer(
     body = _engine_body(asked, target, principal)
     meter = partial(gateway.usage.count_tokens, principal, found.servable.name)
     response = asked.response_to and responses.begun(asked.response_to, f"resp_{secrets.token_hex(16)}", time.time())
+    note = partial(_keep, gateway, principal, asked, request.state.request_id)
     if asked.stream:
         stream = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
-        chunks = await _unless_gone(request, _begun(found.watch.noting_first(stream)))
+        checked = gateway.moderation.guarded(found.watch.noting_first(stream))
+        chunks = await _unless_gone(request, _begun(checked))
+        if wanted(principal, asked):
+            chunks = noting_whole(chunks, note, MAX_CAPTURE_BYTES)
         if response:
             return _StreamedAnswer(response_events(chunks, response, meter), stack.pop_all())
         return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
     answer = await _unless_gone(request, target.client.answer(asked.route, body))
     meter(answer.get("usage") or {})
+    answer = await _unless_gone(request, gateway.moderation.checked(answer))
+    if wanted(principal, asked):
+        note(answer)
     return JSONResponse(responses.answered(response, answer) if response else public(answer, asked.model))
+
+
+def _keep(
+    gateway: Gateway, principal: Principal, asked: InferenceRequest, request_id: str, answer: dict[str, Any]
+) -> None:
+    capture = captured(principal, asked, request_id, answer)
+    if capture is not None:
+        gateway.captures.add(capture)
 
 
 async def _begun(chunks: AsyncIterator[T]) -> AsyncIterator[T]:

@@ -88,6 +88,18 @@ def overloaded() -> GatewayError:
     return GatewayError(503, "overloaded", message, retry_after=1)
 
 
+def prompt_refused(param: str) -> GatewayError:
+    """400: the operator's moderation flags the prompt."""
+    message = "The moderation of this server refuses the prompt. Change what is asked."
+    return GatewayError(400, "content_policy_violation", message, param=param)
+
+
+def moderation_unavailable() -> GatewayError:
+    """503: whether a text may pass cannot be asked, and without a verdict none does."""
+    message = "The moderation of this server cannot be reached at the moment. Send the request again in a few seconds."
+    return GatewayError(503, "moderation_unavailable", message, retry_after=5)
+
+
 def embeddings_unsupported() -> GatewayError:
     """400: models here are made to write, and engines give no embeddings of them."""
     message = "Models here write text and give no embeddings. Ask a server of embedding models for those."

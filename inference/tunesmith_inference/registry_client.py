@@ -11,13 +11,14 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import grpc.aio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tunesmith_inference.auth import KeyRejected, KeysUnavailable, Principal
+from tunesmith_inference.captures import Capture
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.ledger import Batch, ReportFailed
 from tunesmith_inference.replicas import Aged, ReplicaState, ReportLost
@@ -41,6 +42,7 @@ _STATES = {
 }
 _REFUSALS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
 _CALL_SECONDS = 10.0
+_REPORT_SECONDS = 60.0
 _MAX_BACKOFF_SECONDS = 5.0
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -135,6 +137,7 @@ class RegistryClient:
             answer.key_id,
             answer.requests_per_minute if answer.HasField("requests_per_minute") else None,
             answer.tokens_per_minute if answer.HasField("tokens_per_minute") else None,
+            answer.capture,
         )
 
     async def report_usage(self, batch: Batch) -> None:
@@ -175,6 +178,16 @@ class RegistryClient:
             await self._stub.ReportReplicas(request, metadata=self._metadata, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise ReportLost(error.code().name) from error
+
+    async def report_captures(self, captures: Sequence[Capture]) -> int:
+        """Delivers captures and tells how many were refused for good; raises ReportFailed as `report_usage` does."""
+        request = serving_pb2.ReportCapturesRequest(captures=[serving_pb2.Capture(**asdict(each)) for each in captures])
+        try:
+            answer = await self._stub.ReportCaptures(request, metadata=self._metadata, timeout=_REPORT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise ReportFailed(error.code().name) from error
+        refused: int = answer.refused
+        return refused
 
     async def _changes(self) -> AsyncIterator[None]:
         """One connection's changes, applied. The old list stays until the new one is complete."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Never
 
@@ -96,6 +96,9 @@ class InferenceRequest:
     response_to: Mapping[str, Any] | None = None
     end_user: str | None = None
     """Who the client asks for, where it says so: a deployment gives one end user one model."""
+    stored: bool = True
+    """False where the client asks that it be not."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tools_at(self) -> str | None:
@@ -124,28 +127,36 @@ def parse(route: Route, content: bytes) -> InferenceRequest:
     _check_values(route, parameters)
     options = parameters.get("stream_options") or {}
     stream = parameters.get("stream", False)
-    return InferenceRequest(
-        route,
-        model,
-        stream=stream,
-        usage_wanted=options.get("include_usage") is True,
-        parameters=parameters,
-        end_user=_end_user(body),
-    )
+    wanted = options.get("include_usage") is True
+    return InferenceRequest(route, model, stream, wanted, parameters, **_about(body))
 
 
 def _parse_response(model: str, body: dict[str, Any]) -> InferenceRequest:
     parameters = responses.chat_parameters(body, _OPEN_WEIGHTS)
     _check_values(Route.CHAT, parameters)
     stream = parameters.get("stream", False)
-    return InferenceRequest(
-        Route.CHAT, model, stream, usage_wanted=True, parameters=parameters, response_to=body, end_user=_end_user(body)
-    )
+    return InferenceRequest(Route.CHAT, model, stream, True, parameters, response_to=body, **_about(body))
 
 
-def _end_user(body: Mapping[str, Any]) -> str | None:
+def _about(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What engines do not hear of."""
     named = body.get("safety_identifier") or body.get("user")
-    return named if isinstance(named, str) else None
+    return {
+        "end_user": named if isinstance(named, str) else None,
+        "stored": body.get("store") is not False,
+        "metadata": _metadata(body.get("metadata")),
+    }
+
+
+def _metadata(given: object) -> dict[str, str]:
+    """As far as it is what OpenAI's clients send: the rest of it has no meaning here, and fails no request."""
+    pairs = given.items() if isinstance(given, dict) else ()
+    fitting = [
+        (key, value)
+        for key, value in pairs
+        if isinstance(value, str) and 1 <= len(key) <= 64 and len(value) <= 512 and "\x00" not in key + value
+    ]
+    return dict(fitting[:16])
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

@@ -40,6 +40,12 @@ class Usage:
         self._errors = Counter(
             "tunesmith_gateway_errors", "Refusals and failures by their code.", ["code"], registry=self._registry
         )
+        self._moderations = Counter(
+            "tunesmith_gateway_moderations", "Verdicts.", ["side", "verdict"], registry=self._registry
+        )
+        self._captures = Counter(
+            "tunesmith_gateway_captures", "Captures by what became of them.", ["fate"], registry=self._registry
+        )
         self.models = ModelMetrics(self._registry)
 
     def count_request(self, route: str, status: str, seconds: float) -> None:
@@ -50,6 +56,14 @@ class Usage:
     def count_error(self, code: str) -> None:
         """One request that was refused or failed, by its stable code."""
         self._errors.labels(code).inc()
+
+    def count_moderation(self, side: str, verdict: str) -> None:
+        """One question to the moderation service: about a prompt or an answer; passed, flagged or failed."""
+        self._moderations.labels(side, verdict).inc()
+
+    def count_captures(self, fate: str, captures: int) -> None:
+        """So many captures that were stored or dropped."""
+        self._captures.labels(fate).inc(captures)
 
     def count_tokens(self, principal: Principal, model: str, usage: dict[str, Any]) -> None:
         """An engine's usage object, prompt_tokens and completion_tokens, of one answer under the name `model`."""

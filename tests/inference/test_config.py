@@ -38,3 +38,12 @@ def test_a_virtual_environments_interpreter_keeps_its_own_name(tmp_path: Path) -
 
 def test_the_device_can_be_said() -> None:
     assert Settings(engine_device=Device.CUDA).device is Device.CUDA
+
+
+@pytest.mark.parametrize("url", ["moderation.example.org", "ftp://example.org", "http://", "http://[", "file:///etc"])
+def test_hooks_are_at_urls(url: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(moderation_url=url)
+    with pytest.raises(ValidationError):
+        Settings(redaction_url=url)
+    assert Settings(moderation_url="https://example.org/v1/moderations", redaction_url="").moderation_url

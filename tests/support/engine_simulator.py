@@ -2,8 +2,8 @@
 
 It must not know the gateway. Run as `python engine_simulator.py --uds PATH --served-model-name NAME …`. A contract test
 holds it against the real engine. Its "model" continues every prompt with tokens that depend on prompt and adapter; an
-adapter's content is the text in its `adapter_model.safetensors`. Made to choose a tool, it calls the first one. Faults
-are asked for in the prompt, see `FAULTS`.
+adapter's content is the text in its `adapter_model.safetensors`. Made to choose a tool, it calls the first one; told
+where to stop, it says as much and gives that as the reason. Faults are asked for in the prompt, see `FAULTS`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -207,13 +208,15 @@ class _Answer:
         self._is_chat = is_chat
         self._pause = 0.05 if "fault:slow" in text or "fault:long" in text else 0.0
         self._dies = "fault:die" in text
+        self._reason = "stop" if body.get("stop") else "length"
         self._calls = bool(body.get("tools")) and body.get("tool_choice", "auto") not in ("auto", "none")
         count = len(self._tokens)
         self._usage = {"prompt_tokens": len(prompt), "completion_tokens": count, "total_tokens": len(prompt) + count}
         kind = ("chat.completion" if is_chat else "text_completion") + (
             ".chunk" if is_chat and body.get("stream") else ""
         )
-        self._head = {"id": "chatcmpl-1", "object": kind, "created": int(time.time()), "model": body["model"]}
+        name = f"chatcmpl-{uuid.uuid4().hex}"
+        self._head = {"id": name, "object": kind, "created": int(time.time()), "model": body["model"]}
 
     async def whole(self, request: Request) -> dict[str, Any]:
         self._simulator.running += 1
@@ -226,7 +229,7 @@ class _Answer:
         finally:
             self._simulator.running -= 1
         text = " ".join(map(str, self._tokens))
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "logprobs": None}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": self._reason, "logprobs": None}
         if self._calls:
             function = {"name": self._body["tools"][0]["function"]["name"], "arguments": json.dumps({"said": text})}
             call = {"id": "chatcmpl-tool-1", "type": "function", "function": function}
@@ -249,7 +252,7 @@ class _Answer:
                 if self._dies and place == 2:
                     os._exit(1)
                 last = place == len(self._tokens) - 1
-                reason = ("tool_calls" if self._calls else "length") if last else None
+                reason = ("tool_calls" if self._calls else self._reason) if last else None
                 choice = {"index": 0, "logprobs": None, "finish_reason": reason, **self._piece(place, last=last)}
                 chunk = {**self._head, "choices": [choice]}
                 if options.get("include_usage") and options.get("continuous_usage_stats"):

@@ -30,7 +30,8 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
     """`models`, `revisions` (revision → file name → bytes) and `keys` (API key → project) are what it knows.
 
     `limits` (API key → requests_per_minute, tokens_per_minute) are what keys may use, `reports` what gateways
-    reported of use, and `replicas` what one said last that its engines hold.
+    reported of use, `replicas` what one said last that its engines hold, and `captures` what came of the keys that are
+    `capturing`.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,8 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         self.keys: dict[str, str] = {}
         self.limits: dict[str, dict[str, int]] = {}
         self.without_scope: set[str] = set()
+        self.capturing: set[str] = set()
+        self.captures: list[serving_pb2.Capture] = []
         self.reports: list[serving_pb2.ReportUsageRequest] = []
         self.replicas: list[serving_pb2.Replica] = []
         self.downloads = 0
@@ -156,7 +159,10 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such key")
             raise AssertionError
         return serving_pb2.AuthenticateResponse(
-            project_id=project, key_id=f"key-{project}", **self.limits.get(request.api_key, {})
+            project_id=project,
+            key_id=f"key-{project}",
+            capture=request.api_key in self.capturing,
+            **self.limits.get(request.api_key, {}),
         )
 
     async def ReportUsage(  # noqa: N802
@@ -174,6 +180,14 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         await _check_token(context)
         self.replicas = list(request.replicas)
         return serving_pb2.ReportReplicasResponse()
+
+    async def ReportCaptures(  # noqa: N802
+        self, request: serving_pb2.ReportCapturesRequest, context: Context
+    ) -> serving_pb2.ReportCapturesResponse:
+        """Keeps the captures."""
+        await _check_token(context)
+        self.captures += request.captures
+        return serving_pb2.ReportCapturesResponse()
 
     def _tell(self, change: serving_pb2.WatchModelsResponse) -> None:
         for watcher in self._watchers:

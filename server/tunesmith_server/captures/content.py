@@ -6,12 +6,13 @@ It must not know SQL or transports; everything here is pure.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith_server.files.chat_rows import chat_row_faults
+from tunesmith_server.files.dataset_check import check_dataset
 
 CAPTURES_FOLDER = "captures"
 
@@ -56,7 +57,8 @@ def training_line(content: Content) -> bytes | None:
     row: dict[str, Any] = {"messages": [*earlier, content.answer]}
     if content.tools:
         row["tools"] = content.tools
-    return None if any(chat_row_faults(row)) else _json(row) + b"\n"
+    line = _json(row) + b"\n"
+    return None if check_dataset(io.BytesIO(line)).problem_count else line
 
 
 def _json(value: object) -> bytes:
