@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from tunesmith._blocking import run_blocking
 from tunesmith._errors import ConfigurationError
 from tunesmith._http import AsyncTransport, BlockingTransport, HttpClient
+from tunesmith.resources.captures import AsyncCaptures, Captures
 from tunesmith.resources.chat import AsyncChat, Chat
 from tunesmith.resources.completions import AsyncCompletions, Completions
 from tunesmith.resources.deployments import AsyncDeployments, Deployments
@@ -58,6 +59,7 @@ class AsyncTunesmith:
         self.fine_tunes = AsyncFineTunes(self._http, self.files)
         self.models = AsyncModels(self._http, self.files)
         self.deployments = AsyncDeployments(self._http)
+        self.captures = AsyncCaptures(self._http)
         self.chat = AsyncChat(self._http)
         self.completions = AsyncCompletions(self._http)
 
@@ -111,6 +113,7 @@ class Tunesmith:
         self.fine_tunes = FineTunes(AsyncFineTunes(self._http, files))
         self.models = Models(AsyncModels(self._http, files))
         self.deployments = Deployments(AsyncDeployments(self._http))
+        self.captures = Captures(AsyncCaptures(self._http))
         self.chat = Chat(AsyncChat(self._http))
         self.completions = Completions(AsyncCompletions(self._http))
 

@@ -1,4 +1,4 @@
-"""Owns the `tunesmith` command: the SDK's nouns and verbs in a shell, fine-tunes and deployments apart.
+"""Owns the `tunesmith` command: the SDK's nouns and verbs in a shell, all but those with a module of their own.
 Must not know HTTP, nor how anything is drawn.
 """
 
@@ -13,6 +13,7 @@ try:
     import typer
     import typer.core
 
+    from tunesmith._cli_captures import captures_app
     from tunesmith._cli_context import AsJson, Limit, client_of
     from tunesmith._cli_deployments import deployments_app
     from tunesmith._cli_fine_tunes import fine_tunes_app
@@ -61,6 +62,7 @@ app.add_typer(files_app, name="files")
 app.add_typer(fine_tunes_app, name="fine-tunes")
 app.add_typer(models_app, name="models")
 app.add_typer(deployments_app, name="deployments")
+app.add_typer(captures_app, name="captures")
 
 
 def main() -> None:

@@ -371,6 +371,32 @@ class ChatCompletion(Identified):
     usage: Usage | None = None
 
 
+class Capture(ChatCompletion):
+    """A chat completion that was kept, its answer in `choices`."""
+
+    request_id: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    metadata: dict[str, str] = {}
+
+
+class CapturedMessage(Identified):
+    """A message of the request; one that was sent in parts has `content_parts` in the place of `content`."""
+
+    role: str
+    content: str | None = None
+    content_parts: list[dict[str, Any]] | None = None
+
+
+class CaptureDataset(File):
+    """A file to fine-tune with that was made of captures."""
+
+    rows: int
+    duplicates: int
+    """Captures left out because a newer one answers the same prompt."""
+    unusable: int
+    """Captures left out because the check of datasets refuses them."""
+
+
 class ChatDelta(WireModel):
     """What a chunk adds to the message."""
 

@@ -50,16 +50,12 @@ class PlatformUnderTest:
         }
 
 
-@contextmanager
-def running_platform(folder: Path) -> Iterator[PlatformUnderTest]:
-    """Starts everything below `folder` and ends it with the block."""
-    controls = Controls(folder / "cache")
-    # The simulator answers through these adapters as the base model does, and that is what their record says.
-    controls.write_adapter(adapter_files() | {"golden.json": golden("")})
+def simulated_environment(folder: Path) -> dict[str, str]:
+    """The settings of a platform below `folder` whose base model and engine are made up."""
     catalogue = folder / "base_models.yaml"
     catalogue.write_text(f"- {{id: {BASE_ID}, source: 'toy:base', aliases: [gpt-4o-mini-2024-07-18, davinci]}}\n")
     importer = write_fake_importer(folder, safetensors_bytes(BASE_SHAPES))
-    environment = {
+    return {
         "PATH": os.environ["PATH"],
         "TUNESMITH_CACHE_DIR": str(folder / "cache"),
         "TUNESMITH_BASE_MODELS": str(catalogue),
@@ -69,6 +65,15 @@ def running_platform(folder: Path) -> Iterator[PlatformUnderTest]:
         "TUNESMITH_MAX_CONCURRENT_RUNS": "4",
         "TUNESMITH_WEBHOOK_ALLOW_PRIVATE": "true",
     }
+
+
+@contextmanager
+def running_platform(folder: Path) -> Iterator[PlatformUnderTest]:
+    """Starts everything below `folder` and ends it with the block."""
+    controls = Controls(folder / "cache")
+    # The simulator answers through these adapters as the base model does, and that is what their record says.
+    controls.write_adapter(adapter_files() | {"golden.json": golden("")})
+    environment = simulated_environment(folder)
     with LiveServer(folder / "home", inference=True, environment=environment) as server, Relay(server.port) as relay:
         project = server.request("POST", "/organization/projects", json={"name": "Other", "id": OTHER_PROJECT})
         assert project.status_code == 200, project.text
@@ -76,7 +81,8 @@ def running_platform(folder: Path) -> Iterator[PlatformUnderTest]:
 
 
 def _make_key(server: LiveServer, project: str) -> str:
-    made = server.request("POST", f"/organization/projects/{project}/api_keys", json={"name": "driver"})
+    body = {"name": "driver", "capture": True}
+    made = server.request("POST", f"/organization/projects/{project}/api_keys", json=body)
     assert made.status_code == 200, made.text
     key: str = made.json()["value"]
     return key

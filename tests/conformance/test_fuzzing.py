@@ -106,8 +106,14 @@ def make_state(platform: PlatformUnderTest) -> dict[str, list[Any]]:
     wait_until(lambda: call(platform, key, "GET", f"/fine-tunes/{old}")["status"] in ended, 60, "it did not end")
     victim_keys = call(platform, platform.server.api_key, "GET", f"/organization/projects/{VICTIM}/api_keys")
     call(platform, key, "POST", "/deployments", json={"name": "bot", "targets": [{"model": name}]})
+    asked = {"model": base, "messages": [{"role": "user", "content": "Say a."}], "max_tokens": 4}
+    completions = [call(platform, key, "POST", "/chat/completions", json=asked)["id"] for _ in range(3)]
+    wait_until(
+        lambda: len(call(platform, key, "GET", "/chat/completions")["data"]) == 3, 60, "the captures did not come"
+    )
     return {
         "key": [key],
+        "completion_id": completions,
         "name": ["bot"],
         "kept_projects": ["default", OTHER_PROJECT, PROJECT],
         "project_id": [VICTIM],
@@ -132,7 +138,8 @@ def make_key(platform: PlatformUnderTest, project: str, scopes: list[str]) -> st
     """A key of a new project."""
     admin = platform.server.api_key
     call(platform, admin, "POST", "/organization/projects", json={"name": project, "id": project})
-    made = call(platform, admin, "POST", f"/organization/projects/{project}/api_keys", json={"scopes": scopes})
+    body = {"scopes": scopes, "capture": True}
+    made = call(platform, admin, "POST", f"/organization/projects/{project}/api_keys", json=body)
     key: str = made["value"]
     return key
 

@@ -15,11 +15,14 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.support.clock import MovableClock
+from tunesmith_server.captures.content import storage_key
+from tunesmith_server.captures.sweep import CapturesSweep
 from tunesmith_server.core import Core
 from tunesmith_server.db.guards import FROZEN_COLUMNS
 from tunesmith_server.db.tables import (
     AttemptRow,
     BaseModelRow,
+    CaptureRow,
     CheckpointRow,
     EventRow,
     FileRow,
@@ -190,12 +193,14 @@ async def _revision_problems(core: Core, row: RevisionRow, witness: Witness) -> 
 async def _orphans_after_sweep(core: Core) -> list[str]:
     """Sweeps days later, when nothing is young any more, and compares what is left with what is named."""
     later = replace(core, clock=MovableClock(core.clock() + _TWO_DAYS_SECONDS))
-    files = FilesSweep(later)
-    for sweep in (files, files, RunsSweep(later), RevisionsSweep(later)):
+    files, captures = FilesSweep(later), CapturesSweep(later)
+    for sweep in (files, files, captures, captures, RunsSweep(later), RevisionsSweep(later)):
         await sweep.run_once()
     async with core.database.read() as session:
         named = set(await session.scalars(select(FileRow.storage_key).where(FileRow.deleted_at.is_(None))))
         named |= set(await session.scalars(select(UploadPartRow.storage_key)))
+        kept = await session.scalars(select(CaptureRow).where(CaptureRow.deleted_at.is_(None)))
+        named |= {storage_key(row.project_id, row.id) for row in kept}
         for row in await session.scalars(select(RevisionRow)):
             named |= {f"revisions/{row.id}/{name}" for name in [MANIFEST_NAME, *(file["path"] for file in row.files)]}
         for base in await session.scalars(select(BaseModelRow)):

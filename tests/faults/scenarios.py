@@ -107,6 +107,12 @@ def import_model(platform: ToyPlatform, key: str) -> None:
     wait_until(is_ready, 60, "the model was not imported")
 
 
+def capture(platform: ToyPlatform, key: str) -> None:
+    """A chat completion is kept beside a job."""
+    platform.create(key)
+    platform.capture(key)
+
+
 def hear_of_job(platform: ToyPlatform, key: str) -> None:
     """A job whose end is told to an endpoint."""
     platform.listen()
@@ -179,6 +185,9 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "file.stored": [JOB, Scenario(upload_in_parts)],
     "file.writing": [JOB],
     "file.written": [JOB, Scenario(upload_in_parts)],
+    "capture.stored": [Scenario(capture)],
+    "capture.writing": [Scenario(capture)],
+    "capture.written": [Scenario(capture)],
     "upload.writing": [Scenario(upload_in_parts)],
     "upload.written": [Scenario(upload_in_parts)],
     "news.writing": [Scenario(hear_of_job)],

@@ -71,6 +71,7 @@ def test_nothing_is_lost_or_done_twice(
             assert len(heard) == 1, "news arrive, and as one message however often it is sent"
         if scenario.act is follow_job:
             assert shared.tracked_steps(job["id"]) == list(range(1, STEPS + 1))
+        assert sorted(shared.captured()) == sorted(shared.captures)
         shared.check()
     finally:
         shared.server.kill()

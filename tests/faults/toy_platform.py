@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 
 from tests.faults.promises import Witness, broken_promises, unrest
@@ -23,6 +24,8 @@ from tests.support.core import make_core
 from tests.support.fake_importer import write_fake_importer
 from tests.support.fake_trainer import Controls, write_fake_python
 from tests.support.live_server import LiveServer, wait_until
+from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
+from tunesmith_server.auth import Signer, load_secret
 from tunesmith_server.config import Settings
 from tunesmith_server.fine_tunes.announcements import EVENT_TYPES
 
@@ -65,6 +68,8 @@ class ToyPlatform:
         """Ids of files that were acknowledged, by the key of what they are for."""
         self.jobs: dict[str, str] = {}
         """Ids of jobs that were acknowledged, by idempotency key."""
+        self.captures: set[str] = set()
+        """Those whose report was answered."""
         self.memory: dict[str, Any] = {}
         """What else a client remembers."""
         self.receiver: Receiver | None = None
@@ -96,6 +101,32 @@ class ToyPlatform:
         job_id = str(answer.json()["id"])
         assert self.jobs.setdefault(key, job_id) == job_id, "one key, two jobs"
         return job_id
+
+    def capture(self, key: str) -> None:
+        """Reports a chat completion as a gateway does, again and again until that is answered."""
+        sent = serving_pb2.Capture(
+            id=f"chatcmpl-{key}",
+            project_id="default",
+            key_id="key_1",
+            model=BASE_ID,
+            created=int(time.time()),
+            finish_reason="stop",
+            messages='[{"role": "user", "content": "Say a."}]',
+            answer='{"role": "assistant", "content": "a"}',
+        )
+        token = Signer(load_secret(self.server.home)).service_token()
+        with grpc.insecure_channel(self.server.grpc_address) as channel:
+            serving_pb2_grpc.ServingServiceStub(channel).ReportCaptures(
+                serving_pb2.ReportCapturesRequest(captures=[sent]),
+                metadata=(("authorization", f"Bearer {token}"),),
+                timeout=_LIMIT_SECONDS,
+            )
+        self.captures.add(sent.id)
+
+    def captured(self) -> list[str]:
+        """What is kept, as often as it is."""
+        page = self.server.request("GET", "/chat/completions", params={"limit": 100}).json()
+        return [each["id"] for each in page["data"]]
 
     def steer(self, job_id: str, action: str) -> None:
         """Cancels, pauses or resumes; refused only where an earlier, unanswered call had its effect."""
@@ -178,7 +209,7 @@ class ToyPlatform:
 @contextlib.contextmanager
 def unanswered() -> Iterator[None]:
     """Around calls during which the server may die: a client sees a broken connection."""
-    with contextlib.suppress(httpx.TransportError):
+    with contextlib.suppress(httpx.TransportError, grpc.RpcError):
         yield
 
 

@@ -16,7 +16,13 @@ def called(arguments: str) -> dict[str, Any]:
 
 def test_a_message_keeps_its_form() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}]
-    message = {"role": "user", "content": parts, "name": "ann", "cache_control": {}, "tool_call_id": None}
+    message: dict[str, Any] = {
+        "role": "user",
+        "content": parts,
+        "name": "ann",
+        "cache_control": {},
+        "tool_call_id": None,
+    }
     assert changed_message(message, MARKED) == {
         "role": "user",
         "content": [{"type": "text", "text": "<a>"}, {"type": "text", "text": "<no>"}],

@@ -79,6 +79,7 @@ class StoredMessage(BaseModel):
     id: str
     role: str
     content: str | None
+    refusal: str | None = None
     content_parts: list[dict[str, Any]] | None
 
 

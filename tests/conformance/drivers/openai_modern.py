@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main() -> None:
     paused_jobs(client, file_id)
     model = models(client, job_id)
     inference(client, model)
+    captures(client)
     permissions(client, job_id)
     graders(client)
     errors(client, file_id)
@@ -256,6 +258,43 @@ def inference(client: OpenAI, model: str) -> None:
             lambda: client.chat.completions.create(model="org/model", messages=MESSAGES),
             code="model_not_found",
         )
+
+
+def captures(client: OpenAI) -> None:
+    """What the key asks is kept, and can be read, changed, deleted and trained on."""
+    stored = client.chat.completions
+    made = f"{openai.__version__}-{uuid.uuid4().hex[:8]}"
+    asked: Any = [{"role": "system", "content": "Count."}, {"role": "user", "content": [{"type": "text", "text": "1"}]}]
+    with call("chat.completions.create(store, metadata)"):
+        for number in range(10):
+            asked[1]["content"][0]["text"] = f"{made} {number}"
+            stored.create(model=BASE, messages=asked, stop="x", store=True, metadata={"by": made})
+        stored.create(model=BASE, messages=asked, store=False, metadata={"by": made})
+    with call("chat.completions.list(metadata), every page"):
+        listed = until(lambda: list(stored.list(metadata={"by": made}, limit=3)), lambda found: len(found) == 10)
+        assert [each.id for each in listed] == [each.id for each in stored.list(metadata={"by": made}, model=BASE)]
+        assert not list(stored.list(metadata={"by": "nobody"}))
+    with call("chat.completions.retrieve"):
+        found = stored.retrieve(listed[0].id)
+        assert (found.choices[0].finish_reason, bool(found.choices[0].message.content)) == ("stop", True)
+    with call("chat.completions.messages.list, every page"):
+        messages = list(stored.messages.list(listed[0].id, limit=1))
+        assert [message.content for message in messages] == ["Count.", None]
+    with call("chat.completions.update"):
+        stored.update(listed[0].id, metadata={"by": "somebody else"})
+        assert len(list(stored.list(metadata={"by": made}))) == 9
+        stored.update(listed[0].id, metadata={"by": made})
+    with call("POST /capture_datasets, fine_tuning.jobs.create of it"):
+        made_of: Any = client.post("/capture_datasets", body={"metadata": {"by": made}}, cast_to=object)
+        assert (made_of["object"], made_of["rows"]) == ("file", 10)
+        job = client.fine_tuning.jobs.create(model=BASE, training_file=made_of["id"])
+        ended = until(
+            lambda: client.fine_tuning.jobs.retrieve(job.id), lambda job: job.status in ("succeeded", "failed")
+        )
+        assert ended.status == "succeeded", ended
+    with call("chat.completions.delete"):
+        assert stored.delete(listed[0].id).deleted
+        raises(openai.NotFoundError, lambda: stored.retrieve(listed[0].id), code="chat_completion_not_found")
 
 
 def permissions(client: OpenAI, job_id: str) -> None:

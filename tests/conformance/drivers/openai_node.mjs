@@ -172,6 +172,19 @@ await call('chat.completions.create(stream)', async () => {
   const stream = await client.chat.completions.create({ model: job.fine_tuned_model, messages, stream: true });
   assert((await all(stream)).length > 1);
 });
+await call('chat.completions.list, retrieve, messages.list, update, delete', async () => {
+  const by = `node-${Date.now()}`;
+  await client.chat.completions.create({ model, messages, stop: 'x', store: true, metadata: { by } });
+  const [kept] = await until(
+    () => all(client.chat.completions.list({ metadata: { by }, limit: 1 })), (found) => found.length === 1,
+  );
+  assert((await client.chat.completions.retrieve(kept.id)).choices[0].message.content);
+  const asked = await all(client.chat.completions.messages.list(kept.id));
+  assert.deepEqual(asked.map((each) => each.content), ['Say a.']);
+  assert.deepEqual((await client.chat.completions.update(kept.id, { metadata: { by: 'me' } })).metadata, { by: 'me' });
+  assert.equal((await client.chat.completions.delete(kept.id)).deleted, true);
+  await assert.rejects(client.chat.completions.retrieve(kept.id), OpenAI.NotFoundError);
+});
 await call('withResponse', async () => {
   const { response, request_id: requestId } = await client.models.list().withResponse();
   assert.equal(response.headers.get('x-request-id'), requestId);

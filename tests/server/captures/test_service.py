@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ ALL = CaptureFilter()
 STRANGER = Principal("other", "key_9")
 
 
-async def listed(service: CapturesService, which: CaptureFilter = ALL, **page: str) -> list[str]:
+async def listed(service: CapturesService, which: CaptureFilter = ALL, **page: Any) -> list[str]:
     """Ids in order."""
     return [each.row.id for each in (await service.list(PRINCIPAL, which, **page)).captures]
 
@@ -47,7 +48,8 @@ async def test_lists_are_filtered_and_paged(service: CapturesService) -> None:
     assert ([each.row.id for each in page.captures], page.has_more) == (["chatcmpl-1", "chatcmpl-2"], True)
     await service.delete(PRINCIPAL, "chatcmpl-2")
     assert await listed(service, after="chatcmpl-2") == ["chatcmpl-3"], "deleting while listing works"
-    for wrong in ({"after": "chatcmpl-9"}, {"order": "up"}, {"after": "a\0b"}):
+    wrongs: tuple[dict[str, Any], ...] = ({"after": "chatcmpl-9"}, {"order": "up"}, {"after": "a\0b"})
+    for wrong in wrongs:
         with pytest.raises(InvalidRequestError):
             await service.list(PRINCIPAL, ALL, **wrong)
     with pytest.raises(InvalidRequestError):
