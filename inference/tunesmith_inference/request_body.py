@@ -75,7 +75,7 @@ _IGNORED = frozenset(
         "chat_template",
     ]
 )
-"""Known to clients, without meaning here. A chat template is the model's own, never the client's."""
+"""Known to clients, without meaning to engines. A chat template is the model's own, never the client's."""
 _CONTENT = {Route.CHAT: "messages", Route.COMPLETIONS: "prompt"}
 _MAX_ANSWERS = 128
 _MAX_DEPTH = 64

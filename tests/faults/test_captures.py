@@ -1,4 +1,4 @@
-"""kill -9 between an answer and its capture: by the control plane none is lost or doubled, by the gateway few are lost."""
+"""kill -9 between an answer and its capture: no death of the control plane loses or doubles one, the gateway's few."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class Simulator:
     async def chat(self, request: Request) -> Response:
         """Answers messages."""
         body = await request.json()
-        text = " ".join(message["content"] or "" for message in body["messages"])
+        text = " ".join(_text_of(message) for message in body["messages"])
         return await _answer(self, request, body, tokenized(text), text, is_chat=True)
 
     async def complete(self, request: Request) -> Response:
@@ -278,6 +278,11 @@ class _Answer:
             call |= {"id": "chatcmpl-tool-1", "type": "function"}
             call["function"]["name"] = self._body["tools"][0]["function"]["name"]
         return {"delta": {"content": None, "tool_calls": [call]}}
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
 def _event(content: dict[str, Any]) -> bytes:

@@ -173,7 +173,7 @@ await call('chat.completions.create(stream)', async () => {
   assert((await all(stream)).length > 1);
 });
 await call('chat.completions.list, retrieve, messages.list, update, delete', async () => {
-  const by = `node-${Date.now()}`;
+  const by = `node-${Date.now().toString(36)}`;
   await client.chat.completions.create({ model, messages, stop: 'x', store: true, metadata: { by } });
   const [kept] = await until(
     () => all(client.chat.completions.list({ metadata: { by }, limit: 1 })), (found) => found.length === 1,
