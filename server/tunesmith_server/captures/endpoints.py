@@ -17,6 +17,7 @@ from tunesmith_server.captures.schemas import (
     CreateDataset,
     DatasetObject,
     DeletedChatCompletion,
+    StoredMessage,
     StoredMessagePage,
     UpdateChatCompletion,
 )
@@ -75,17 +76,7 @@ def create_router(service: CapturesService) -> APIRouter:
         check_limit(limit)
         check_order(order)
         capture = await service.get(principal, completion_id)
-        messages = stored_messages(capture.row.id, capture.content)
-        ids = [message.id for message in messages]
-        if order == "desc":
-            messages, ids = messages[::-1], ids[::-1]
-        if after is not None and after not in ids:
-            raise unknown_cursor(after)
-        begin = 0 if after is None else ids.index(after) + 1
-        data = messages[begin : begin + limit]
-        first, last = (data[0].id, data[-1].id) if data else (None, None)
-        more = begin + limit < len(messages)
-        return StoredMessagePage(data=data, first_id=first, last_id=last, has_more=more)
+        return _page_of(stored_messages(capture.row.id, capture.content), after, limit, order)
 
     return router
 
@@ -100,3 +91,14 @@ def create_datasets_router(service: DatasetsService) -> APIRouter:
         return DatasetObject(**file_object(file).model_dump(), **asdict(counts))
 
     return router
+
+
+def _page_of(messages: list[StoredMessage], after: str | None, limit: int, order: str) -> StoredMessagePage:
+    ordered = messages if order == "asc" else messages[::-1]
+    ids = [message.id for message in ordered]
+    if after is not None and after not in ids:
+        raise unknown_cursor(after)
+    begin = 0 if after is None else ids.index(after) + 1
+    data = ordered[begin : begin + limit]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return StoredMessagePage(data=data, first_id=first, last_id=last, has_more=begin + limit < len(ordered))
