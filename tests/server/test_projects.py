@@ -60,6 +60,7 @@ BY_REFERENCE: dict[str, dict[str, Any]] = {
     "POST /v1/fine_tuning/jobs": {"model": BASE_ID, "training_file": "file"},
     "POST /v1/fine-tunes": {"model": BASE_ID, "training_file": "file"},
     "POST /v1/fine_tuning/estimates": {"model": BASE_ID, "training_file": "file"},
+    "POST /v1/models": {"base_model": BASE_ID, "file": "file"},
 }
 NOTHING_OF_OTHERS = {
     "POST /v1/files",
@@ -107,6 +108,7 @@ RPC_NOTHING_OF_OTHERS = {
     "CreateEstimate",
     "CreateDeployment",
     "CreateDataset",
+    "CreateModel",
     "CreateWebhookEndpoint",
     "ListWebhookEventTypes",
     "ListModelLimits",
