@@ -23,6 +23,7 @@ from tests.support.docker_daemon import DockerDaemon
 from tests.support.live_server import free_ports, wait_until
 
 IMAGES = ("server", "trainer", "inference")
+_CLIENT = "/usr/bin/docker"  # that of Debian's package, which has BuildKit inside; another in PATH may lack it
 _BASE = "tunesmith-test-base"
 _PACKAGES = "ca-certificates,libnuma1,postgresql-15,python3,python3-venv,wget"
 _PROJECT = "tunesmith-test"
@@ -133,7 +134,7 @@ class ComposeStack:
     def _build(self, image: str, dockerfile: str, context: bytes, arguments: Mapping[str, str]) -> None:
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         done = subprocess.run(
-            ["docker", "build", "--network=host", f"--file={dockerfile}", f"--tag={image}", *options, "-"],
+            [_CLIENT, "build", "--network=host", f"--file={dockerfile}", f"--tag={image}", *options, "-"],
             input=context,
             env=os.environ | {"DOCKER_HOST": f"unix://{self.daemon.socket}", "DOCKER_BUILDKIT": "1"},
             capture_output=True,
