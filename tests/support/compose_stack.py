@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,11 +59,10 @@ class ComposeStack:
         """Builds every image; whatever is large is fetched beside the making of the base."""
         wheels = self.daemon.folder / "wheels"
         download = [sys.executable, str(ROOT / "deploy" / "install.py"), "--wheels", "--folder", str(wheels)]
-        fetching = threading.Thread(target=subprocess.run, args=(download,))
-        fetching.start()
-        self.daemon.make_image(_BASE, _PACKAGES)
-        self._build_ours()
-        fetching.join()
+        with subprocess.Popen(download) as fetching:
+            self.daemon.make_image(_BASE, _PACKAGES)
+            self._build_ours()
+        assert fetching.returncode == 0, "the wheels could not be downloaded"
         with _index(wheels) as url:
             pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": url}
             for name in IMAGES:
