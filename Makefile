@@ -18,7 +18,7 @@ quickstart: install ## Fine-tune the bundled model, serve it, show before and af
 test: install ## Run everything that needs no GPU
 	@$(VENV_PYTHON) -m pytest
 
-clusters: install ## Install Docker and Slurm (as root, on Debian) and run what needs them
+clusters: install ## Install Docker, Compose and Slurm (as root, on Debian) and run what needs them
 	@sh tests/install_clusters.sh
 	@$(VENV_PYTHON) -m pytest -m cluster
 
