@@ -238,6 +238,8 @@ class EngineHost:
         served = self._coming = ServedSet(
             client,
             base_name,
+            base_is_adapter=base_name != self._name,
+            at_once=self._settings.max_loras,
             fetch=lambda servable: self._revisions.tuned_folder(servable.revision, Kind.ADAPTER),
             capacity=self._capacity,
             dtype=dtype,

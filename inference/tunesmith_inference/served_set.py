@@ -19,6 +19,7 @@ from tunesmith_inference.replicas import Replica, ReplicaState
 from tunesmith_inference.retries import Sleep, persistently
 from tunesmith_inference.revisions import NotFetched, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
+from tunesmith_inference.turns import Turns
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
@@ -62,9 +63,10 @@ class Trouble:
 class ServedSet:
     """What one running engine serves.
 
-    `base_name` is what requests to the engine's own model go by: a zero adapter's name where the engine would otherwise
-    give base answers the delta of another request's adapter. `capacity` is the number of adapters kept, `fetch` gives
-    an adapter's folder, `dtype` is what the engine computes in, `is_pinned` whether a revision is to stay loaded.
+    `base_name` is what requests to the engine's own model go by: a zero adapter's name, with `base_is_adapter`, where
+    the engine would otherwise give base answers the delta of another request's adapter. `capacity` is the number of
+    adapters kept, `at_once` of those that are asked for at once, `fetch` gives an adapter's folder, `dtype` is what the
+    engine computes in, `is_pinned` whether a revision is to stay loaded.
     `recycle` has the engine replaced, with why; `trouble` is what its predecessors had. `sleep` passes the time between
     tries.
     """
@@ -74,6 +76,8 @@ class ServedSet:
         client: VllmClient,
         base_name: str,
         *,
+        base_is_adapter: bool,
+        at_once: int,
         fetch: Callable[[Servable], Awaitable[Path]],
         capacity: int,
         dtype: str,
@@ -84,6 +88,8 @@ class ServedSet:
     ) -> None:
         self.client = client
         self._base_name = base_name
+        self._base_is_adapter = base_is_adapter
+        self._turns = Turns(at_once)
         self._fetch = fetch
         self._capacity = capacity
         self._dtype = dtype
@@ -101,7 +107,8 @@ class ServedSet:
         Raises Unservable, NotFetched, or EngineUnavailable.
         """
         if servable.kind is not Kind.ADAPTER:
-            yield self._base_name
+            async with self._turns.turn(self._base_name) if self._base_is_adapter else contextlib.nullcontext():
+                yield self._base_name
             return
         slot = self._slot(servable)
         slot.users += 1
@@ -112,7 +119,8 @@ class ServedSet:
             if slot.loading.cancelled():
                 raise EngineUnavailable("the engine went away while the adapter was loading")
             slot.loading.result()
-            yield slot.name
+            async with self._turns.turn(slot.name):
+                yield slot.name
         finally:
             slot.users -= 1
             self._released.set()

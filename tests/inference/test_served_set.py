@@ -115,6 +115,18 @@ async def test_an_adapter_without_a_name_drains_and_counts_its_requests(tmp_path
         await until(lambda: _unloaded(gateway, revision))
 
 
+async def test_an_engine_is_not_asked_for_more_adapters_than_it_computes_at_once(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, max_loras=2) as gateway:
+        for name in ("one", "two", "three"):
+            gateway.add_adapter(name, name, checkpoint=True)
+            await _answers(gateway, name)
+        slow = [asyncio.create_task(gateway.chat(name, "fault:slow", max_tokens=40)) for name in ("one", "two")]
+        await until(lambda: _running(gateway, 2))
+        await _answers(gateway, "three")
+        assert any(task.done() for task in slow)
+        assert {(await task).status_code for task in slow} == {200}
+
+
 async def test_an_engine_that_restarted_gets_no_traffic_until_what_is_deployed_is_back(tmp_path: Path) -> None:
     async with gateway_on_simulator(tmp_path) as gateway:
         names = [f"model-{number}" for number in range(4)]
@@ -153,8 +165,8 @@ def _told(gateway: GatewayUnderTest, revision: str, state: Any, reason: str = ""
     return found[0] if found else None
 
 
-async def _running(gateway: GatewayUnderTest) -> bool:
-    return bool((await gateway.simulator())["running"])
+async def _running(gateway: GatewayUnderTest, requests: int = 1) -> bool:
+    return bool((await gateway.simulator())["running"] == requests)
 
 
 async def _unloaded(gateway: GatewayUnderTest, revision: str) -> bool:

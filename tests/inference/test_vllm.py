@@ -334,6 +334,8 @@ async def _served(engine: Engine, recycle: Callable[[str], None] = pytest.fail) 
     return ServedSet(
         engine.client,
         "zero",
+        base_is_adapter=True,
+        at_once=4,
         fetch=fetch,
         capacity=8,
         dtype="float32",
