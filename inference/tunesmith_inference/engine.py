@@ -33,6 +33,7 @@ START_SECONDS = 900.0
 _WITHOUT_ADAPTERS = frozenset({"gpt2"})
 _PROBE_SECONDS = 5.0
 _PROBE_MISSES = 6
+_SUSPICIOUS_FAILURES = 3
 _STEADY_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 60.0
@@ -88,7 +89,7 @@ class EngineProcess:
                     try:
                         await ready(client)
                         failed_starts = 0
-                        self.last_error = await _until_unusable(client, process, condemned)
+                        self.last_error = await _until_unusable(spec.name, client, process, condemned)
                     finally:
                         gone()
             except EngineUnavailable as error:
@@ -194,8 +195,11 @@ async def _until_answering(client: VllmClient, process: Process) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _until_unusable(client: VllmClient, process: Process, condemned: asyncio.Future[str]) -> str:
-    """Returns why the engine cannot be used any more."""
+async def _until_unusable(name: str, client: VllmClient, process: Process, condemned: asyncio.Future[str]) -> str:
+    """Returns why the engine cannot be used any more.
+
+    One that fails on every request may have met bad requests: it is of no use if it fails on ours as well.
+    """
     ended: asyncio.Future[Any] = asyncio.ensure_future(process.wait())
     misses = 0
     try:
@@ -206,6 +210,8 @@ async def _until_unusable(client: VllmClient, process: Process, condemned: async
             if ended.done():
                 return "it ended; its log tells why"
             misses = 0 if await client.healthy() else misses + 1
+            if client.failures >= _SUSPICIOUS_FAILURES and not misses and not await client.computes(name):
+                return "it says that it is well and fails on every request"
     finally:
         ended.cancel()
     return f"it did not answer {_PROBE_MISSES} health probes"

@@ -69,6 +69,8 @@ class VllmClient:
     """Talks to one engine over its unix socket."""
 
     def __init__(self, socket: Path, api_key: str) -> None:
+        self.failures = 0
+        """Requests in a row, up to the last one, on which the engine failed."""
         self._http = aiohttp.ClientSession(
             base_url="http://engine",
             headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
@@ -91,6 +93,17 @@ class VllmClient:
             return (await self._call("GET", "/health", seconds=_HEALTH_SECONDS)).status == 200
         except EngineUnavailable:
             return False
+
+    async def computes(self, model: str) -> bool:
+        """Whether it gives an answer to the smallest of questions."""
+        try:
+            await self.complete_greedily(model, [1], 1)
+        except EngineUnavailable:
+            return False
+        except ValueError:
+            pass  # it looked at the question
+        self.failures = 0
+        return True
 
     async def version(self) -> str:
         """The engine's version, such as 0.32.0; raises EngineUnavailable."""
@@ -170,7 +183,9 @@ class VllmClient:
         except aiohttp.ClientConnectorError as error:
             raise EngineUnavailable("it does not take connections") from error
         except aiohttp.ClientError as error:
+            self.failures += 1
             raise _lost(error) from error
+        self.failures = self.failures + 1 if response.status >= 500 else 0
         if response.status == 200:
             return response
         try:

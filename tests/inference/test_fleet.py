@@ -173,6 +173,25 @@ async def test_an_engine_that_dies_comes_back_with_its_adapters(
         assert (await gateway.engines())[0]["starts"] == 3, "the request was tried once more"
 
 
+async def test_an_engine_that_fails_on_every_request_is_replaced_and_one_that_met_bad_requests_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.engine._PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        for _ in range(3):
+            assert (await gateway.chat(BASE, "fault:500")).status_code == 500
+        name = gateway.started[0][0]
+        await until(lambda: _asked(gateway, name))
+        assert (await gateway.chat(BASE)).status_code == 200
+        assert len(gateway.started) == 1, "it answered a question of ours"
+        await gateway.chat(BASE, "fault:broken")
+        for _ in range(2):
+            await gateway.chat(BASE)
+        await until(lambda: len(gateway.started) == 2)
+        assert (await gateway.chat(BASE)).status_code == 200
+
+
 async def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
     async with gateway_on_simulator(tmp_path) as gateway:
@@ -290,6 +309,10 @@ async def _in_flight(gateway: GatewayUnderTest) -> bool:
 
 async def _status(gateway: GatewayUnderTest, model: str, status: int) -> bool:
     return (await gateway.chat(model)).status_code == status
+
+
+async def _asked(gateway: GatewayUnderTest, name: str) -> bool:
+    return bool((await gateway.simulator())["asked"].get(name))
 
 
 async def _loaded(gateway: GatewayUnderTest, adapters: int) -> bool:

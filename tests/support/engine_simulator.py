@@ -27,8 +27,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-FAULTS = ("fault:die", "fault:500", "fault:slow", "fault:long")
-"""In a prompt: the process ends; an internal error; a token each 50 ms; 10,000 tokens unless fewer are asked for."""
+FAULTS = ("fault:die", "fault:500", "fault:slow", "fault:long", "fault:broken")
+"""In a prompt: the process ends; an internal error; a token each 50 ms; 10,000 tokens unless fewer are asked for; an
+internal error now and on every request after it."""
 
 ADAPTER_FAULTS = ("fault:leaks", "fault:overwrites")
 """At the beginning of an adapter's content: while it answers, the other adapters do so with its weights; once loaded,
@@ -57,6 +58,7 @@ class Simulator:
         self.weights = _content(model / "model.safetensors") if (model / "golden.json").exists() else ""
         self.adapters: dict[str, str] = {}
         self.leaking = 0
+        self.broken = False
         self.loads = 0
         self.asked: Counter[str] = Counter()
         self.formats: list[Any] = []
@@ -179,7 +181,8 @@ async def _answer(
         if len(prompt) > _MAX_LEN:
             message = f"This model's maximum context length is {_MAX_LEN} tokens. Yours has {len(prompt)}."
         return _error(400, message, param="max_tokens" if len(prompt) <= _MAX_LEN else "input_tokens")
-    if "fault:500" in text:
+    simulator.broken |= "fault:broken" in text
+    if simulator.broken or "fault:500" in text:
         return _error(500, "Traceback: /srv/engine.py secret", "InternalServerError")
     if "fault:die" in text and not body.get("stream"):
         os._exit(1)
