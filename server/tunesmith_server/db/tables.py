@@ -8,7 +8,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    String,
+    Text,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tunesmith_server.db import guards
@@ -54,7 +66,7 @@ class ApiKeyRow(Base):
     """The first and last characters, so that people recognise their key."""
     scopes: Mapped[list[Any]] = mapped_column(default=list)
     """What the key may do (projects/scopes.py)."""
-    capture: Mapped[bool] = mapped_column(Boolean, default=False)
+    capture: Mapped[bool] = mapped_column(Boolean, default=False, server_default=text("false"))
     """Whether its chat completions are kept (captures/)."""
     created_at: Mapped[int]
     expires_at: Mapped[int | None]

@@ -17,9 +17,8 @@ depends_on = None
 def upgrade() -> None:
     """Adds an empty table, and a column that no key has set."""
     with op.batch_alter_table("api_keys") as batch:
-        batch.add_column(sa.Column("capture", sa.Boolean(), nullable=False, server_default=sa.false()))
-    with op.batch_alter_table("api_keys") as batch:
-        batch.alter_column("capture", server_default=None)
+        # The default stays: servers of the schema before go on making keys beside newer ones.
+        batch.add_column(sa.Column("capture", sa.Boolean(), nullable=False, server_default=sa.text("false")))
     op.create_table(
         "captures",
         sa.Column("id", sa.String(length=255), nullable=False),
