@@ -57,9 +57,10 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         _hook(settings.moderation_url, settings.moderation_api_key, settings) as moderation_hook,
         _hook(settings.redaction_url, settings.redaction_api_key, settings) as redaction_hook,
     ):
-        fleet = Fleet(settings, RevisionCache(settings.cache_dir, registry.revision_files), command)
         limits, ledger = RateLimiter(), Ledger(registry.report_usage)
         usage = Usage(limits, ledger)
+        revisions = RevisionCache(settings.cache_dir, registry.revision_files)
+        fleet = Fleet(settings, revisions, command, usage.models.count_load)
         redactor = Redactor(rules, redaction_hook)
         captures = CaptureLog(redactor.redacted, registry.report_captures, usage.count_captures)
         gateway = Gateway(
@@ -135,7 +136,7 @@ def create_app(gateway: Gateway) -> FastAPI:
 async def _answer_error(usage: Usage, request: Request, error: Exception) -> Response:
     if not isinstance(error, GatewayError):
         raise error
-    usage.count_error(error.code)
+    usage.models.count_error(getattr(request.state, "model", ""), error.code)
     return error_response(error)
 
 

@@ -130,7 +130,7 @@ async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     lost = 0
     while True:
         async with contextlib.AsyncExitStack() as stack:
-            found = await _unless_gone(request, _found(gateway, asked, principal, stack, deadline))
+            found = await _unless_gone(request, _found(gateway, request, asked, principal, stack, deadline))
             try:
                 return await _answer(gateway, request, asked, principal, found, stack)
             except EngineUnavailable as error:
@@ -214,6 +214,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 async def _found(
     gateway: Gateway,
+    request: Request,
     asked: InferenceRequest,
     principal: Principal,
     stack: contextlib.AsyncExitStack,
@@ -226,6 +227,7 @@ async def _found(
     try:
         async with asyncio.timeout_at(deadline):
             servable = await _route(gateway, asked, principal.project_id)
+            request.state.model = servable.name
             stack.enter_context(gateway.admission.admit(servable.name))
             watch = stack.enter_context(gateway.usage.models.watch(servable.name))
             target = await stack.enter_async_context(gateway.fleet.lease(servable))

@@ -53,7 +53,8 @@ class EngineHost:
 
     `on_up` is called each time the engine is fit for traffic; `is_pinned` says which adapters are to stay loaded,
     `deployed` gives models that an engine is to have before it gets traffic. `room_for` returns when there are so many
-    bytes of memory for this one, or raises ValueError. `sleep` passes the time between tries.
+    bytes of memory for this one, or raises ValueError. `loaded` is told the name of each model that has come to answer,
+    `sleep` passes the time between tries.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class EngineHost:
         is_pinned: Callable[[str], bool],
         deployed: Callable[[], Iterable[Servable]],
         room_for: Callable[[EngineHost, int], Awaitable[None]],
+        loaded: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.kind = Kind.FULL if servable.kind is Kind.FULL else Kind.BASE
@@ -83,6 +85,7 @@ class EngineHost:
         self._is_pinned = is_pinned
         self._deployed = deployed
         self._room_for = room_for
+        self._loaded = loaded
         self._sleep = sleep
         self._coming: ServedSet | None = None
         self._stage = ReplicaState.FETCHING
@@ -246,12 +249,15 @@ class EngineHost:
             is_pinned=self._is_pinned,
             recycle=self._recycle,
             trouble=self._trouble,
+            loaded=self._loaded,
             sleep=self._sleep,
         )
         await self._have_back(served)
         if self._coming is served:
             self.served, self._coming = served, None
             self._changed.set()
+            if self._servable.kind is not Kind.ADAPTER:
+                self._loaded(self._servable.name)
             self._on_up()
 
     async def _have_back(self, served: ServedSet) -> None:

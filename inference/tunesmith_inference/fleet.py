@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from tunesmith_inference.config import Settings
-from tunesmith_inference.engine import vllm_command
 from tunesmith_inference.engine_host import Command, EngineHost, Target
 from tunesmith_inference.engine_memory import GIBIBYTE
 from tunesmith_inference.replicas import Replica
@@ -27,18 +26,23 @@ _log = logging.getLogger(__name__)
 
 
 class Fleet:
-    """All engines of this gateway. They live as long as `run` does. `sleep` passes the time between tries."""
+    """All engines of this gateway. They live as long as `run` does.
+
+    `loaded` is told the name of each model that has come to answer, `sleep` passes the time between tries.
+    """
 
     def __init__(
         self,
         settings: Settings,
         revisions: RevisionCache,
-        command: Command = vllm_command,
+        command: Command,
+        loaded: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._settings = settings
         self._revisions = revisions
         self._command = command
+        self._loaded = loaded
         self._sleep = sleep
         self._hosts: dict[str, EngineHost] = {}
         self._models: tuple[Servable, ...] = ()
@@ -180,6 +184,7 @@ class Fleet:
                 self._is_pinned,
                 lambda: self._deployed,
                 self._room_for,
+                self._loaded,
                 self._sleep,
             )
             self._hosts[key] = made

@@ -1,4 +1,4 @@
-"""Owns what is measured of each model: requests under way, waits, times to first token, tokens; what engines hold.
+"""Owns what is measured of each model: requests under way, waits, first tokens, tokens, errors, loads; also replicas.
 
 It must not know requests, keys or projects.
 """
@@ -6,12 +6,14 @@ It must not know requests, keys or projects.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.replicas import Replica
 
 T = TypeVar("T")
@@ -41,19 +43,52 @@ class ModelMetrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        self._loads = Counter(
+            "tunesmith_gateway_model_loads", "Times that an engine came to answer for it.", ["model"], registry=registry
+        )
         self._tokens = Counter("tunesmith_gateway_model_tokens", "Tokens.", ["model", "direction"], registry=registry)
+        self._errors = Counter(
+            "tunesmith_gateway_errors",
+            "Refusals and failures by their code; without a model where none was found.",
+            ["model", "code"],
+            registry=registry,
+        )
         self._replicas = Gauge(
             "tunesmith_gateway_replica",
             "1 for each revision in an engine, with how far it is.",
             ["revision", "engine", "state"],
             registry=registry,
         )
+        self._of_models = (
+            self._in_flight,
+            self._waits,
+            self._first_tokens,
+            self._loads,
+            self._tokens,
+            self._errors,
+        )
         self._models: set[str] = set()
 
     def watch(self, model: str) -> ModelWatch:
         """Begins to measure one request; `model` is a name that exists."""
         self._models.add(model)
-        return ModelWatch(self._in_flight.labels(model), self._waits.labels(model), self._first_tokens.labels(model))
+        return ModelWatch(
+            self._in_flight.labels(model),
+            self._waits.labels(model),
+            self._first_tokens.labels(model),
+            partial(self.count_error, model),
+        )
+
+    def count_error(self, model: str, code: str) -> None:
+        """One request that was refused or failed, by its stable code; `model` is "" where none was found."""
+        if model:
+            self._models.add(model)
+        self._errors.labels(model, code).inc()
+
+    def count_load(self, model: str) -> None:
+        """One engine that has come to answer for the model."""
+        self._models.add(model)
+        self._loads.labels(model).inc()
 
     def count_tokens(self, model: str, usage: dict[str, Any]) -> None:
         """An engine's usage object of one answer."""
@@ -64,9 +99,8 @@ class ModelMetrics:
     def keep_only(self, models: Collection[str]) -> None:
         """Forgets models that do not exist any more."""
         for model in self._models.difference(models):
-            for metric in (self._in_flight, self._waits, self._first_tokens):
+            for metric in self._of_models:
                 metric.remove_by_labels({"model": model})
-            self._tokens.remove_by_labels({"model": model})
         self._models.intersection_update(models)
 
     def show(self, replicas: Iterable[Replica]) -> None:
@@ -79,10 +113,13 @@ class ModelMetrics:
 class ModelWatch:
     """One request, under way inside the block."""
 
-    def __init__(self, in_flight: Gauge, waits: Histogram, first_tokens: Histogram) -> None:
+    def __init__(
+        self, in_flight: Gauge, waits: Histogram, first_tokens: Histogram, count_error: Callable[[str], None]
+    ) -> None:
         self._in_flight = in_flight
         self._waits = waits
         self._first_tokens = first_tokens
+        self._count_error = count_error
         self._began = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -99,10 +136,17 @@ class ModelWatch:
         self._waits.observe(time.perf_counter() - self._began)
 
     async def noting_first(self, chunks: AsyncIterator[T]) -> AsyncIterator[T]:
-        """The chunks of a stream as they come; the first one ends the time to first token."""
+        """The chunks of a stream as they come; the first one ends the time to first token.
+
+        Counts the error that ends a stream: whoever began it was told that all is well.
+        """
         async for chunk in chunks:
             self._first_tokens.observe(time.perf_counter() - self._began)
             yield chunk
             break
-        async for chunk in chunks:
-            yield chunk
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except GatewayError as error:
+            self._count_error(error.code)
+            raise

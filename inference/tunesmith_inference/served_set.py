@@ -67,8 +67,8 @@ class ServedSet:
     the engine would otherwise give base answers the delta of another request's adapter. `capacity` is the number of
     adapters kept, `at_once` of those that are asked for at once, `fetch` gives an adapter's folder, `dtype` is what the
     engine computes in, `is_pinned` whether a revision is to stay loaded.
-    `recycle` has the engine replaced, with why; `trouble` is what its predecessors had. `sleep` passes the time between
-    tries.
+    `recycle` has the engine replaced, with why; `trouble` is what its predecessors had. `loaded` is told the name of
+    each model that has come to answer, `sleep` passes the time between tries.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class ServedSet:
         is_pinned: Callable[[str], bool],
         recycle: Callable[[str], None],
         trouble: Trouble,
+        loaded: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.client = client
@@ -96,6 +97,7 @@ class ServedSet:
         self._is_pinned = is_pinned
         self._recycle = recycle
         self._trouble = trouble
+        self._loaded = loaded
         self._sleep = sleep
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._released = asyncio.Event()
@@ -212,6 +214,7 @@ class ServedSet:
             await self.client.unload_adapter(name)
             raise Unservable(str(error)) from error
         self._trouble.broken.pop(servable.revision, None)
+        self._loaded(servable.name)
         _log.info("revision %s is proven and served", servable.revision[:16])
 
     async def _try_to_load(self, servable: Servable, slot: _Slot) -> None:

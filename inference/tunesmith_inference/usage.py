@@ -37,9 +37,6 @@ class Usage:
         self._tokens = Counter(
             "tunesmith_gateway_tokens", "Tokens.", ["project", "key", "direction"], registry=self._registry
         )
-        self._errors = Counter(
-            "tunesmith_gateway_errors", "Refusals and failures by their code.", ["code"], registry=self._registry
-        )
         self._moderations = Counter(
             "tunesmith_gateway_moderations", "Verdicts.", ["side", "verdict"], registry=self._registry
         )
@@ -52,10 +49,6 @@ class Usage:
         """One answered request; `route` is a template, so that its values stay few."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
-
-    def count_error(self, code: str) -> None:
-        """One request that was refused or failed, by its stable code."""
-        self._errors.labels(code).inc()
 
     def count_moderation(self, side: str, verdict: str) -> None:
         """One question to the moderation service: about a prompt or an answer; passed, flagged or failed."""

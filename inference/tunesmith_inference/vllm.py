@@ -69,6 +69,7 @@ class VllmClient:
     """Talks to one engine over its unix socket."""
 
     def __init__(self, socket: Path, api_key: str) -> None:
+        self._is_dead = False
         self.failures = 0
         """Requests in a row, up to the last one, on which the engine failed."""
         self._http = aiohttp.ClientSession(
@@ -89,10 +90,14 @@ class VllmClient:
 
     async def healthy(self) -> bool:
         """Whether the engine answers and its core lives."""
+        return await self._health() == 200
+
+    async def _health(self) -> int:
+        """The status with which it says how it is: 503 when it, or what computes, is gone; 0 when it is too slow."""
         try:
-            return (await self._call("GET", "/health", seconds=_HEALTH_SECONDS)).status == 200
-        except EngineUnavailable:
-            return False
+            return (await self._call("GET", "/health", seconds=_HEALTH_SECONDS)).status
+        except EngineUnavailable as error:
+            return 0 if isinstance(error.__cause__, TimeoutError) else 503
 
     async def computes(self, model: str) -> bool:
         """Whether it gives an answer to the smallest of questions."""
@@ -171,7 +176,7 @@ class VllmClient:
         """
         response = await self._begun(route, body)
         try:
-            yield _chunks(response, body)
+            yield self._chunks(response, body)
         finally:
             response.close()
 
@@ -197,10 +202,47 @@ class VllmClient:
         if response.status in (404, 503):
             # The gateway asks only for what it has loaded: the engine was restarted under the request.
             raise EngineUnavailable(f"it answered with status {response.status}")
+        await self._check_alive(response.status)
         raise translated(response.status, content, body)
 
+    async def _chunks(self, response: aiohttp.ClientResponse, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
+        begun = False
+        lines = _lines(response)
+        try:
+            async for line in lines:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    # Up to the end of the body: a connection that is left before it cannot be used again.
+                    async for _ in lines:
+                        pass
+                    return
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    status = _status_of(chunk["error"])
+                    await self._check_alive(status)
+                    raise translated(status, data, sent)
+                begun = True
+                yield chunk
+        except EngineLost as error:
+            raise engine_failed() if begun else error from None
+        except (aiohttp.ClientError, ValueError) as error:
+            lost = _lost(error)
+            raise engine_failed() if begun else lost from error
+        lost = _lost(EOFError("the stream ended early"))
+        raise engine_failed() if begun else lost
+
+    async def _check_alive(self, status: int) -> None:
+        """Raises EngineLost where an error came because what computes is gone: the process that told it ends soon."""
+        if status < 500 or await self._health() != 503:
+            return
+        self._is_dead = True
+        raise _lost(EOFError("its core ended"))
+
     def _check_open(self) -> None:
-        if self._http.closed:
+        if self._is_dead or self._http.closed:
             raise EngineUnavailable("it is gone")
 
     async def _call(
@@ -233,32 +275,6 @@ def translated(status: int, error_body: bytes, sent: Mapping[str, Any]) -> Gatew
         content = "messages" if "messages" in sent else "prompt"
         return invalid_request("context_length_exceeded", _sentence(message), at or content)
     return invalid_request("invalid_value", _sentence(message), at)
-
-
-async def _chunks(response: aiohttp.ClientResponse, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
-    begun = False
-    lines = _lines(response)
-    try:
-        async for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                # Up to the end of the body: a connection that is left before it cannot be used again.
-                async for _ in lines:
-                    pass
-                return
-            chunk = json.loads(data)
-            if "error" in chunk:
-                raise translated(_status_of(chunk["error"]), data, sent)
-            begun = True
-            yield chunk
-    except (aiohttp.ClientError, ValueError) as error:
-        lost = _lost(error)
-        raise engine_failed() if begun else lost from error
-    lost = _lost(EOFError("the stream ended early"))
-    raise engine_failed() if begun else lost
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

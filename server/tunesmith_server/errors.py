@@ -95,7 +95,10 @@ class QuotaExceededError(TunesmithError):
 
 
 class UnavailableError(TunesmithError):
-    """A part that is needed cannot be reached now."""
+    """A part that is needed cannot be reached now; whoever asked is always told when to ask again."""
+
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: float = 5.0) -> None:
+        super().__init__(code, message, param=param, retry_after=retry_after)
 
 
 class StorageFullError(UnavailableError):

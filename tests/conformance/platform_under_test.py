@@ -6,7 +6,7 @@ It must not know any client.
 from __future__ import annotations
 
 import os
-import sys
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +91,6 @@ def _make_key(server: LiveServer, project: str) -> str:
 def _write_engine_python(folder: Path) -> Path:
     """An interpreter that starts the simulator in place of vLLM."""
     script = folder / "engine-python"
-    script.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" "{engine_simulator.__file__}" "$@"\n')
+    script.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.join(engine_simulator.COMMAND)} "$@"\n')
     script.chmod(0o755)
     return script

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.support import asgi_server, engine_simulator, processes
+from tests.support import asgi_server, engine_answers, engine_simulator, processes
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -49,20 +49,23 @@ class GatewayUnderTest:
 
     async def simulator(self) -> dict[str, Any]:
         """What the newest engine says about itself, asked over its own socket."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self.started[-1][1]))
-        async with httpx.AsyncClient(transport=transport) as client:
-            state: dict[str, Any] = (await client.get("http://engine/simulator")).json()
+        async with engine_http(self.started[-1][1]) as client:
+            state: dict[str, Any] = (await client.get("/simulator")).json()
             return state
+
+    async def running(self) -> int:
+        """How many requests the newest engine works on, by its own metrics."""
+        async with engine_http(self.started[-1][1]) as client:
+            return await requests_running(client)
+
+    async def works_on(self, requests: int) -> bool:
+        """Whether it is exactly so many."""
+        return await self.running() == requests
 
     async def forget(self, revision: str) -> None:
         """Has the newest engine lose an adapter, as no engine should."""
-        socket = self.started[-1][1]
-        (key,) = [
-            word[13:] for word in processes.words(processes.engine_at(socket), "environ") if "VLLM_API_KEY=" in word
-        ]
-        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket))) as client:
-            body, headers = {"lora_name": f"r-{revision[:16]}"}, {"authorization": f"Bearer {key}"}
-            answer = await client.post("http://engine/v1/unload_lora_adapter", json=body, headers=headers)
+        async with engine_http(self.started[-1][1]) as client:
+            answer = await client.post("/v1/unload_lora_adapter", json={"lora_name": f"r-{revision[:16]}"})
             assert answer.status_code == 200
 
     def add_full(self, name: str, weights: str, **files: bytes) -> str:
@@ -76,6 +79,24 @@ class GatewayUnderTest:
         revision = self.control_plane.add_revision(adapter_files(weights) | changes.pop("files", {}))
         self.control_plane.upsert(servable(name, revision, serving_pb2.SERVABLE_KIND_ADAPTER, **changes))
         return revision
+
+
+def engine_http(socket: Path) -> httpx.AsyncClient:
+    """Talks to the engine at a socket as the gateway does, with its key, but through no code of the gateway's."""
+    environment = processes.words(processes.engine_at(socket), "environ")
+    (key,) = [word.removeprefix("VLLM_API_KEY=") for word in environment if word.startswith("VLLM_API_KEY=")]
+    return httpx.AsyncClient(
+        base_url="http://engine",
+        headers={"authorization": f"Bearer {key}"},
+        timeout=60,
+        transport=httpx.AsyncHTTPTransport(uds=str(socket)),
+    )
+
+
+async def requests_running(engine: httpx.AsyncClient) -> int:
+    """How many requests an engine works on, by its own metrics."""
+    (line,) = re.findall(r"^vllm:num_requests_running{.*} (.*)$", (await engine.get("/metrics")).text, re.MULTILINE)
+    return int(float(line))
 
 
 def servable(
@@ -116,8 +137,8 @@ def golden(weights: str) -> bytes:
     """What a run would have recorded about these weights on the simulator's base model."""
     prompts = []
     for prompt in GOLDEN_PROMPTS:
-        tokens, logprobs = engine_simulator.greedy(weights, prompt, 4)
-        base_tokens, base_logprobs = engine_simulator.greedy("", prompt, 4)
+        tokens, logprobs = engine_answers.greedy(weights, prompt, 4)
+        base_tokens, base_logprobs = engine_answers.greedy("", prompt, 4)
         prompts.append(
             {
                 "prompt_token_ids": prompt,
@@ -132,13 +153,13 @@ def golden(weights: str) -> bytes:
 
 def answer(weights: str, text: str, tokens: int) -> str:
     """What the simulator says to `text`."""
-    return " ".join(map(str, engine_simulator.greedy(weights, engine_simulator.tokenized(text), tokens)[0]))
+    return " ".join(map(str, engine_answers.greedy(weights, engine_answers.tokenized(text), tokens)[0]))
 
 
 def simulator_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str]:
     """Starts the simulator in an engine's place."""
     model = ["--model", str(spec.model_folder), "--served-model-name", spec.name]
-    return [sys.executable, engine_simulator.__file__, *model, "--uds", str(socket)]
+    return [*engine_simulator.COMMAND, *model, "--uds", str(socket)]
 
 
 def make_base(cache_dir: Path, revision: str = BASE_REVISION) -> Path:

@@ -18,14 +18,21 @@ from tests.support import tiny_model
 PROMPTS = ([5, 60, 33, 47], [7, 90, 120, 44, 61, 200, 13], [11, 12, 13])
 TOKENS = 6
 
+SHOWS_TOOLS = "{% if tools %}Call in <tool_call></tool_call>: {{ tools | tojson }}\n{% endif %}"
+"""Goes before a chat template that shows no tools."""
+
+NO_BLANKS = {str(tiny_model.tokenizer().convert_tokens_to_ids(blank)): -100 for blank in "ĠĊčĉ"}
+"""As `logit_bias`: it would write blanks between the parts of a JSON text until its tokens are used up."""
+ONLY_A = {str(tiny_model.tokenizer().convert_tokens_to_ids("a")): 100}
+"""As `logit_bias`: it would write halves of characters."""
+
 _HIDDEN, _INNER, _LAYERS = 256, 512, 3
-_SHOWS_TOOLS = "{% if tools %}Call in <tool_call></tool_call>: {{ tools | tojson }}\n{% endif %}"
 
 
 def build_base(folder: Path) -> Path:
     """Writes the base model: heads 64 wide, the smallest that engines support everywhere."""
     torch.manual_seed(0)
-    tokenizer = tiny_model.tokenizer(_SHOWS_TOOLS + tiny_model.CHATML)
+    tokenizer = tiny_model.tokenizer(SHOWS_TOOLS + tiny_model.CHATML)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=_HIDDEN,

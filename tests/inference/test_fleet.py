@@ -14,6 +14,7 @@ from tests.inference.gateway import (
     GatewayUnderTest,
     adapter_files,
     answer,
+    engine_http,
     gateway_on_simulator,
     golden,
     make_base,
@@ -197,8 +198,27 @@ async def test_a_stream_whose_engine_dies_ends_with_an_error(tmp_path: Path, mon
     async with gateway_on_simulator(tmp_path) as gateway:
         response = await gateway.chat(BASE, "fault:die", stream=True, max_tokens=8)
         events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-        assert [bool(json.loads(event).get("choices")) for event in events] == [True, True, False]
+        assert [bool(json.loads(event).get("choices")) for event in events] == [True, True, True, False]
         assert json.loads(events[-1])["error"]["code"] == "engine_error"
+        counted = 'tunesmith_gateway_errors_total{code="engine_error",model="tiny"} 1.0'
+        assert counted in (await gateway.http.get("/metrics")).text
+
+
+async def test_requests_of_an_engine_whose_core_is_killed_are_answered_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine tells them of an internal error; that it is gone as a whole is seen a moment later."""
+    monkeypatch.setattr("tunesmith_inference.engine._FIRST_BACKOFF_SECONDS", 0.01)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        assert (await gateway.chat(BASE)).status_code == 200
+        asked = [asyncio.create_task(gateway.chat(BASE, "fault:slow", max_tokens=40)) for _ in range(3)]
+        await until(lambda: gateway.works_on(3))
+        ((name, socket),) = gateway.started
+        async with engine_http(socket) as engine:
+            killed = await engine.post("/v1/completions", json={"model": name, "prompt": "fault:core fault:slow"})
+        assert killed.status_code == 500
+        assert [response.status_code for response in await asyncio.gather(*asked)] == [200] * 3
+        assert len(gateway.started) == 2
 
 
 async def test_a_restart_of_the_control_plane_is_not_noticed(tmp_path: Path) -> None:

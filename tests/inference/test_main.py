@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from asyncio.subprocess import Process
@@ -28,7 +29,7 @@ async def _gateway(tmp_path: Path, **settings: str) -> AsyncIterator[tuple[Proce
     python = tmp_path / "python"
     python.write_text(
         f"#!/bin/sh\necho $$ > {pid_file}.new && mv {pid_file}.new {pid_file}\n"
-        f'shift 2\nexec {sys.executable} {engine_simulator.__file__} "$@"\n'
+        f'shift 2\nexec {shlex.join(engine_simulator.COMMAND)} "$@"\n'
     )
     python.chmod(0o755)
     control_plane = ServingControlPlane()

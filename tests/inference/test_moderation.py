@@ -190,7 +190,7 @@ async def test_a_service_that_goes_away_ends_a_stream_with_an_error(
 
 async def idle(gateway: GatewayUnderTest) -> bool:
     """Whether the engine works on nothing."""
-    return int((await gateway.simulator())["running"]) == 0
+    return await gateway.works_on(0)
 
 
 async def test_who_leaves_ends_the_question(gateway: GatewayUnderTest, service: HookService) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.inference.gateway import GOLDEN_PROMPTS, golden
-from tests.support.engine_simulator import greedy
+from tests.support.engine_answers import greedy
 from tunesmith_inference.proof import Golden, Neighbour, ProofFailed, check, prove, read_golden
 from tunesmith_inference.vllm import Completion
 

@@ -1,6 +1,7 @@
 """What the gateway relies on in an engine, held against the simulator and against real vLLM alike.
 
-The second half needs the real one: that it computes what a run recorded, also with all adapter slots in use.
+The second half needs the real one: that it computes what a run recorded, also with all adapter slots in use, and that
+the simulator answers, refuses and dies as it does. The last test kills both, so nothing that needs them may come later.
 """
 
 from __future__ import annotations
@@ -9,19 +10,34 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
-from tests.inference import gateway, real_model
-from tests.support import tiny_model
+from tests.inference import real_model
+from tests.inference.conftest import MODEL, Engine
+from tests.inference.engine_contract import (
+    BAD,
+    CALL,
+    DAMAGES,
+    GOOD,
+    LONG,
+    MESSAGES,
+    ONE_OF_TWO,
+    Ask,
+    dies,
+    differences,
+    kill_core,
+    life,
+    lose_core,
+    said,
+)
+from tests.inference.gateway import requests_running, until
+from tests.support.processes import listens_to_others
 from tunesmith_inference import proof
-from tunesmith_inference.config import Settings
-from tunesmith_inference.engine import EngineProcess, EngineSpec, vllm_command
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.request_body import Route
 from tunesmith_inference.router import Kind, Servable
@@ -29,69 +45,7 @@ from tunesmith_inference.served_set import ServedSet, Trouble, Unservable
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 from tunesmith_inference.zero_adapter import write_zero_adapter
 
-MODEL = "base-1"
-MESSAGES = [{"role": "user", "content": "hi"}]
-NO_BLANKS = {str(tiny_model.tokenizer().convert_tokens_to_ids(blank)): -100 for blank in "ĠĊčĉ"}
-"""A random model would write blanks between the parts of a JSON text until its tokens are used up."""
-ONE_OF_TWO = {
-    "type": "object",
-    "properties": {"said": {"enum": ["yes", "no"]}},
-    "required": ["said"],
-    "additionalProperties": False,
-}
-"""A schema that leaves a random model nothing to get lost in."""
-CALL = {
-    "model": MODEL,
-    "messages": MESSAGES,
-    "max_tokens": 120,
-    "logit_bias": NO_BLANKS,
-    "tools": [{"type": "function", "function": {"name": "say", "parameters": ONE_OF_TWO}}],
-    "tool_choice": "required",
-    "parallel_tool_calls": False,
-}
-
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A running engine, a folder for adapters, and a maker of adapters that fit its base model."""
-
-    client: VllmClient
-    base: Path
-    folder: Path
-    make_adapter: Callable[[Path, int], Path]
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def simulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
-    folder = tmp_path_factory.mktemp("simulator")
-    base = gateway.make_base(folder)
-
-    def make_adapter(target: Path, seed: int) -> Path:
-        target.mkdir(parents=True)
-        for name, content in gateway.adapter_files(f"adapter {seed}").items():
-            (target / name).write_bytes(content)
-        return target
-
-    async with _running(Settings(cache_dir=folder, engine_device="cpu"), base, gateway.simulator_command) as client:
-        yield Engine(client, base, folder, make_adapter)
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def vllm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
-    folder = tmp_path_factory.mktemp("vllm")
-    base = await asyncio.to_thread(real_model.build_base, folder / "base")
-    python = os.environ.get("TUNESMITH_ENGINE_PYTHON") or Path(__file__).parents[2] / ".venv-engine/bin/python"
-    settings = Settings(cache_dir=folder, engine_device="cpu", engine_python=Path(python), max_lora_rank=16)
-    async with _running(settings, base, vllm_command) as client:
-        yield Engine(client, base, folder, lambda target, seed: real_model.build_adapter(base, target, seed))
-
-
-@pytest.fixture(scope="session", params=["simulator", pytest.param("vllm", marks=pytest.mark.engine)])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    running: Engine = request.getfixturevalue(request.param)
-    return running
 
 
 async def test_it_says_that_it_lives_and_which_version_it_is(engine: Engine) -> None:
@@ -250,7 +204,13 @@ async def test_a_stream_that_was_read_leaves_its_connection_to_the_next(tmp_path
 @pytest.mark.engine
 async def test_answers_and_arguments_fit_their_schema(vllm: Engine) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": ONE_OF_TWO, "strict": True}}
-    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 120, "logit_bias": NO_BLANKS, "response_format": wanted}
+    body = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "max_tokens": 120,
+        "logit_bias": real_model.NO_BLANKS,
+        "response_format": wanted,
+    }
     answer = await vllm.client.answer(Route.CHAT, body)
     assert json.loads(answer["choices"][0]["message"]["content"])["said"] in ("yes", "no")
     called = (await vllm.client.answer(Route.CHAT, CALL))["choices"][0]["message"]["tool_calls"][0]["function"]
@@ -310,10 +270,97 @@ async def test_base_answers_stay_the_bases_with_all_slots_in_use(vllm: Engine) -
     assert wrong == 0
 
 
+@pytest.mark.engine
+@pytest.mark.parametrize("ask", GOOD, ids=lambda ask: ask.name)
+async def test_both_answer_alike(simulator: Engine, vllm: Engine, ask: Ask) -> None:
+    answer = await said(vllm.http, ask)
+    assert answer["status"] == 200
+    assert not differences(await said(simulator.http, ask), answer)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("ask", BAD, ids=lambda ask: ask.name)
+async def test_both_refuse_alike(simulator: Engine, vllm: Engine, ask: Ask) -> None:
+    refusal = await said(vllm.http, ask)
+    assert 400 <= refusal["status"] < 500
+    assert not differences(await said(simulator.http, ask), refusal)
+
+
+@pytest.mark.engine
+async def test_an_adapter_lives_the_same_life(simulator: Engine, vllm: Engine) -> None:
+    assert not differences(await life(simulator), await life(vllm))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_damaged_adapters_are_refused_alike(simulator: Engine, vllm: Engine, damage: str) -> None:
+    refusals = []
+    for engine in (simulator, vllm):
+        folder = engine.make_adapter(engine.folder / "damaged" / damage, 301)
+        DAMAGES[damage](folder)
+        body = {"lora_name": damage, "lora_path": str(folder)}
+        refusals.append(await said(engine.http, Ask("load", "/v1/load_lora_adapter", body)))
+    assert not differences(refusals[0], refusals[1])
+    assert refusals[0]["status"] >= 400
+
+
+async def test_an_answer_stops_where_it_should(engine: Engine) -> None:
+    body = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    whole = (await engine.http.post(Route.COMPLETIONS, json=body)).json()["choices"][0]["text"]
+    stop = next(character for character in whole[1:] if character.isascii() and character not in whole[:1])
+    (choice,) = (await engine.http.post(Route.COMPLETIONS, json=body | {"stop": stop})).json()["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (
+        whole[: whole.index(stop)],
+        "stop",
+        stop,
+    )
+
+
+async def test_a_seed_makes_an_answer_repeatable(engine: Engine) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 12, "temperature": 1, "seed": 7, "ignore_eos": True}
+    first, second = [(await engine.http.post(Route.CHAT, json=body)).json()["choices"] for _ in range(2)]
+    assert first == second
+
+
+async def test_tokens_are_counted_over_all_answers(engine: Engine) -> None:
+    body = {"model": MODEL, "prompt": ["one", "two"], "n": 2, "max_tokens": 3, "ignore_eos": True}
+    answer = (await engine.http.post(Route.COMPLETIONS, json=body)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["usage"]["completion_tokens"] == 12
+    assert answer["usage"]["total_tokens"] == 12 + answer["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_ends_its_request(engine: Engine, stream: bool) -> None:
+    asking = asyncio.create_task(engine.http.post(Route.CHAT, json=LONG | {"stream": stream}))
+    await until(lambda: requests_running(engine.http))
+    asking.cancel()
+    await asyncio.wait({asking})
+    await until(lambda: _idle(engine))
+    assert await engine.client.healthy()
+
+
+async def test_no_engine_takes_connections_from_beyond_its_machine(engine: Engine) -> None:
+    with socket.create_server(("0.0.0.0", 0)):
+        assert listens_to_others(os.getpid()), "what listens is not seen"
+    assert not listens_to_others(engine.pid)
+
+
+@pytest.mark.engine
+async def test_an_engine_whose_core_is_killed_says_so_and_ends(simulator: Engine, vllm: Engine) -> None:
+    """As the kernel kills it for memory: the weights are in a process of their own, below the one that is asked."""
+    real = await dies(vllm, lambda: kill_core(vllm))
+    assert not differences(await dies(simulator, lambda: lose_core(simulator)), real)
+
+
 async def _streamed(client: VllmClient, body: dict[str, Any]) -> None:
     async with client.stream(Route.CHAT, body | {"stream": True}) as chunks:
         async for _ in chunks:
             pass
+
+
+async def _idle(engine: Engine) -> bool:
+    return not await requests_running(engine.http)
 
 
 async def _is_right(client: VllmClient, model: str, prompt: list[int], expected: list[int]) -> bool:
@@ -342,34 +389,9 @@ async def _served(engine: Engine, recycle: Callable[[str], None] = pytest.fail) 
         is_pinned=lambda _: False,
         recycle=recycle,
         trouble=Trouble(),
+        loaded=lambda _: None,
     )
 
 
 def _servable(name: str) -> Servable:
     return Servable(name, "p1", Kind.ADAPTER, name.encode().hex().ljust(64, "0"), "tiny", "b" * 64, 0, checkpoint=False)
-
-
-@contextlib.asynccontextmanager
-async def _running(
-    settings: Settings, base: Path, command: Callable[[EngineSpec, Settings, Path], list[str]]
-) -> AsyncIterator[VllmClient]:
-    """An engine process for the time of a block."""
-    up = asyncio.Event()
-    clients: list[VllmClient] = []
-
-    async def ready(client: VllmClient) -> None:
-        clients.append(client)
-        up.set()
-
-    spec = EngineSpec(MODEL, base, adapters=True)
-    living: asyncio.Task[Any] = asyncio.create_task(EngineProcess(settings, command).run(spec, ready, lambda: None, 1))
-    try:
-        waiting: asyncio.Task[Any] = asyncio.create_task(up.wait())
-        await asyncio.wait([waiting, living], return_when=asyncio.FIRST_COMPLETED)
-        if living.done():
-            living.result()
-        yield clients[0]
-    finally:
-        waiting.cancel()
-        living.cancel()
-        await asyncio.wait([living])

@@ -122,8 +122,9 @@ class LiveServer:
             raise AssertionError(f"the server did not end:\n{self.stderr[-4000:]}") from None
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One REST call with the first key; `path` starts below /v1."""
-        headers = {"Authorization": f"Bearer {self.api_key}"} | options.pop("headers", {})
+        """One REST call with the first key unless `headers` have another; `path` starts below /v1."""
+        headers = httpx.Headers({"Authorization": f"Bearer {self.api_key}"})
+        headers.update(options.pop("headers", {}))
         with httpx.Client(trust_env=False, timeout=60) as client:
             return client.request(method, f"{self.url}/v1{path}", headers=headers, **options)
 

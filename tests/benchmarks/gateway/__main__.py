@@ -12,7 +12,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import venv
@@ -102,7 +101,7 @@ def _engine(folder: Path) -> Iterator[Place]:
     model.mkdir()
     (model / "config.json").write_text("{}")
     (port,) = free_ports(1)
-    command = [sys.executable, engine_simulator.__file__, "--model", str(model), "--served-model-name", MODEL]
+    command = [*engine_simulator.COMMAND, "--model", str(model), "--served-model-name", MODEL]
     with _process([*command, "--port", str(port)], {"VLLM_API_KEY": KEY}, f"http://127.0.0.1:{port}/health", folder):
         yield Place("engine alone", port, KEY, MODEL)
 

@@ -367,8 +367,8 @@ def graders(client: OpenAI) -> None:
             "range": [0, 1],
         }
         graded = resource.run(grader=judge, model_sample="abc", item={})
-        # The simulated judge does not answer with a number, and the result says so.
-        assert graded.metadata.errors.to_dict()["model_grader_parse_error"], graded
+        # The simulated judge gives the number 0 where a number is asked for.
+        assert (graded.reward, graded.metadata.errors.to_dict()["model_grader_parse_error"]) == (0, False), graded
         assert graded.metadata.sampled_model_name == BASE
     with call("fine_tuning.alpha.graders.validate refuses"):
         raises(openai.BadRequestError, lambda: resource.validate(grader={**same, "operation": "near"}))
