@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,17 +40,20 @@ def engine(platform: PlatformUnderTest) -> int:
     return pid
 
 
-def chat(platform: PlatformUnderTest, model: str, text: str, **more: Any) -> httpx.Response:
-    """One chat request with the key of the default project."""
+def chat(platform: PlatformUnderTest, model: str, text: str, key: str = "", **more: Any) -> httpx.Response:
+    """One chat request with a key, that of the default project unless told."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 2, **more}
-    headers = {"authorization": f"Bearer {platform.key}"}
+    headers = {"authorization": f"Bearer {key or platform.key}"}
     return platform.server.request("POST", "/chat/completions", json=body, headers=headers)
 
 
-def test_an_engine_listens_on_nothing_but_a_socket_that_others_cannot_enter(engine: int) -> None:
+def test_an_engine_listens_on_nothing_but_a_socket_that_others_cannot_enter(
+    engine: int, platform: PlatformUnderTest
+) -> None:
     arguments = words(engine, "cmdline")
     folder = Path(arguments[arguments.index("--uds") + 1]).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert listening_at(platform.server.pid), "what listens is not seen"
     assert not any(map(listening_at, descendants(engine)))
 
 
@@ -99,6 +103,16 @@ def test_the_engines_other_routes_are_nowhere(platform: PlatformUnderTest, path:
 def test_names_that_are_paths_or_the_engines_own_are_no_models(platform: PlatformUnderTest, model: str) -> None:
     answer = chat(platform, model, "hello")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_another_projects_model_is_no_model(platform: PlatformUnderTest) -> None:
+    """Nor does the answer tell that there is one: it is that to a name that nobody has, apart from the name."""
+    name = "support"
+    made = platform.server.request("POST", "/deployments", json={"name": name, "targets": [{"model": BASE_ID}]})
+    assert made.status_code == 200, made.text
+    assert chat(platform, name, "hello").status_code == 200
+    theirs, nobodys = [chat(platform, each, "hello", key=platform.other_key) for each in (name, "nothing")]
+    assert (theirs.status_code, theirs.json()) == (404, json.loads(nobodys.text.replace("nothing", name)))
 
 
 def test_texts_and_keys_are_in_no_log(platform: PlatformUnderTest) -> None:
