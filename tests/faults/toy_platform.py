@@ -105,7 +105,7 @@ class ToyPlatform:
     def capture(self, key: str) -> None:
         """Reports a chat completion as a gateway does, again and again until that is answered."""
         sent = serving_pb2.Capture(
-            id=f"chatcmpl-{key}",
+            id=f"chatcmpl-{key.replace('.', '_')}",
             project_id="default",
             key_id="key_1",
             model=BASE_ID,
@@ -116,11 +116,12 @@ class ToyPlatform:
         )
         token = Signer(load_secret(self.server.home)).service_token()
         with grpc.insecure_channel(self.server.grpc_address) as channel:
-            serving_pb2_grpc.ServingServiceStub(channel).ReportCaptures(
+            answer = serving_pb2_grpc.ServingServiceStub(channel).ReportCaptures(
                 serving_pb2.ReportCapturesRequest(captures=[sent]),
                 metadata=(("authorization", f"Bearer {token}"),),
                 timeout=_LIMIT_SECONDS,
             )
+        assert not answer.refused
         self.captures.add(sent.id)
 
     def captured(self) -> list[str]:
