@@ -1,4 +1,7 @@
-"""The trial's S3 server, started as its manifest says, takes objects into a bucket that nobody has made."""
+"""The trial's S3 server, started as its manifest says, takes objects into a bucket that nobody has made.
+
+The port beside S3, which would give keys to whoever asks, speaks to nobody.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.deploy.manifests import rendered
@@ -22,19 +26,28 @@ LISTENERS = (
 
 def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
     trial = rendered("trial")
-    (container,) = trial.named("StatefulSet", "object-store")["spec"]["template"]["spec"]["containers"]
-    weed, *arguments = container["command"]
+    pod = trial.named("StatefulSet", "object-store")["spec"]["template"]["spec"]
+    (seal,), (container,) = pod["initContainers"], pod["containers"]
     port, *others = free_ports(1 + len(LISTENERS))
+    listeners = dict(zip(LISTENERS, others, strict=True))
+    weed, *arguments = placed(container["command"], tmp_path)
     # The last of a flag counts.
-    arguments = [word.replace("/data", str(tmp_path)) for word in arguments] + [f"-s3.port={port}"]
-    arguments += [f"-{name}={other}" for name, other in zip(LISTENERS, others, strict=True)]
+    arguments += [f"-s3.port={port}", *(f"-{name}={other}" for name, other in listeners.items())]
     server = S3Server(f"http://127.0.0.1:{port}", "access", "secret")
-    assert {variable["name"] for variable in container["env"]} <= server.environment.keys()
+    environment = {
+        variable["name"]: placed([variable["value"]], tmp_path)[0]
+        if "value" in variable
+        else server.environment[variable["name"]]
+        for variable in container["env"]
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "seal").mkdir()
+    subprocess.run(placed(seal["command"], tmp_path), check=True, capture_output=True)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name(weed)), *arguments],
             cwd=tmp_path,
-            env=os.environ | server.environment,
+            env=os.environ | environment,
             stdout=log,
             stderr=log,
         )
@@ -51,6 +64,23 @@ def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
 
         wait_until(takes_objects, 60, lambda: (tmp_path / "log").read_text()[-4000:])
         assert server.client().get_object(Bucket=bucket, Key="platform/files/one")["Body"].read() == b"rows"
+        assert speaks_grpc(listeners["filer.port.grpc"]), "this is how a port looks that asks for no certificate"
+        assert not speaks_grpc(listeners["s3.port.grpc"])
     finally:
         process.kill()
         process.wait()
+
+
+def placed(words: list[str], folder: Path) -> list[str]:
+    """The words with the container's volumes in a folder of this machine."""
+    return [word.replace("/data", f"{folder}/data").replace("/seal/", f"{folder}/seal/") for word in words]
+
+
+def speaks_grpc(port: int) -> bool:
+    """Whether it talks to somebody without a certificate."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=5)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
