@@ -268,7 +268,8 @@ def captures(client: OpenAI) -> None:
     with call("chat.completions.create(store, metadata)"):
         for number in range(10):
             asked[1]["content"][0]["text"] = f"{made} {number}"
-            stored.create(model=BASE, messages=asked, stop="x", store=True, metadata={"by": made})
+            # The engine's answers are numbers with spaces between: one that ends at a space is whole, not cut.
+            stored.create(model=BASE, messages=asked, stop=" ", store=True, metadata={"by": made})
         stored.create(model=BASE, messages=asked, store=False, metadata={"by": made})
     with call("chat.completions.list(metadata), every page"):
         listed = until(lambda: list(stored.list(metadata={"by": made}, limit=3)), lambda found: len(found) == 10)
