@@ -149,7 +149,7 @@ async def replicas(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("crash", [False, True], ids=["in order", "by kill -9"])
+@pytest.mark.parametrize("crash", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["in order", "by kill -9"])
 async def test_a_run_outlives_every_control_plane(replicas: Replicas, controls: Controls, crash: bool) -> None:
     job_id = await begun(replicas, controls)
     if crash:

@@ -13,7 +13,7 @@ import pytest
 from tests.support import tiny_model
 from tests.support.live_server import LiveServer, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(400)]
 
 ROWS, EPOCHS, STEPS_PER_PASS = 20, 6, 3
 
@@ -80,7 +80,7 @@ def losses(server: LiveServer, job_id: str) -> list[float]:
     return [each["train_loss"] for each in metrics]
 
 
-@pytest.mark.parametrize("weights", ["lora", pytest.param("full", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("weights", ["lora", "full"])
 def test_two_ranks_go_on_from_their_checkpoint_when_one_of_them_is_killed(server: LiveServer, weights: str) -> None:
     job_id = create(server, 2, weights)
     wait_until(

@@ -103,6 +103,7 @@ def running(folder: Path) -> Iterator[Platform]:
                 platform.kill_gateway()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_no_death_doubles_a_capture_and_few_lose_one(tmp_path: Path) -> None:
     with running(tmp_path) as platform:

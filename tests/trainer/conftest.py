@@ -45,6 +45,12 @@ def base(cache: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gpt2(cache: Path, base: Path) -> Path:  # the other base looks for itself in the cache, and must be first
+    """The folder of a base whose engines take no adapters, and that has no chat template."""
+    return tiny_families.build_in_cache("gpt2", cache)[1]
+
+
+@pytest.fixture(scope="session")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a base model whose head is not its embeddings."""
     return tiny_families.build("llama", tmp_path_factory.mktemp("untied"))

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.support import tiny_families
 from tests.support.archives import tar_of
 from tests.support.foreign_models import files_of, peft_adapter
 from tests.support.training_server import TrainingServer
@@ -184,10 +183,9 @@ def test_whole_weights_come_back_with_the_files_of_the_base(
 
 
 def test_an_adapter_that_engines_cannot_load_becomes_whole_weights(
-    server: TrainingServer, run_attempt: RunAttempt, cache: Path, tmp_path: Path
+    server: TrainingServer, run_attempt: RunAttempt, gpt2: Path, tmp_path: Path
 ) -> None:
-    revision, gpt2 = tiny_families.build_in_cache("gpt2", cache)
-    server.spec.base_model.CopyFrom(pb.BaseModel(id="gpt2", revision=revision))
+    server.spec.base_model.CopyFrom(pb.BaseModel(id="gpt2", revision=gpt2.name))
     theirs = peft_adapter(gpt2, tmp_path / "peft", r=3, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True)
     given(server, files_of(tmp_path / "peft"))
     folder = imported(server, run_attempt)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support import tiny_families
 from tests.support.run_process import start_run, wait_until
 from tests.support.training_server import TOKEN, TrainingServer, next_attempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -322,12 +321,6 @@ def test_full_weights_give_a_whole_model_folder(server: TrainingServer, run_atte
     before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.fixture(scope="session")
-def gpt2(cache: Path, base: Path) -> Path:  # the other base looks for itself in the cache, and must be first
-    """The folder of a base whose engines take no adapters, and that has no chat template."""
-    return tiny_families.build_in_cache("gpt2", cache)[1]
 
 
 def train_on(server: TrainingServer, rows: list[dict[str, object]]) -> None:
