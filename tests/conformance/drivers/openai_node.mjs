@@ -3,29 +3,13 @@
 import assert from 'node:assert/strict';
 import { rmSync, writeFileSync } from 'node:fs';
 import OpenAI, { toFile } from 'openai';
+import { all, call, settings } from './checks.mjs';
 
-const settings = JSON.parse(process.argv[2]);
 const client = new OpenAI({ baseURL: settings.url, apiKey: settings.key, timeout: 60_000 });
 const row = { messages: [{ role: 'user', content: 'Say a.' }, { role: 'assistant', content: 'a' }] };
 const rows = Buffer.from(`${JSON.stringify(row)}\n`.repeat(10));
 const model = settings.base_model;
 const messages = [{ role: 'user', content: 'Say a.' }];
-
-async function call(name, block) {
-  try {
-    await block();
-    console.log(JSON.stringify({ call: name }));
-  } catch (error) {
-    const where = /openai_node\.mjs:(\d+)/.exec(error.stack)?.[1] ?? 0;
-    console.log(JSON.stringify({ call: name, error: `line ${where}: ${error.name}: ${error.message}`.slice(0, 500) }));
-  }
-}
-
-async function all(page) {
-  const items = [];
-  for await (const item of page) items.push(item);
-  return items;
-}
 
 async function until(value, condition) {
   const deadline = Date.now() + 40_000;
