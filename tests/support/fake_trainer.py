@@ -234,6 +234,8 @@ def write_fake_python(folder: Path, importer: Path) -> Path:
     script = folder / "fake-trainer-python"
     script.write_text(
         "#!/bin/sh\n"
+        # On Slurm's nodes the supervisor of a run is started by it as well.
+        f'case "$1" in -I) exec "{sys.executable}" "$@" ;; esac\n'
         f'case "$3" in import-base) exec "{importer}" "$@" ;; merge) exec cat ;; esac\n'
         f'exec "{sys.executable}" "{__file__}"\n'
     )
