@@ -149,6 +149,15 @@ def test_hyperparameters_out_of_range(
     assert name in error_of(old_form, 400)["param"]
 
 
+def test_a_rank_over_what_engines_load(client: httpx.Client, server: LiveServer, good_file: str) -> None:
+    most = client.get("/fine_tuning/model_limits").json()["data"][0]["max_lora_rank"]
+    jobs = client.get("/fine_tuning/jobs").json()["data"]
+    error = error_of(create(client, training_file=good_file, training={"lora_rank": most + 1}), 400)
+    assert (error["code"], error["param"]) == ("lora_rank_too_high", "training.lora_rank")
+    assert f"at most {most}" in error["message"]
+    assert client.get("/fine_tuning/jobs").json()["data"] == jobs
+
+
 def test_malformed_json_and_oversized_body(client: httpx.Client) -> None:
     malformed = client.post("/fine_tuning/jobs", content=b'{"model": ', headers={"Content-Type": "application/json"})
     assert error_of(malformed, 400)["code"] == "invalid_json"

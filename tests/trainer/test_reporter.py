@@ -123,3 +123,13 @@ def test_failures_carry_parameter_and_row(server: TrainingServer) -> None:
     assert (first.code, first.param, first.row) == ("row_too_long", "training_file", 3)
     assert not second.HasField("param")
     assert not second.HasField("row")
+
+
+def test_what_is_queued_arrives_before_the_failure(server: TrainingServer) -> None:
+    reporter = connect(server)
+    reporter.add_metrics(pb.StepMetrics(step=1, train_loss=9.0))
+    reporter.fail(pb.FAILURE_CAUSE_USER, [Problem("loss_not_finite", "The loss is not a number.")])
+    reporter.close()
+
+    assert [one.step for one in server.metrics] == [1]
+    assert server.failed is not None

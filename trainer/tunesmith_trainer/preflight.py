@@ -152,8 +152,9 @@ def _check_overlap(training: FileRows, validation: FileRows | None, findings: Fi
 def _check_size(file: FileRows, least: int, findings: Findings) -> None:
     dropped = sum(one.action == "dropped" and one.param == file.param for one in findings.rejects)
     if file.rows - dropped < least:
-        left = f"; {dropped} of them are left out" if dropped else ""
-        message = f"The file has {file.rows} rows{left}; {least} are needed."
+        left = f"; {dropped} of them are left out, being too long" if dropped else ""
+        remedy = "Shorten or split them, or add rows" if dropped else "Add rows"
+        message = f"The file has {file.rows} rows{left}; {least} are needed. {remedy}."
         findings.add(Problem("invalid_n_examples", message, file.param))
 
 

@@ -158,7 +158,13 @@ class Reporter:
         return self._call(self._stub.CompleteImport, request, _LONG_CALL_SECONDS).model_name
 
     def fail(self, cause: pb.FailureCause.ValueType, problems: Sequence[Problem]) -> None:
-        """Ends a run that cannot go on."""
+        """Ends a run that cannot go on, after what is queued: the last steps often show why."""
+        try:
+            self.flush()
+        except InfrastructureFailed:
+            raise
+        except RunFailed as refused:  # what was queued; why the run ends must be heard nevertheless
+            logger.warning("the last news could not be delivered: %s", refused)
         failures = [
             pb.Failure(code=problem.code, message=problem.message, param=problem.param, row=problem.row)
             for problem in problems

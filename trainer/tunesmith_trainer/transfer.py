@@ -18,6 +18,7 @@ from tunesmith_trainer.errors import BadSpec, InfrastructureFailed, Problem
 MANIFEST_FILE = "manifest.json"
 _BLOCK = 1 << 20
 _ATTEMPTS = 8
+_DAMAGED_ATTEMPTS = 3  # in a row: what was damaged on its way comes whole, what lies damaged never does
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 
 
@@ -127,22 +128,26 @@ class _Damaged(_TryAgain):
 
 
 def _persist(transfer: Callable[[], None], what: str, pause: Callable[[float], None]) -> None:
-    is_damaged = False
+    damaged = 0
     for attempt in range(_ATTEMPTS):
         try:
             transfer()
         except (httpx.TransportError, _TryAgain) as error:
-            is_damaged = isinstance(error, _Damaged)
+            damaged = damaged + 1 if isinstance(error, _Damaged) else 0
+            if damaged == _DAMAGED_ATTEMPTS:
+                raise _damaged(what) from error
             pause(min(30.0, 0.5 * 2**attempt))
         else:
             return
-    if is_damaged:
-        message = (
-            f"What object storage holds is not what was stored there; it failed {_ATTEMPTS} times at {what}. Have its "
-            "operator restore it. Of a checkpoint, an earlier one can be the model of a new job."
-        )
-        raise InfrastructureFailed(Problem("object_damaged", message))
     raise InfrastructureFailed(Problem("storage_unavailable", f"Object storage failed {_ATTEMPTS} times at {what}."))
+
+
+def _damaged(what: str) -> InfrastructureFailed:
+    message = (
+        f"What object storage holds is not what was stored there; it failed {_DAMAGED_ATTEMPTS} times at {what}. Have "
+        "its operator restore it. Of a checkpoint, an earlier one can be the model of a new job."
+    )
+    return InfrastructureFailed(Problem("object_damaged", message))
 
 
 def _fetch(client: httpx.Client, file: Remote, target: Path) -> None:
