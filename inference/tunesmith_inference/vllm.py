@@ -20,6 +20,7 @@ from typing import Any, Self
 import aiohttp
 
 from tunesmith_inference.errors import GatewayError, engine_failed, invalid_request
+from tunesmith_inference.greedy_choices import asked_once, repeated, repeated_chunks
 
 _log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ class VllmClient:
 
         Raises GatewayError, or EngineUnavailable where another engine may answer instead.
         """
+        body, copies = asked_once(body)
         response = await self._begun(route, body)
         try:
             answer: dict[str, Any] = json.loads(await response.read())
@@ -166,7 +168,7 @@ class VllmClient:
             raise _lost(error) from error
         finally:
             response.close()
-        return answer
+        return repeated(answer, copies)
 
     @asynccontextmanager
     async def stream(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
@@ -174,9 +176,10 @@ class VllmClient:
 
         Leaving the block early makes the engine drop the request.
         """
+        body, copies = asked_once(body)
         response = await self._begun(route, body)
         try:
-            yield self._chunks(response, body)
+            yield repeated_chunks(self._chunks(response, body), copies)
         finally:
             response.close()
 

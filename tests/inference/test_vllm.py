@@ -100,6 +100,31 @@ async def test_a_chat_answer_has_what_clients_need(engine: Engine) -> None:
     assert isinstance(answer["choices"][0]["message"]["content"], str)
 
 
+async def test_several_greedy_answers_are_one_that_is_made_once(engine: Engine) -> None:
+    body = {"model": MODEL, "prompt": ["one", "two"], "max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    alone = await engine.client.answer(Route.COMPLETIONS, body)
+    answer = await engine.client.answer(Route.COMPLETIONS, body | {"n": 3})
+    one, two = [choice["text"] for choice in alone["choices"]]
+    told = [(choice["index"], choice["text"]) for choice in answer["choices"]]
+    assert told == list(enumerate([one] * 3 + [two] * 3))
+    assert answer["usage"] == alone["usage"]
+
+
+async def test_several_greedy_answers_are_streamed_side_by_side(engine: Engine) -> None:
+    options = {"n": 2, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 3, "ignore_eos": True, **options}
+    body["logit_bias"] = real_model.ONLY_A
+    said, used = {0: "", 1: ""}, 0
+    async with engine.client.stream(Route.CHAT, body) as chunks:
+        async for chunk in chunks:
+            assert len(chunk["choices"]) == (0 if chunk.get("usage") else 1)
+            used = (chunk.get("usage") or {}).get("completion_tokens", used)
+            for choice in chunk["choices"]:
+                said[choice["index"]] += choice["delta"].get("content") or ""
+    assert said[0] == said[1] != ""
+    assert used == 3
+
+
 async def test_a_stream_ends_with_usage(engine: Engine) -> None:
     options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3, "ignore_eos": True}
     async with engine.client.stream(Route.CHAT, {"model": MODEL, "messages": MESSAGES, **options}) as chunks:

@@ -62,6 +62,8 @@ def chat(client: OpenAI) -> None:
             for choice in chunk.choices
         }
         assert indices == {0, 1}
+        greedy = create(**ASK, n=2)
+        assert [(choice.message.content or "").strip() for choice in greedy.choices] == [EXPECTED] * 2
     with call("chat.completions.create(logprobs)"):
         told = create(**ASK, logprobs=True, top_logprobs=3).choices[0].logprobs
         assert told is not None
