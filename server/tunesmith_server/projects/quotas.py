@@ -23,6 +23,7 @@ _LIVE = tuple(state.value for state in State if state not in TERMINAL)
 
 DEVICE_SECONDS_WINDOW = 30 * 24 * 3600
 """Seconds over which `max_device_seconds` counts."""
+_JOB_RETRY_SECONDS = 30.0  # clients of OpenAI's wait for a minute at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ async def require_job(session: AsyncSession, limit: int | None, project_id: str)
             f"The project may have {limit} jobs that wait or run, and has them. "
             "Wait until one has ended, cancel one, or ask the operator for more."
         )
-        raise QuotaExceededError("quota_exceeded", message)
+        # Of no use where none is allowed; else jobs end, though nobody knows when.
+        raise QuotaExceededError("quota_exceeded", message, retry_after=_JOB_RETRY_SECONDS if limit else None)
 
 
 async def require_storage(session: AsyncSession, settings: Settings, project_id: str, additional_bytes: int) -> None:

@@ -54,9 +54,16 @@ async def test_one_job_too_many_is_refused_until_another_has_ended(each_platform
     first = await each_platform.create()
     with pytest.raises(QuotaExceededError) as raised:
         await each_platform.create(suffix="second")
-    assert (raised.value.code, raised.value.retry_after) == ("quota_exceeded", None)
+    assert (raised.value.code, raised.value.retry_after) == ("quota_exceeded", 30)
     await each_platform.fine_tunes.cancel(PRINCIPAL, first)
     await each_platform.create(suffix="second")
+
+
+async def test_where_no_job_is_allowed_nobody_is_told_to_wait(platform: Platform) -> None:
+    await set_quotas(platform, max_jobs=0)
+    with pytest.raises(QuotaExceededError) as raised:
+        await platform.create()
+    assert (raised.value.code, raised.value.retry_after) == ("quota_exceeded", None)
 
 
 async def test_a_cancelled_job_counts_no_more_though_its_run_is_still_ending(each_platform: Platform) -> None:
