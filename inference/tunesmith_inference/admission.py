@@ -22,6 +22,11 @@ class Admission:
         self._limit = limit
         self._models: Counter[str] = Counter()
 
+    @property
+    def under_way(self) -> int:
+        """Requests that are counted now."""
+        return self._models.total()
+
     @contextlib.contextmanager
     def admit(self, model: str) -> Iterator[None]:
         """Counts a request inside the block; raises 503 overloaded."""

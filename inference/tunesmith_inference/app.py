@@ -10,9 +10,11 @@ import contextlib
 import logging
 import re
 import secrets
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import SecretStr
@@ -24,19 +26,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunesmith_inference.admission import Admission
 from tunesmith_inference.auth import Authenticator
 from tunesmith_inference.captures import CaptureLog
+from tunesmith_inference.circuits import Circuits
 from tunesmith_inference.config import Settings
 from tunesmith_inference.endpoints import ClientGone, Gateway, router
 from tunesmith_inference.engine import vllm_command
 from tunesmith_inference.engine_host import Command
 from tunesmith_inference.errors import GatewayError, error_response, internal_error
 from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.forwarding import Forwarding, peer_session
 from tunesmith_inference.hooks import Hook
 from tunesmith_inference.ledger import Ledger
 from tunesmith_inference.moderation import Moderation
+from tunesmith_inference.peers import Peers
+from tunesmith_inference.placement import Peer
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.redaction import Redactor, load_rules
 from tunesmith_inference.registry_client import connect
-from tunesmith_inference.replicas import ReplicaReports
+from tunesmith_inference.replicas import COMING, Aged, ReplicaReports, ReplicaState
 from tunesmith_inference.revisions import RevisionCache
 from tunesmith_inference.router import Servable
 from tunesmith_inference.switch import Switch
@@ -56,11 +62,14 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         connect(settings.control_plane, settings.service_token.get_secret_value()) as registry,
         _hook(settings.moderation_url, settings.moderation_api_key, settings) as moderation_hook,
         _hook(settings.redaction_url, settings.redaction_api_key, settings) as redaction_hook,
+        peer_session() as http,
     ):
         limits, ledger = RateLimiter(), Ledger(registry.report_usage)
         usage = Usage(limits, ledger)
         revisions = RevisionCache(settings.cache_dir, registry.revision_files)
-        fleet = Fleet(settings, revisions, command, usage.models.count_load)
+        admission, circuits = Admission(settings.max_requests), Circuits()
+        peers = Peers(lambda: _here(settings, fleet, admission), circuits, alone=not settings.gateway_address)
+        fleet = Fleet(settings, revisions, command, usage.models.count_load, peers.elsewhere)
         redactor = Redactor(rules, redaction_hook)
         captures = CaptureLog(redactor.redacted, registry.report_captures, usage.count_captures)
         gateway = Gateway(
@@ -68,27 +77,31 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
             Authenticator(registry.authenticate),
             registry,
             fleet,
-            Switch(fleet.is_ready),
-            Admission(settings.max_requests),
+            Switch(lambda servable: peers.is_ready(servable, is_ready_here=fleet.is_ready(servable))),
+            admission,
             limits,
             usage,
             _moderation(settings, moderation_hook, usage),
             captures,
+            peers,
+            Forwarding(http, peers, circuits, usage.count_forwarded),
         )
-
-        following = asyncio.create_task(registry.follow(partial(_follow, gateway)))
-        running = asyncio.create_task(fleet.run())
-        reporting = asyncio.create_task(ledger.run())
-        capturing = asyncio.create_task(captures.run())
-        telling = asyncio.create_task(ReplicaReports(fleet.replicas, registry.report_replicas).run())
-        try:
+        reports = ReplicaReports(fleet.replicas, partial(_report, gateway), sharing=bool(settings.gateway_address))
+        following = registry.follow(partial(_follow, gateway))
+        async with _running(following, fleet.run(), ledger.run(), captures.run(), reports.run()):
             yield create_app(gateway)
-        finally:
-            tasks = {following, running, reporting, telling, capturing}
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await asyncio.gather(ledger.close(), captures.close())
+        await asyncio.gather(ledger.close(), captures.close())
+
+
+@contextlib.asynccontextmanager
+async def _running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = {asyncio.create_task(work) for work in works}
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 @contextlib.asynccontextmanager
@@ -120,6 +133,27 @@ def _follow(gateway: Gateway) -> None:
     gateway.fleet.follow(names.models.values(), deployed=pinned + others, pinned=pinned)
     gateway.switch.follow(names)
     gateway.usage.models.keep_only(names.models)
+
+
+async def _report(gateway: Gateway, replicas: Sequence[Aged]) -> None:
+    """Tells what engines hold, and takes what others do."""
+    if gateway.peers.follow(await gateway.registry.report_replicas(replicas, gateway.peers.presence())):
+        gateway.fleet.look()
+
+
+def _here(settings: Settings, fleet: Fleet, admission: Admission) -> Peer:
+    """This gateway as others see it."""
+    replicas = fleet.replicas()
+    return Peer(
+        # Other than the address it outlives a restart in a cluster, and with it what lies on its volume.
+        name=f"{socket.gethostname()}:{settings.gateway_port}",
+        address=settings.gateway_address.rstrip("/"),
+        in_flight=admission.under_way,
+        has_room=fleet.has_room,
+        ready=frozenset(replica.revision for replica in replicas if replica.state is ReplicaState.READY),
+        coming=frozenset(replica.revision for replica in replicas if replica.state in COMING),
+        on_demand=frozenset(model.revision for model in fleet.on_demand()),
+    )
 
 
 def create_app(gateway: Gateway) -> FastAPI:

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """Models on this machine: `base_models/`, `revisions/`, and the engines' logs in `engine_logs/`."""
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8010, ge=0, le=65535)
+    gateway_address: str = ""
+    """URL at which other gateways reach this one, so that they share models out; empty: it works alone."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0)
     """Larger request bodies are answered with 413."""
     max_requests: int = Field(default=1024, gt=0)
@@ -105,7 +107,7 @@ class Settings(BaseSettings):
         # Never resolved: a virtual environment's interpreter is a link that must be called by its own name.
         return value.expanduser().absolute()
 
-    @field_validator("moderation_url", "redaction_url")
+    @field_validator("moderation_url", "redaction_url", "gateway_address")
     @classmethod
     def _reachable(cls, value: str) -> str:
         parts = urlsplit(value)

@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from tunesmith_inference import responses
 from tunesmith_inference.admission import Admission
@@ -36,16 +35,18 @@ from tunesmith_inference.errors import (
     tools_unsupported,
 )
 from tunesmith_inference.fleet import Fleet
+from tunesmith_inference.forwarding import Forwarding, NotAnswered, Outcome, chosen_model
 from tunesmith_inference.model_metrics import ModelWatch
 from tunesmith_inference.moderation import Moderation
+from tunesmith_inference.peers import Peers
 from tunesmith_inference.rate_limits import RateLimiter
 from tunesmith_inference.registry_client import RegistryClient
 from tunesmith_inference.request_body import InferenceRequest, Route, parse
 from tunesmith_inference.responses_stream import response_events
 from tunesmith_inference.revisions import NotFetched
-from tunesmith_inference.router import Servable
+from tunesmith_inference.router import Names, Servable, route
 from tunesmith_inference.served_set import Unservable
-from tunesmith_inference.streaming import public, relay
+from tunesmith_inference.streaming import HeldStream, public, relay
 from tunesmith_inference.switch import Switch
 from tunesmith_inference.usage import Usage
 from tunesmith_inference.vllm import EngineLost, EngineUnavailable
@@ -70,6 +71,8 @@ class Gateway:
     usage: Usage
     moderation: Moderation
     captures: CaptureLog
+    peers: Peers
+    forwarding: Forwarding
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
-        return JSONResponse({"status": "ok", "engines": gateway.fleet.states()})
+        return JSONResponse({"status": "ok", "engines": gateway.fleet.states(), "peers": gateway.peers.states()})
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -124,13 +127,54 @@ def router(gateway: Gateway) -> APIRouter:
 async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     principal = await gateway.authenticator.principal(request.headers.get("authorization"))
     request.state.answer_headers = dict(gateway.limits.admit(principal))
-    asked = parse(path, await _body(request, gateway.settings.max_body_bytes))
-    await _unless_gone(request, gateway.moderation.check_prompt(asked))
+    body = await _body(request, gateway.settings.max_body_bytes)
+    asked = parse(path, body)
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
+    servable = await _unless_gone(request, _routed(gateway, request, asked, principal, deadline))
+    answer = None
+    if chosen_model(request) is None and not gateway.fleet.holds(servable):
+        answer = await _passed_on(gateway, request, path, body, servable)
+    return answer or await _answer_here(gateway, request, asked, principal, servable, deadline)
+
+
+async def _passed_on(
+    gateway: Gateway, request: Request, path: Route, body: bytes, servable: Servable
+) -> Response | None:
+    """The answer of the gateway that has the model or is to have it; None where that is this one."""
+    lost, failed = 0, set[str]()
+    while (peer := gateway.peers.choose(servable, failed)) is not None:
+        if gateway.peers.is_to_spread(servable):
+            gateway.fleet.add(servable)
+        try:
+            asking = gateway.forwarding.ask(peer, request, path, body, servable.name)
+            answer = await _unless_gone(request, asking)
+        except NotAnswered as failure:
+            failed.add(peer.address)
+            # As with engines: what was under way in two gateways when they died may be what kills them.
+            lost += failure.outcome is Outcome.LOST
+            if lost > 1:
+                raise engine_failed() from failure
+        else:
+            # The peer has told what is left of the key's limits there.
+            request.state.answer_headers = {}
+            return answer
+    return None
+
+
+async def _answer_here(
+    gateway: Gateway,
+    request: Request,
+    asked: InferenceRequest,
+    principal: Principal,
+    servable: Servable,
+    deadline: float,
+) -> Response:
+    request.state.model = servable.name
+    await _unless_gone(request, gateway.moderation.check_prompt(asked))
     lost = 0
     while True:
         async with contextlib.AsyncExitStack() as stack:
-            found = await _unless_gone(request, _found(gateway, request, asked, principal, stack, deadline))
+            found = await _unless_gone(request, _found(gateway, servable, stack, deadline))
             try:
                 return await _answer(gateway, request, asked, principal, found, stack)
             except EngineUnavailable as error:
@@ -169,8 +213,8 @@ async def _answer(
         if wanted(principal, asked):
             chunks = noting_whole(chunks, note, MAX_CAPTURE_BYTES)
         if response:
-            return _StreamedAnswer(response_events(chunks, response, meter), stack.pop_all())
-        return _StreamedAnswer(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
+            return HeldStream(response_events(chunks, response, meter), stack.pop_all())
+        return HeldStream(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
     answer = await _unless_gone(request, target.client.answer(asked.route, body))
     meter(answer.get("usage") or {})
     answer = await _unless_gone(request, gateway.moderation.checked(answer))
@@ -212,22 +256,13 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(content)
 
 
-async def _found(
-    gateway: Gateway,
-    request: Request,
-    asked: InferenceRequest,
-    principal: Principal,
-    stack: contextlib.AsyncExitStack,
-    deadline: float,
-) -> _Found:
+async def _found(gateway: Gateway, servable: Servable, stack: contextlib.AsyncExitStack, deadline: float) -> _Found:
     """What answers the request and what measures it, held in `stack`.
 
     Waits for engine and model until `deadline` on the loop's clock.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            servable = await _route(gateway, asked, principal.project_id)
-            request.state.model = servable.name
             stack.enter_context(gateway.admission.admit(servable.name))
             watch = stack.enter_context(gateway.usage.models.watch(servable.name))
             target = await stack.enter_async_context(gateway.fleet.lease(servable))
@@ -239,11 +274,25 @@ async def _found(
         raise model_unservable() from None
 
 
-async def _route(gateway: Gateway, asked: InferenceRequest, project_id: str) -> Servable:
+async def _routed(
+    gateway: Gateway, request: Request, asked: InferenceRequest, principal: Principal, deadline: float
+) -> Servable:
+    """The model that answers, as the gateway before this one has chosen it, if there was one."""
+    chosen = chosen_model(request)
+
+    def model_of(names: Names) -> Servable:
+        if chosen is not None:
+            return route(names.models, chosen, principal.project_id)
+        return gateway.switch.route(names, asked.model, principal.project_id, asked.end_user)
+
     try:
-        return gateway.switch.route(await gateway.registry.known(), asked.model, project_id, asked.end_user)
-    except GatewayError:
-        return gateway.switch.route(await gateway.registry.current(), asked.model, project_id, asked.end_user)
+        async with asyncio.timeout_at(deadline):
+            try:
+                return model_of(await gateway.registry.known())
+            except GatewayError:
+                return model_of(await gateway.registry.current())
+    except TimeoutError:
+        raise model_loading() from None
 
 
 def _engine_body(asked: InferenceRequest, target: Target, principal: Principal) -> dict[str, Any]:
@@ -274,16 +323,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class _StreamedAnswer(StreamingResponse):
-    """Server-sent events that let go of their engine at the end, however it comes."""
-
-    def __init__(self, events: AsyncIterator[bytes], held: contextlib.AsyncExitStack) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
-            await super().__call__(scope, receive, send)

@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 class Fleet:
     """All engines of this gateway. They live as long as `run` does.
 
-    `loaded` is told the name of each model that has come to answer, `sleep` passes the time between tries.
+    `loaded` is told the name of each model that has come to answer, `elsewhere` gives what says which models are, as
+    things are now, for other gateways to load ahead of demand. `sleep` passes the time between tries.
     """
 
     def __init__(
@@ -37,18 +38,21 @@ class Fleet:
         revisions: RevisionCache,
         command: Command,
         loaded: Callable[[str], None],
+        elsewhere: Callable[[], Callable[[Servable], bool]],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._settings = settings
         self._revisions = revisions
         self._command = command
         self._loaded = loaded
+        self._elsewhere = elsewhere
         self._sleep = sleep
         self._hosts: dict[str, EngineHost] = {}
         self._models: tuple[Servable, ...] = ()
         self._deployed: tuple[Servable, ...] = ()
         self._named: frozenset[str] = frozenset()
         self._pinned: frozenset[str] = frozenset()
+        self._added: dict[str, Servable] = {}
         self._creating = asyncio.Lock()
         self._giving_memory = asyncio.Lock()
         self._needs: dict[str, int] = {}
@@ -99,6 +103,25 @@ class Fleet:
             return not self._has_room(servable) or self._rests(servable)
         return host.is_ready(servable)
 
+    def holds(self, servable: Servable) -> bool:
+        """Whether the model is loaded, and proven."""
+        host = self._hosts.get(_key(servable))
+        return host is not None and host.is_ready(servable)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more engine may run beside those that do."""
+        return len(self._hosts) < self._settings.max_engines
+
+    def on_demand(self) -> list[Servable]:
+        """The deployed models that are loaded when somebody asks for them, and not before."""
+        return [model for model in self._deployed if self.is_ready(model) and not self.holds(model)]
+
+    def add(self, servable: Servable) -> None:
+        """Has a model loaded that is for another gateway to load, if there is room."""
+        self._added[servable.revision] = servable
+        self._wake.set()
+
     def look(self) -> None:
         """Has engines looked at now: one does not answer as it should."""
         self._wake.set()
@@ -129,19 +152,25 @@ class Fleet:
     async def _prepare(self) -> None:
         """Starts base engines and those of deployed models while there is room, and loads adapters.
 
-        First those that are deployed, then final ones, the newest first.
+        First those that are deployed, then final ones, the newest first. What other gateways load is left to them, but
+        of base models only until there is no other use for the room.
         """
-        own = [model for model in self._models if model.kind is Kind.BASE]
-        for servable in own + [model for model in self._deployed if model.kind is Kind.FULL]:
+        added, self._added = [model for model in self._added.values() if model in self._models], {}
+        is_elsewhere = self._elsewhere()
+        own = sorted((model for model in self._models if model.kind is Kind.BASE), key=is_elsewhere)
+        wanted = added + [model for model in self._deployed if not is_elsewhere(model)]
+        for servable in own + [model for model in wanted if model.kind is Kind.FULL]:
             if self._has_room(servable) and not self._rests(servable):
                 await self._host(servable)
         newest_first = sorted(self._models, key=lambda model: -model.created)
-        final = [model for model in newest_first if model.kind is Kind.ADAPTER and not model.checkpoint]
-        deployed = [model for model in self._deployed if model.kind is Kind.ADAPTER]
-        adapters = {model.revision: model for model in deployed + final}
+        final = [model for model in newest_first if not model.checkpoint and not is_elsewhere(model)]
+        adapters = {model.revision: model for model in wanted + final if model.kind is Kind.ADAPTER}
         for servable in list(adapters.values())[: self._settings.max_loaded_adapters - 1]:
             host = self._hosts.get(_key(servable))
-            if host is not None and host.served is not None and not host.served.knows(servable.revision):
+            if host is None or host.served is None or host.served.knows(servable.revision):
+                continue
+            # Asked again: what was loaded before it has taken its time.
+            if servable in added or not self._elsewhere()(servable):
                 await host.served.preload(servable)
 
     async def _end_unneeded(self) -> None:

@@ -21,6 +21,7 @@ from tunesmith_inference.auth import KeyRejected, KeysUnavailable, Principal
 from tunesmith_inference.captures import Capture
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.ledger import Batch, ReportFailed
+from tunesmith_inference.placement import Peer
 from tunesmith_inference.replicas import Aged, ReplicaState, ReportLost
 from tunesmith_inference.router import Deployment, Kind, Names, Servable
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
@@ -160,8 +161,8 @@ class RegistryClient:
         except grpc.aio.AioRpcError as error:
             raise ReportFailed(error.code().name) from error
 
-    async def report_replicas(self, replicas: Sequence[Aged]) -> None:
-        """Says what this gateway's engines hold; raises ReportLost."""
+    async def report_replicas(self, replicas: Sequence[Aged], presence: Peer | None) -> list[Peer]:
+        """Says what this gateway's engines hold, and what others are to know; gives these. Raises ReportLost."""
         rows = [
             serving_pb2.Replica(
                 revision=aged.replica.revision,
@@ -173,11 +174,14 @@ class RegistryClient:
             )
             for aged in replicas
         ]
-        request = serving_pb2.ReportReplicasRequest(gateway_id=self._gateway_id, replicas=rows)
+        request = serving_pb2.ReportReplicasRequest(
+            gateway_id=self._gateway_id, replicas=rows, presence=None if presence is None else _presence(presence)
+        )
         try:
-            await self._stub.ReportReplicas(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+            answer = await self._stub.ReportReplicas(request, metadata=self._metadata, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise ReportLost(error.code().name) from error
+        return [_peer(peer) for peer in answer.peers]
 
     async def report_captures(self, captures: Sequence[Capture]) -> int:
         """Delivers captures and tells how many were refused for good; raises ReportFailed as `report_usage` does."""
@@ -242,6 +246,28 @@ def _apply(response: serving_pb2.WatchModelsResponse, gathered: _Gathered) -> bo
         ended = response.deployment_deleted
         gathered.deployments.pop((ended.project_id, ended.name), None)
     return change != "snapshot_complete"
+
+
+def _presence(peer: Peer) -> serving_pb2.Presence:
+    return serving_pb2.Presence(
+        name=peer.name,
+        address=peer.address,
+        in_flight=peer.in_flight,
+        has_room=peer.has_room,
+        on_demand=sorted(peer.on_demand),
+    )
+
+
+def _peer(peer: serving_pb2.Peer) -> Peer:
+    return Peer(
+        name=peer.presence.name,
+        address=peer.presence.address,
+        in_flight=peer.presence.in_flight,
+        has_room=peer.presence.has_room,
+        ready=frozenset(peer.ready),
+        coming=frozenset(peer.coming),
+        on_demand=frozenset(peer.presence.on_demand),
+    )
 
 
 def _deployment(deployment: serving_pb2.Deployment) -> Deployment:

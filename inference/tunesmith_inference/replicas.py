@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _LOOK_SECONDS = 0.5
-_REPEAT_SECONDS = 15.0
+_REPEAT_SECONDS = 10.0
+_SHARING_SECONDS = 1.0
+"""Between two reports of a gateway that shares models out with others: the answers tell of those."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,10 @@ class ReplicaState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
+
+
+COMING = (ReplicaState.FETCHING, ReplicaState.LOADING, ReplicaState.PROBING)
+"""On the way to be ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +59,20 @@ class ReportLost(Exception):
 
 
 class ReplicaReports:
-    """Sends what `replicas` gives at each change in it, and now and then; `send` may raise ReportLost."""
+    """Sends what `replicas` gives at each change in it, and now and then; `send` may raise ReportLost.
+
+    Where models are shared out with other gateways, it does so often.
+    """
 
     def __init__(
         self,
         replicas: Callable[[], Iterable[Replica]],
         send: Callable[[Sequence[Aged]], Awaitable[None]],
         clock: Callable[[], float] = time.time,
+        *,
+        sharing: bool = False,
     ) -> None:
+        self._repeat_seconds = _SHARING_SECONDS if sharing else _REPEAT_SECONDS
         self._replicas = replicas
         self._send = send
         self._clock = clock
@@ -85,7 +97,7 @@ class ReplicaReports:
             key = (replica.engine, replica.revision)
             state, _, since = self._told.get(key, (None, "", 0))
             telling[key] = (replica.state, replica.reason, since if state is replica.state else int(now))
-        if telling == self._told and now - self._sent_at < _REPEAT_SECONDS:
+        if telling == self._told and now - self._sent_at < self._repeat_seconds:
             return
         await self._send([Aged(replica, telling[replica.engine, replica.revision][2]) for replica in replicas])
         self._told, self._sent_at = telling, now

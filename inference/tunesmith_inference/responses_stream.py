@@ -37,6 +37,11 @@ async def response_events(
             meter(used)
 
 
+def error_event(error: GatewayError, number: int) -> bytes:
+    """The event, so many after the first one, that ends a response of which nothing more is known."""
+    return _event("error", number, **_told(error))
+
+
 class _Answer:
     """What has been told of one response."""
 
@@ -72,9 +77,8 @@ class _Answer:
         yield self._event(f"response.{whole['status']}", response=whole)
 
     def fail(self, error: GatewayError) -> Iterator[bytes]:
-        told = envelope(error)["error"]
         yield self._event("response.failed", response=responses.failed(self._response, self._output, error))
-        yield self._event("error", code=error.code, message=error.message, param=error.param, error=told)
+        yield self._event("error", **_told(error))
 
     def _said(self, text: str) -> Iterator[bytes]:
         if self._open is None or self._open["type"] != "message":
@@ -126,6 +130,14 @@ class _Answer:
         return self._event(kind, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **content)
 
     def _event(self, kind: str, **content: Any) -> bytes:
-        told = json.dumps({"type": kind, "sequence_number": self._number, **content}, separators=(",", ":"))
         self._number += 1
-        return f"event: {kind}\ndata: {told}\n\n".encode("ascii")
+        return _event(kind, self._number - 1, **content)
+
+
+def _told(error: GatewayError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "param": error.param, "error": envelope(error)["error"]}
+
+
+def _event(kind: str, number: int, **content: Any) -> bytes:
+    told = json.dumps({"type": kind, "sequence_number": number, **content}, separators=(",", ":"))
+    return f"event: {kind}\ndata: {told}\n\n".encode("ascii")

@@ -5,13 +5,37 @@ It must not know where the chunks come from or who reads them.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from tunesmith_inference.errors import GatewayError, envelope
 
 DONE = b"data: [DONE]\n\n"
+
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class HeldStream(StreamingResponse):
+    """Server-sent events that let go of what they come from at the end, however it comes."""
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        held: contextlib.AsyncExitStack,
+        status: int = 200,
+        headers: Mapping[str, str] = _HEADERS,
+    ) -> None:
+        super().__init__(events, status, headers, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def relay(

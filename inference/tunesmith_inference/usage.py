@@ -43,6 +43,12 @@ class Usage:
         self._captures = Counter(
             "tunesmith_gateway_captures", "Captures by what became of them.", ["fate"], registry=self._registry
         )
+        self._forwarded = Counter(
+            "tunesmith_gateway_forwarded",
+            "Requests passed on to another gateway.",
+            ["outcome"],
+            registry=self._registry,
+        )
         self.models = ModelMetrics(self._registry)
 
     def count_request(self, route: str, status: str, seconds: float) -> None:
@@ -57,6 +63,10 @@ class Usage:
     def count_captures(self, fate: str, captures: int) -> None:
         """So many captures that were stored or dropped."""
         self._captures.labels(fate).inc(captures)
+
+    def count_forwarded(self, outcome: str) -> None:
+        """One request that was passed on to another gateway, and what became of it."""
+        self._forwarded.labels(outcome).inc()
 
     def count_tokens(self, principal: Principal, model: str, usage: dict[str, Any]) -> None:
         """An engine's usage object, prompt_tokens and completion_tokens, of one answer under the name `model`."""

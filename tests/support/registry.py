@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from tests.support.artifacts import BASE_ID
 from tunesmith_server.auth import Principal
@@ -17,12 +18,20 @@ OTHER = Principal(project_id="other", key_id="key_2")
 
 
 async def publish_tuned_model(
-    core: Core, name: str, base_revision: str, project_id: str = "default", *, content: bytes = b"tuned"
+    core: Core,
+    name: str,
+    base_revision: str,
+    project_id: str = "default",
+    *,
+    content: bytes = b"tuned",
+    others: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Makes `name` point at a revision of one file with this content; returns the revision's id."""
-    file = ManifestFile("adapter_model.safetensors", len(content), hashlib.sha256(content).hexdigest())
-    revision = Revision(file.sha256, ArtifactKind.ADAPTER, BASE_ID, base_revision, (file,))
-    await core.store.put_bytes(f"revisions/{revision.id}/{file.path}", content)
+    """Makes `name` point at a revision whose weights are this content, beside `others`; returns the revision's id."""
+    contents = {"adapter_model.safetensors": content, **(others or {})}
+    files = tuple(ManifestFile(name, len(each), hashlib.sha256(each).hexdigest()) for name, each in contents.items())
+    revision = Revision(files[0].sha256, ArtifactKind.ADAPTER, BASE_ID, base_revision, files)
+    for path, each in contents.items():
+        await core.store.put_bytes(f"revisions/{revision.id}/{path}", each)
     now = int(core.clock())
     async with core.database.write() as session:
         for row in _job_rows(project_id, now):

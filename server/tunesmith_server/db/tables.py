@@ -395,6 +395,20 @@ class ModelRow(Base):
     """Place in the order of changes that gateways follow."""
 
 
+class GatewayRow(Base):
+    """What a gateway said last of its engines and itself; gone some time after it has fallen silent."""
+
+    __tablename__ = "gateways"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """New with each of its starts."""
+    replicas: Mapped[list[Any]]
+    """What its engines hold (registry/replicas.py)."""
+    presence: Mapped[JsonObject | None]
+    """What other gateways are to know of it; NULL where none reaches it."""
+    heard_at: Mapped[float] = mapped_column(Float)
+
+
 class DeploymentRow(Base):
     """A name of a project's own that stands for one or several models, by weight."""
 

@@ -144,7 +144,7 @@ class DeploymentsService:
 
     async def _state(self, session: AsyncSession, principal: Principal, model: str) -> str:
         revision = await registry.revision_of(session, principal.project_id, model)
-        return "not_loaded" if revision is None else self._models.replicas.of(revision).state
+        return "not_loaded" if revision is None else (await self._models.replicas.seen(session, revision)).state
 
     async def _check_models(self, session: AsyncSession, principal: Principal, targets: Sequence[Target]) -> None:
         for index, target in enumerate(targets):

@@ -39,12 +39,12 @@ def create_router(service: RegistryService, imports: ImportsService, downloads: 
         body: CreateModel, principal: CurrentPrincipal, idempotency_key: Annotated[str | None, Header()] = None
     ) -> ServedModel:
         made = imported_model(await imports.create(principal, body, idempotency_key))
-        return _served(made, service.replicas.of(made.revision))
+        return _served(made, await service.replicas.of(made.revision))
 
     @router.get("/v1/models/{model:path}")
     async def get_model(model: str, principal: CurrentPrincipal) -> ServedModel:
         found = await service.get_model(principal, model)
-        return _served(found, service.replicas.of(found.revision))
+        return _served(found, await service.replicas.of(found.revision))
 
     @router.delete("/v1/models/{model:path}")
     async def delete_model(model: str, principal: CurrentPrincipal) -> DeletedModel:

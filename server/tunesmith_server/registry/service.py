@@ -60,7 +60,7 @@ class RegistryService:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.changes = ChangeFeed(core.database)
-        self.replicas = Replicas(core.clock)
+        self.replicas = Replicas(core.database, core.clock)
 
     async def list_models(self, principal: Principal) -> list[Model]:
         """Every name that the project may prompt.

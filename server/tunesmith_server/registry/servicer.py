@@ -36,7 +36,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         sent = {"base_model": request.base_model, "file": request.file, "suffix": request.suffix or None}
         body = read_shape(CreateModel, sent)
         made = imported_model(await self._imports.create(principal, body, request.request_id or None))
-        return models_pb2.CreateModelResponse(model=self._one(made))
+        return models_pb2.CreateModelResponse(model=await self._one(made))
 
     async def ListModels(  # noqa: N802
         self, request: models_pb2.ListModelsRequest, context: Context
@@ -52,7 +52,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         """One model."""
         principal = await self._authenticator.principal(authorization_of(context))
         model = await self._service.get_model(principal, request.id)
-        return models_pb2.GetModelResponse(model=self._one(model))
+        return models_pb2.GetModelResponse(model=await self._one(model))
 
     async def DeleteModel(  # noqa: N802
         self, request: models_pb2.DeleteModelRequest, context: Context
@@ -62,13 +62,13 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         await self._service.delete_model(principal, request.id)
         return models_pb2.DeleteModelResponse(id=request.id)
 
-    def _one(self, model: Model) -> models_pb2.Model:
+    async def _one(self, model: Model) -> models_pb2.Model:
         """A model with what is told of one alone."""
         message = _message(model)
         message.status = model.status
         if model.error is not None:
             message.error.CopyFrom(models_pb2.ModelError(**model.error.model_dump()))
-        message.serving.CopyFrom(_serving(self._service.replicas.of(model.revision)))
+        message.serving.CopyFrom(_serving(await self._service.replicas.of(model.revision)))
         return message
 
 

@@ -6,6 +6,7 @@ It must not know rules or SQL; service.py, changes.py, auth.py and captures/ dec
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import grpc.aio
@@ -17,7 +18,7 @@ from tunesmith_server.captures.service import CapturesService
 from tunesmith_server.projects.usage import UsageService
 from tunesmith_server.projects.usage_repository import UsageLine
 from tunesmith_server.registry.changes import Change, Deleted, Deployed, Servable, Undeployed
-from tunesmith_server.registry.replicas import Replica, ReplicaState
+from tunesmith_server.registry.replicas import Peer, Presence, Replica, ReplicaState
 from tunesmith_server.registry.service import RegistryService
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -107,7 +108,7 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
     async def ReportReplicas(  # noqa: N802
         self, request: serving_pb2.ReportReplicasRequest, context: Context
     ) -> serving_pb2.ReportReplicasResponse:
-        """Takes what a gateway's engines hold, in the place of what it said before."""
+        """Takes what a gateway's engines hold, in the place of what it said before, and tells it of the others."""
         self._authenticator.service(authorization_of(context))
         replicas = [
             Replica(
@@ -122,8 +123,9 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
             for replica in request.replicas
             if replica.state in _STATES
         ]
-        self._service.replicas.take(request.gateway_id, replicas)
-        return serving_pb2.ReportReplicasResponse()
+        presence = _presence(request.presence) if request.HasField("presence") else None
+        peers = await self._service.replicas.take(request.gateway_id, replicas, presence)
+        return serving_pb2.ReportReplicasResponse(peers=[_peer(peer) for peer in peers])
 
     async def ReportCaptures(  # noqa: N802
         self, request: serving_pb2.ReportCapturesRequest, context: Context
@@ -133,6 +135,15 @@ class ServingServicer(serving_pb2_grpc.ServingServiceServicer):
         captures = [capture for sent in request.captures if (capture := read_capture(sent)) is not None]
         refused = len(request.captures) - len(captures) + await self._captures.take(captures)
         return serving_pb2.ReportCapturesResponse(refused=refused)
+
+
+def _presence(sent: serving_pb2.Presence) -> Presence:
+    return Presence(sent.name, sent.address, sent.in_flight, sent.has_room, list(sent.on_demand))
+
+
+def _peer(peer: Peer) -> serving_pb2.Peer:
+    presence = serving_pb2.Presence(**asdict(peer.presence))
+    return serving_pb2.Peer(presence=presence, ready=peer.ready, coming=peer.coming)
 
 
 def _response(change: Change) -> serving_pb2.WatchModelsResponse:

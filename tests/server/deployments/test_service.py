@@ -96,7 +96,7 @@ async def test_how_far_gateways_are_is_shown(
     await service.create(DEFAULT, asking(ONE, "toy-base"))
     revision = (await models.get_model(DEFAULT, ONE)).revision
     since = int(each_core.clock())
-    models.replicas.take("g", [Replica(revision, "g", "e", ReplicaState.READY, None, since, 0)])
+    await models.replicas.take("g", [Replica(revision, "g", "e", ReplicaState.READY, None, since, 0)])
 
     shown = await service.get(DEFAULT, "bot")
     assert [(target.model, target.state) for target in shown.targets] == [(ONE, "ready"), ("toy-base", "not_loaded")]

@@ -101,6 +101,7 @@ class ServingServiceServicer(object):
 
     def ReportReplicas(self, request, context):
         """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten.
+        The answer tells of the other gateways.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class ServingServiceStub:
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportUsageRequest, _serving_pb2.ReportUsageResponse]
     """What keys have used since the last report; a batch that is sent again is counted once."""
     ReportReplicas: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportReplicasRequest, _serving_pb2.ReportReplicasResponse]
-    """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
+    """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten.
+    The answer tells of the other gateways.
+    """
     ReportCaptures: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ReportCapturesRequest, _serving_pb2.ReportCapturesResponse]
     """Answers that keys have opted in to have kept, redacted; one that is sent again is stored once."""
 
@@ -62,7 +64,9 @@ class ServingServiceAsyncStub(ServingServiceStub):
     ReportUsage: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportUsageRequest, _serving_pb2.ReportUsageResponse]  # type: ignore[assignment]
     """What keys have used since the last report; a batch that is sent again is counted once."""
     ReportReplicas: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportReplicasRequest, _serving_pb2.ReportReplicasResponse]  # type: ignore[assignment]
-    """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
+    """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten.
+    The answer tells of the other gateways.
+    """
     ReportCaptures: _aio.UnaryUnaryMultiCallable[_serving_pb2.ReportCapturesRequest, _serving_pb2.ReportCapturesResponse]  # type: ignore[assignment]
     """Answers that keys have opted in to have kept, redacted; one that is sent again is stored once."""
 
@@ -107,7 +111,9 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _serving_pb2.ReportReplicasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_serving_pb2.ReportReplicasResponse, _abc.Awaitable[_serving_pb2.ReportReplicasResponse]]:
-        """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten."""
+        """What this gateway's engines hold. Each report replaces the gateway's last one; without reports it is forgotten.
+        The answer tells of the other gateways.
+        """
 
     @_abc_1.abstractmethod
     def ReportCaptures(

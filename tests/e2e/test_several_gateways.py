@@ -1,0 +1,202 @@
+"""Several gateways serve as one on several control planes: each model lives in one of them, whichever is asked.
+
+kill -9 of one under load: the other answers what had not begun to stream, and soon has its models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.inference.gateway import answer, until
+from tests.support.postgres import PostgresServer
+from tests.support.several_gateways import RunningGateway, SeveralGateways, chat_body, several_gateways
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+MODELS = 12
+WORKERS = 12
+TOKENS = 6
+BEGUN = 8
+"""Events after which a stream has brought some of its text, on every route."""
+LONG: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "fault:long"}]},
+    "/v1/completions": {"prompt": "fault:long"},
+    "/v1/responses": {"input": "fault:long"},
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> AsyncIterator[SeveralGateways]:
+    """Two gateways and two control planes with a dozen models, all loaded ahead of demand."""
+    folder: Path = tmp_path_factory.mktemp("gateways")
+    async with several_gateways(folder, postgres.create_database()) as made:
+        await made.until_they_know_each_other()
+        for number in range(MODELS):
+            await made.publish(f"ft:{number}", str(number))
+        await until(lambda: _all_are_loaded(made), 60)
+        yield made
+
+
+async def test_each_model_is_loaded_by_one_gateway_whichever_is_asked(running: SeveralGateways) -> None:
+    for number, gateway in itertools.product(range(MODELS), running.gateways):
+        said = await gateway.chat(f"ft:{number}", max_tokens=3)
+        assert said.status_code == 200, said.text
+        assert said.json()["choices"][0]["message"]["content"] == answer(str(number), "hello there", 3)
+    first, second = [await each.adapters() for each in running.gateways]
+    assert (len(first | second), first & second) == (MODELS, set())
+    assert min(len(first), len(second)) > 0
+    # One for the base model.
+    assert [(await each.engine())["loads"] for each in running.gateways] == [len(first) + 1, len(second) + 1]
+    assert [await each.forwarded("answered") for each in running.gateways] == [len(second), len(first)]
+
+
+async def test_every_control_plane_tells_where_a_model_is(running: SeveralGateways) -> None:
+    told = [
+        [server.request("GET", f"/models/ft:{number}").json()["serving"] for number in range(MODELS)]
+        for server in running.control_planes
+    ]
+    where = [[replica["gateway"] for replica in serving["replicas"]] for serving in told[0]]
+    assert {serving["state"] for serving in told[0]} == {"ready"}
+    assert ({len(each) for each in where}, len({each[0] for each in where})) == ({1}, 2)
+    assert told[0] == told[1]
+
+
+async def test_who_leaves_a_stream_ends_it_in_the_engine_of_the_other_gateway(running: SeveralGateways) -> None:
+    asked, other = running.gateways
+    model = await running.model_of(other)
+    aborted = (await other.engine())["aborted"]
+    body = chat_body(model, "fault:long", stream=True)
+    async with asked.http.stream("POST", "/v1/chat/completions", json=body) as events:
+        assert (await anext(events.aiter_lines())).startswith("data: {")
+        assert (await other.engine())["running"] == 1
+    await until(lambda: _is_idle(other))
+    assert (await other.engine())["aborted"] == aborted + 1
+
+
+async def test_whatever_had_not_begun_to_stream_is_answered_by_the_other(running: SeveralGateways) -> None:
+    survivor, victim = running.gateways
+    alone = await running.model_of(victim)
+    load = Load(survivor, [f"ft:{number}" for number in range(MODELS) if f"ft:{number}" != alone])
+    working = [asyncio.create_task(load.run()) for _ in range(WORKERS)]
+    begun = asyncio.Semaphore(0)
+    cut = [asyncio.create_task(_cut(survivor, route, alone, begun)) for route in LONG]
+    for _ in cut:
+        await begun.acquire()
+    await until(lambda: load.outcomes.total() > 4 * WORKERS)
+    name = running.engine_name(alone)
+    asked = (await victim.engine())["asked"][name]
+    under_way = [asyncio.create_task(load.whole(alone, 40)) for _ in range(3)]
+    await until(lambda: _was_asked(victim, name, asked + len(under_way)))
+    victim.kill()
+
+    assert await asyncio.gather(*under_way) == ["whole"] * len(under_way)
+    assert await asyncio.gather(*cut) == ["engine_error"] * len(LONG)
+    await until(lambda: _holds(survivor, MODELS), 60)
+    load.ended = True
+    await asyncio.gather(*working)
+    assert set(load.outcomes) <= {"whole", "streamed", "engine_error"}
+    # Streams whose first token was out: no more of them than were under way.
+    assert load.outcomes["engine_error"] <= WORKERS
+    assert await survivor.forwarded("lost") >= len(under_way)
+
+
+async def test_a_gateway_that_comes_back_is_asked_again_and_leaves_models_where_they_are(
+    running: SeveralGateways,
+) -> None:
+    survivor, victim = running.gateways
+    victim.start()
+    await running.until_they_know_each_other()
+    await until(lambda: _is_asked(survivor))
+    for number in range(MODELS):
+        assert (await victim.chat(f"ft:{number}", max_tokens=1)).status_code == 200
+    assert (await victim.adapters(), await victim.forwarded("answered")) == (set(), MODELS)
+
+
+class Load:
+    """Requests to one gateway, half of them streamed, and what came of them."""
+
+    def __init__(self, gateway: RunningGateway, models: list[str]) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.ended = False
+        self._gateway = gateway
+        self._models = models
+        self._turns = itertools.count()
+
+    async def run(self) -> None:
+        """Asks all models in turn until told to end; AssertionError for a wrong answer or none."""
+        while not self.ended:
+            turn = next(self._turns)
+            ask = self._streamed if turn // len(self._models) % 2 else self.whole
+            self.outcomes[await ask(self._models[turn % len(self._models)], TOKENS)] += 1
+
+    async def whole(self, model: str, tokens: int) -> str:
+        """Asks for an answer in one piece, which no fault may keep from its client."""
+        said = await self._gateway.chat(model, "fault:slow", max_tokens=tokens)
+        assert said.status_code == 200, said.text
+        assert said.json()["choices"][0]["message"]["content"] == _right(model, tokens)
+        return "whole"
+
+    async def _streamed(self, model: str, tokens: int) -> str:
+        body = chat_body(model, "fault:slow", max_tokens=tokens, stream=True)
+        said, last = "", ""
+        async with self._gateway.http.stream("POST", "/v1/chat/completions", json=body) as events:
+            assert events.status_code == 200, await events.aread()
+            async for line in events.aiter_lines():
+                last = line.removeprefix("data: ") or last
+                if not line or last == "[DONE]":
+                    continue
+                chunk = json.loads(last)
+                if "error" in chunk:
+                    return str(chunk["error"]["code"])
+                said += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+        assert last == "[DONE]", "a stream ends with [DONE] or with an error, never in silence"
+        assert said == _right(model, tokens)
+        return "streamed"
+
+
+def _right(model: str, tokens: int) -> str:
+    return answer(model.removeprefix("ft:"), "fault:slow", tokens)
+
+
+async def _cut(gateway: RunningGateway, route: str, model: str, begun: asyncio.Semaphore) -> str:
+    """A stream that goes on until its gateway dies: the code of the error that ends it, or what it ended with."""
+    seen, last = 0, ""
+    async with gateway.http.stream("POST", route, json={"model": model, "stream": True, **LONG[route]}) as events:
+        assert events.status_code == 200, await events.aread()
+        async for line in events.aiter_lines():
+            if line.startswith("data: "):
+                last, seen = line.removeprefix("data: "), seen + 1
+                if seen == BEGUN:
+                    begun.release()
+    told = json.loads(last) if last != "[DONE]" else {}
+    code: str = told.get("error", {}).get("code", f"ended with {last}")
+    return code
+
+
+async def _all_are_loaded(running: SeveralGateways) -> bool:
+    return sum([len(await each.adapters()) for each in running.gateways]) == MODELS
+
+
+async def _is_idle(gateway: RunningGateway) -> bool:
+    return bool((await gateway.engine())["running"] == 0)
+
+
+async def _was_asked(gateway: RunningGateway, model: str, times: int) -> bool:
+    return bool((await gateway.engine())["asked"][model] == times)
+
+
+async def _holds(gateway: RunningGateway, models: int) -> bool:
+    return len(await gateway.adapters()) == models
+
+
+async def _is_asked(gateway: RunningGateway) -> bool:
+    return [peer["asked"] for peer in (await gateway.health())["peers"]] == [True]
