@@ -31,6 +31,7 @@ PURE = (
     "scheduling/verdicts.py",
     "training/limits.py",
     "tunesmith_inference/router.py",
+    "tunesmith_inference/placement.py",
     "registry/manifest.py",
     "registry/adapter_rules.py",
     "files/dataset_check.py",

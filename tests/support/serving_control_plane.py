@@ -30,8 +30,8 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
     """`models`, `revisions` (revision → file name → bytes) and `keys` (API key → project) are what it knows.
 
     `limits` (API key → requests_per_minute, tokens_per_minute) are what keys may use, `reports` what gateways
-    reported of use, `replicas` what one said last that its engines hold, and `captures` what came of the keys that are
-    `capturing`.
+    reported of use, `replicas` and `presence` what one said last of its engines and itself, `peers` what it is told of
+    others, and `captures` what came of the keys that are `capturing`.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,8 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         self.captures: list[serving_pb2.Capture] = []
         self.reports: list[serving_pb2.ReportUsageRequest] = []
         self.replicas: list[serving_pb2.Replica] = []
+        self.presence: serving_pb2.Presence | None = None
+        self.peers: list[serving_pb2.Peer] = []
         self.downloads = 0
         self.authentications = 0
         self.announced: dict[str, serving_pb2.RevisionFile] = {}
@@ -179,7 +181,8 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         """Keeps the last report."""
         await _check_token(context)
         self.replicas = list(request.replicas)
-        return serving_pb2.ReportReplicasResponse()
+        self.presence = request.presence if request.HasField("presence") else None
+        return serving_pb2.ReportReplicasResponse(peers=self.peers)
 
     async def ReportCaptures(  # noqa: N802
         self, request: serving_pb2.ReportCapturesRequest, context: Context

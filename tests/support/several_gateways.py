@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,11 @@ class RunningGateway:
         self._process.kill()
         self._process.wait()
 
-    async def close(self) -> None:
-        """Ends it, if it lives."""
-        await self.http.aclose()
+    def stop(self) -> None:
+        """SIGTERM, if it lives; returns when it has ended."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            await asyncio.to_thread(self._process.wait, 30)
+            self._process.wait(30)
 
     async def health(self) -> dict[str, Any]:
         """What it says of itself; nothing before it serves."""
@@ -172,17 +171,21 @@ async def several_gateways(
     core = _core(folder, database_url, storage_url, servers[0].url)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(core.database.close)
-        for server in servers:
-            await asyncio.to_thread(server.start)
-            stack.callback(server.stop)
+        stack.push_async_callback(_all_at_once, [server.stop for server in servers])
+        await _all_at_once([server.start for server in servers])
         made = []
         for number in range(gateways):
             (folder / f"gateway-{number}").mkdir()
             one = RunningGateway(folder / f"gateway-{number}", servers[number % control_planes], settings)
             made.append(one)
             one.start()
-            stack.push_async_callback(one.close)
+            stack.push_async_callback(one.http.aclose)
+        stack.push_async_callback(_all_at_once, [one.stop for one in made])
         yield SeveralGateways(core, servers, made)
+
+
+async def _all_at_once(steps: Iterable[Callable[[], object]]) -> None:
+    await asyncio.gather(*(asyncio.to_thread(step) for step in steps))
 
 
 def _control_plane_environment(folder: Path, database_url: str, storage_url: str) -> dict[str, str]:
