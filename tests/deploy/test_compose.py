@@ -21,7 +21,7 @@ from tunesmith import APIError, Tunesmith
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 BASE = "smollm2-135m-instruct"
-PASSES, STEPS_PER_PASS = 3, 12
+PASSES, STEPS_PER_PASS = 12, 12  # an idle machine takes a pass in seconds: the job has to outlast a restart
 TELL_WHAT_CAN_BE_REACHED = """
 import grpc, json, socket
 def reaches(host, port):
@@ -89,9 +89,10 @@ def test_an_image_holds_one_extra_and_runs_without_root_or_a_place_to_write(stac
 def test_the_main_job_survives_the_death_of_control_plane_and_run(stack: ComposeStack, tmp_path: Path) -> None:
     with Tunesmith(base_url=stack.url, api_key=stack.secrets["TUNESMITH_API_KEY"], timeout=600) as client:
         job_id = create(client, tmp_path)
-        wait_until(lambda: checkpoints(client, job_id) != [], 600, lambda: described(client, job_id))
+        wait_until(lambda: stack.runs() != [], 300, lambda: described(client, job_id))
         (run,) = stack.runs()
         check_isolation(stack, run)
+        wait_until(lambda: checkpoints(client, job_id) != [], 600, lambda: described(client, job_id))
 
         stack.kill(stack.container("server"))
         wait_until(lambda: answers(client, job_id), 120, "the control plane did not come back")

@@ -13,19 +13,15 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FileRow, FineTuneRow
-from tunesmith_server.errors import FencedError, InvalidRequestError
-from tunesmith_server.failpoints import reach
-from tunesmith_server.fine_tunes import events
+from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.references import ADAPTER_SETTINGS
 from tunesmith_server.fine_tunes.state import State
-from tunesmith_server.fine_tunes.views import tuned_name
 from tunesmith_server.registry import repository as registry_repository
-from tunesmith_server.registry.repository import Revision
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.training import deliveries, spec
 from tunesmith_server.training.ownership import owned
-from tunesmith_server.training.settlement import finish_cancelled
+from tunesmith_server.training.success import finish, succeed
 
 
 async def build_spec(
@@ -61,65 +57,16 @@ async def complete_import(
         base_revision=_base_revision(job),
         max_lora_rank=core.settings.max_lora_rank,
     )
-    name = await _write(core, identity, request, revision)
+
+    async def write(session: AsyncSession, job: FineTuneRow, now: int) -> None:
+        await registry_repository.record_revision(session, revision, now)
+        resolved = {"base_revision": revision.base_revision, **_adapter(request.adapter)}
+        changes = {"resolved": resolved}
+        await succeed(session, job, identity.attempt_id, revision.id, {State.VALIDATING_FILES}, changes, now)
+
+    name = await finish(core, identity, write, "import")
     registry.changes.announce()
     return name
-
-
-async def _write(core: Core, identity: AttemptIdentity, request: pb.CompleteImportRequest, revision: Revision) -> str:
-    now = int(core.clock())
-    async with core.database.write() as session:
-        job = await owned(session, identity)
-        cancelled = job.cancel_requested
-        if cancelled:
-            await finish_cancelled(session, job, identity.attempt_id, now)
-        else:
-            await _succeed(session, job, identity, request, revision, now)
-        reach("import.writing")
-    reach("import.written")
-    if cancelled:
-        raise FencedError
-    return tuned_name(job)
-
-
-async def _succeed(
-    session: AsyncSession,
-    job: FineTuneRow,
-    identity: AttemptIdentity,
-    request: pb.CompleteImportRequest,
-    revision: Revision,
-    now: int,
-) -> None:
-    name = tuned_name(job)
-    changes = {
-        "lease_token": None,
-        "lease_expires_at": None,
-        "fine_tuned_model": name,
-        "revision": revision.id,
-        "resolved": {"base_revision": revision.base_revision, **_adapter(request.adapter)},
-        "finished_at": now,
-    }
-    await registry_repository.record_revision(session, revision, now)
-    if not await jobs.transition(
-        session,
-        job.id,
-        {State.VALIDATING_FILES},
-        State.SUCCEEDED,
-        lease=identity.attempt_id,
-        now=now,
-        events=[events.model_created(name), events.completed()],
-        changes=changes,
-    ):
-        raise FencedError
-    await registry_repository.publish_model(
-        session,
-        name=name,
-        project_id=job.project_id,
-        job_id=job.id,
-        revision_id=revision.id,
-        checkpoint=False,
-        now=now,
-    )
 
 
 def _base_revision(job: FineTuneRow) -> str:

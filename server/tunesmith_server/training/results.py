@@ -15,7 +15,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow, RevisionRow
-from tunesmith_server.errors import FencedError, InvalidRequestError
+from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
@@ -29,8 +29,8 @@ from tunesmith_server.registry.repository import Revision
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.training import accounting, deliveries, reports, repository
 from tunesmith_server.training.ownership import amend, owned
-from tunesmith_server.training.settlement import finish_cancelled
 from tunesmith_server.training.spec import attempt_prefix
+from tunesmith_server.training.success import finish, succeed
 
 _TRAINING_STATES = frozenset({State.RUNNING, State.PAUSING})
 
@@ -82,7 +82,11 @@ async def complete_training(
     results = deliveries.checked_files(request.result_files)
     await deliveries.require_identical(core.store, attempt_prefix(identity), results)
     reach("success.verified")
-    name = await _write_success(core, identity, request, revision.id, results)
+
+    async def write(session: AsyncSession, job: FineTuneRow, now: int) -> None:
+        await _write_success(session, job, identity, request, revision.id, results, now)
+
+    name = await finish(core, identity, write, "success")
     registry.changes.announce()
     return name
 
@@ -167,28 +171,6 @@ async def _write_checkpoint(
 
 
 async def _write_success(
-    core: Core,
-    identity: AttemptIdentity,
-    request: pb.CompleteTrainingRequest,
-    revision_id: str,
-    results: Sequence[ManifestFile],
-) -> str:
-    now = int(core.clock())
-    async with core.database.write() as session:
-        job = await owned(session, identity)
-        cancelled = job.cancel_requested
-        if cancelled:
-            await finish_cancelled(session, job, identity.attempt_id, now)
-        else:
-            await _succeed(session, job, identity, request, revision_id, results, now)
-            reach("success.writing")
-    reach("success.written")
-    if cancelled:
-        raise FencedError
-    return tuned_name(job)
-
-
-async def _succeed(
     session: AsyncSession,
     job: FineTuneRow,
     identity: AttemptIdentity,
@@ -197,41 +179,16 @@ async def _succeed(
     results: Sequence[ManifestFile],
     now: int,
 ) -> None:
-    name = tuned_name(job)
     rows = [result_file(job, attempt_prefix(identity), file, now) for file in results]
     live = await accounting.spent_by(session, identity.attempt_id, now)
     changes = {
         **accounting.charged(job, live),
-        "lease_token": None,
-        "lease_expires_at": None,
-        "fine_tuned_model": name,
-        "revision": revision_id,
         "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
         # Clients take the first for the numbers of the steps; what a preflight rejected comes behind.
         "result_file_ids": [*(row.id for row in rows), *job.result_file_ids],
         "trained_tokens": request.trained_tokens,
-        "finished_at": now,
     }
-    if not await jobs.transition(
-        session,
-        job.id,
-        _TRAINING_STATES,
-        State.SUCCEEDED,
-        lease=identity.attempt_id,
-        now=now,
-        events=[events.model_created(name), events.completed()],
-        changes=changes,
-    ):
-        raise FencedError
+    await succeed(session, job, identity.attempt_id, revision_id, _TRAINING_STATES, changes, now)
     await accounting.record(session, job, live, now, request.trained_tokens)
     for row in rows:
         await files.insert(session, row)
-    await registry_repository.publish_model(
-        session,
-        name=name,
-        project_id=job.project_id,
-        job_id=job.id,
-        revision_id=revision_id,
-        checkpoint=False,
-        now=now,
-    )
