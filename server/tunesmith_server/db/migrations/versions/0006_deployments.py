@@ -1,6 +1,6 @@
 """Owns schema change 0006: deployments and their versions.
 
-It must not know the rows of the application: tables.py moves on, a migration stays.
+It must not know the rows of the application: db.tables moves on, a migration stays.
 """
 
 from __future__ import annotations
