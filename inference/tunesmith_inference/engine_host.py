@@ -39,6 +39,10 @@ _SET_SECONDS = 30.0
 _CLEAN_ON_CPU = (0, 33)
 
 
+class NotAskedFor(Exception):
+    """There is no room for an engine that was to start ahead of demand: a request will start another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a request goes: an engine, the engine's name for the model, and whether tools can be shown to it."""
@@ -53,8 +57,8 @@ class EngineHost:
 
     `on_up` is called each time the engine is fit for traffic; `is_pinned` says which adapters are to stay loaded,
     `deployed` gives models that an engine is to have before it gets traffic. `room_for` returns when there are so many
-    bytes of memory for this one, or raises ValueError. `loaded` is told the name of each model that has come to answer,
-    `sleep` passes the time between tries.
+    bytes of memory for this one, or raises ValueError or NotAskedFor. `loaded` is told the name of each model that has
+    come to answer, `sleep` passes the time between tries.
     """
 
     def __init__(
@@ -201,6 +205,8 @@ class EngineHost:
             spec = EngineSpec(self._name, folder, adapters=self._adapters)
             limit = _MAX_FAILED_STARTS if self.kind is Kind.FULL else None
             await self._process.run(spec, self._is_up, self._is_gone, limit)
+        except NotAskedFor:
+            _log.info("engine %s waits for a request: there is no room ahead of demand", self._name)
         except NotFetched as error:
             self._fail(error)
         except (RevisionRefused, proof.ProofFailed, EngineUnavailable, ValueError) as error:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from tunesmith_inference.config import Settings
-from tunesmith_inference.engine_host import Command, EngineHost, Target
+from tunesmith_inference.engine_host import Command, EngineHost, NotAskedFor, Target
 from tunesmith_inference.engine_memory import GIBIBYTE
 from tunesmith_inference.replicas import Replica
 from tunesmith_inference.retries import Sleep
@@ -221,7 +221,10 @@ class Fleet:
             return made
 
     async def _room_for(self, host: EngineHost, needed: int) -> None:
-        """Returns when an engine may take so many bytes of memory; raises ValueError where it never may."""
+        """Returns when an engine may take so many bytes of memory.
+
+        Raises ValueError where it never may, and NotAskedFor where it would push another one out for nobody's sake.
+        """
         budget = self._settings.engine_memory_bytes
         if budget is None:
             return
@@ -231,9 +234,13 @@ class Fleet:
                 f"its engine would need {needed / GIBIBYTE:.1f} GiB of memory, and all engines together may have "
                 f"{budget / GIBIBYTE:.1f}; see TUNESMITH_ENGINE_MEMORY_BYTES"
             )
+        self._needs[key] = needed
         async with self._giving_memory:
+            if not host.users and self._memory_taken() + needed > budget:
+                del self._hosts[key]
+                raise NotAskedFor
             await self._make_room(lambda: self._memory_taken() + needed > budget, sparing=host)
-            self._needs[key] = host.memory_bytes = needed
+            host.memory_bytes = needed
 
     async def _make_room(self, is_full: Callable[[], bool], sparing: EngineHost | None = None) -> None:
         """Stops the least recently used idle engine but `sparing`, waiting for one if it must.

@@ -322,6 +322,13 @@ async def test_what_is_deployed_but_does_not_fit_waits_to_be_asked_for(
             await gateway.chat("two")
         assert len(gateway.started) == started, "engines do not push each other out without a request"
 
+        gateway.add_full("three", "three")  # nobody knows yet how much memory it needs
+        gateway.control_plane.deploy("bot-three", ("three", 1), pinned=True)
+        for _ in range(20):
+            assert (await gateway.chat("one")).status_code == (await gateway.chat("two")).status_code == 200
+        assert len(gateway.started) == started, "nor does one that is new"
+        assert (await gateway.chat("three")).status_code == 200
+
 
 async def _in_flight(gateway: GatewayUnderTest) -> bool:
     return 'tunesmith_gateway_model_in_flight{model="mine"} 1.0' in (await gateway.http.get("/metrics")).text
