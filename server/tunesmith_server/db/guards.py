@@ -1,6 +1,6 @@
 """Owns what the database itself refuses, whoever asks: a change to what an ended job has come to.
 
-It must not know why rows change. tables/fine_tunes.py attaches it, so that tables made without a migration have it as well.
+It must not know why rows change. The table of jobs attaches it, so that those made without a migration have it as well.
 """
 
 from __future__ import annotations

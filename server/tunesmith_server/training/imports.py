@@ -14,6 +14,7 @@ from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FileRow, FineTuneRow
 from tunesmith_server.errors import InvalidRequestError
+from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.references import ADAPTER_SETTINGS
 from tunesmith_server.fine_tunes.state import State
@@ -63,8 +64,10 @@ async def complete_import(
         resolved = {"base_revision": revision.base_revision, **_adapter(request.adapter)}
         changes = {"resolved": resolved}
         await succeed(session, job, identity.attempt_id, revision.id, {State.VALIDATING_FILES}, changes, now)
+        reach("import.writing")
 
-    name = await finish(core, identity, write, "import")
+    name = await finish(core, identity, write)
+    reach("import.written")
     registry.changes.announce()
     return name
 

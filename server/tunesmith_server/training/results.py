@@ -85,8 +85,10 @@ async def complete_training(
 
     async def write(session: AsyncSession, job: FineTuneRow, now: int) -> None:
         await _write_success(session, job, identity, request, revision.id, results, now)
+        reach("success.writing")
 
-    name = await finish(core, identity, write, "success")
+    name = await finish(core, identity, write)
+    reach("success.written")
     registry.changes.announce()
     return name
 

@@ -14,7 +14,6 @@ from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import FencedError
-from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.state import State
@@ -27,7 +26,7 @@ Write = Callable[[AsyncSession, FineTuneRow, int], Awaitable[None]]
 """Writes the success of a job at a time in Unix seconds."""
 
 
-async def finish(core: Core, identity: AttemptIdentity, write: Write, failpoint: str) -> str:
+async def finish(core: Core, identity: AttemptIdentity, write: Write) -> str:
     """Ends the attempt's job by `write` in one transaction and returns the name of its model.
 
     A job whose cancellation was asked for is cancelled instead. Raises FencedError then, and for an attempt that is
@@ -41,8 +40,6 @@ async def finish(core: Core, identity: AttemptIdentity, write: Write, failpoint:
             await finish_cancelled(session, job, identity.attempt_id, now)
         else:
             await write(session, job, now)
-        reach(f"{failpoint}.writing")
-    reach(f"{failpoint}.written")
     if cancelled:
         raise FencedError
     return tuned_name(job)
