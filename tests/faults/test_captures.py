@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,12 +15,17 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.architecture.source_tree import ROOT
 from tests.conformance.platform_under_test import simulated_environment
+from tests.inference import real_model
 from tests.support.artifacts import BASE_ID
 from tests.support.live_server import LiveServer, free_ports, wait_until
 
 POINTS = ("capture.stored", "capture.writing", "capture.written:2")
 TOKEN = "service-token-of-the-test"
+ENGINES = ("simulator", pytest.param("vllm", marks=pytest.mark.engine))
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Platform:
 
     def ask(self, times: int) -> list[str]:
         """So many chat completions; their ids."""
-        ids = [self._chat() for _ in range(times)]
+        ids = [str(self.chat().json()["id"]) for _ in range(times)]
         self.answered += ids
         return ids
 
@@ -62,11 +68,12 @@ class Platform:
             ids += [each["id"] for each in more["data"]]
         return ids
 
-    def _chat(self) -> str:
+    def chat(self, **more: Any) -> httpx.Response:
+        """A chat completion."""
         body = {"model": BASE_ID, "messages": [{"role": "user", "content": "Say a."}], "max_tokens": 4}
-        answer = self._gateway("POST", "/v1/chat/completions", json=body)
+        answer = self._gateway("POST", "/v1/chat/completions", json=body | more)
         assert answer.status_code == 200, answer.text
-        return str(answer.json()["id"])
+        return answer
 
     def _is_up(self) -> bool:
         try:
@@ -82,9 +89,14 @@ class Platform:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Platform]:
-    """Starts both below `folder` and ends them with the block."""
+def running(folder: Path, engine: str) -> Iterator[Platform]:
+    """Starts both below `folder`, with that engine, and ends them with the block."""
     environment = simulated_environment(folder) | {"TUNESMITH_SERVICE_TOKEN": TOKEN}
+    if engine == "vllm":
+        base = real_model.build_base(folder / "base")
+        Path(environment["TUNESMITH_BASE_MODELS"]).write_text(f"- {{id: {BASE_ID}, source: '{base}'}}\n")
+        python = os.environ.get("TUNESMITH_ENGINE_PYTHON") or str(ROOT / ".venv-engine/bin/python")
+        environment["TUNESMITH_ENGINE_PYTHON"] = python
     (port,) = free_ports(1)
     with LiveServer(folder / "home", environment=environment) as server:
         of_gateway = environment | {
@@ -103,10 +115,9 @@ def running(folder: Path) -> Iterator[Platform]:
                 platform.kill_gateway()
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(240)
-def test_no_death_doubles_a_capture_and_few_lose_one(tmp_path: Path) -> None:
-    with running(tmp_path) as platform:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_death_doubles_a_capture_and_few_lose_one(tmp_path: Path, engine: str) -> None:
+    with running(tmp_path, engine) as platform:
         platform.ask(3)
         wait_until(lambda: len(platform.captured()) == 3, 30, "no capture came")
         for point in POINTS:
@@ -128,3 +139,32 @@ def test_no_death_doubles_a_capture_and_few_lose_one(tmp_path: Path) -> None:
         assert after[: len(before)] == before
         assert len(after) == len(set(after)) <= len(platform.answered)
         assert set(after) <= set(platform.answered), "only what was answered"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_kept_is_what_was_said(tmp_path: Path, engine: str) -> None:
+    greedy = {"temperature": 0, "ignore_eos": True, "logit_bias": real_model.ONLY_A}
+    with running(tmp_path, engine) as platform:
+        whole = platform.chat(**greedy, metadata={"asked": "whole"}).json()
+        several = platform.chat(**greedy, n=2).json()
+        streamed = streamed_answer(platform.chat(**greedy, n=2, stream=True))
+        platform.chat(**greedy, store=False)
+        said = {answer["id"]: answer["choices"][0]["message"]["content"] for answer in (whole, several)}
+        said[streamed["id"]] = streamed["content"]
+        assert len(set(said.values())) == 1, "greedy answers to one question are one"
+        wait_until(lambda: len(platform.captured()) == len(said), 30, "not each of them is kept")
+
+        kept = {each: platform.server.request("GET", f"/chat/completions/{each}").json() for each in said}
+
+        assert {each: stored["choices"][0]["message"]["content"] for each, stored in kept.items()} == said
+        assert {len(stored["choices"]) for stored in kept.values()} == {1}, "the first choice"
+        assert {stored["usage"]["completion_tokens"] for stored in kept.values()} == {4}
+        assert kept[whole["id"]]["metadata"] == {"asked": "whole"}
+
+
+def streamed_answer(answer: httpx.Response) -> dict[str, str]:
+    """Id and first choice of a streamed chat completion."""
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    chunks = [json.loads(line) for line in lines]
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == 0]
+    return {"id": chunks[0]["id"], "content": "".join(choice["delta"].get("content") or "" for choice in choices)}
