@@ -20,6 +20,9 @@ print("bar \\r" * 50_000, end="", file=sys.stderr)
 print("reading " + source, file=sys.stderr, flush=True)
 if source == "toy:broken":
     sys.exit("2026-01-01 00:00:00,000 ERROR tunesmith_trainer.__main__ The source is broken.")
+if source == "toy:mixture":
+    print(json.dumps({{"refused": "unsupported_architecture", "reason": "It is a mixture of experts."}}))
+    sys.exit("2026-01-01 00:00:00,000 ERROR tunesmith_trainer.__main__ It is a mixture of experts.")
 if source == "toy:silent":
     sys.exit(0)
 if source == "toy:slow":
@@ -52,7 +55,8 @@ print(json.dumps({{"revision": revision, "path": str(target)}}))
 def write_fake_importer(folder: Path, weights: bytes) -> Path:
     """An executable to use as `trainer_python`; its model has these bytes as model.safetensors.
 
-    Sources `toy:broken`, `toy:silent`, `toy:slow` and `toy:damaged` misbehave; a folder's files are taken over.
+    Sources `toy:broken`, `toy:mixture`, `toy:silent`, `toy:slow` and `toy:damaged` misbehave; a folder's files are
+    taken over.
     """
     script = folder / "fake-python"
     script.write_text(_SCRIPT.format(python=sys.executable, weights=weights.hex()))

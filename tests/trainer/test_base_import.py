@@ -108,6 +108,20 @@ def test_without_the_trainers_environment_the_command_says_where_to_import() -> 
     assert "The trainer is not installed here. Import it in the trainer's image" in done.stderr.splitlines()[-1]
 
 
+def test_the_command_tells_a_refusal_by_its_code(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"num_local_experts": 8}))
+    command = ["import-base", "--id", "tiny", "--source", str(source), "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith_trainer", *command], check=False, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+
+    assert (done.returncode, result["refused"]) == (66, "unsupported_architecture")
+    assert "mixture of experts" in result["reason"]
+
+
 def test_a_missing_wheel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="not installed"):
         import_base("x", "wheel:no-such-package", tmp_path)

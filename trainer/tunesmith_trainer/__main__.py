@@ -142,6 +142,7 @@ def _import_base(arguments: argparse.Namespace) -> int:
             revision, folder = import_base(arguments.id, arguments.source, arguments.cache_dir)
     except RunFailed as failure:
         logger.error("%s", failure)  # noqa: TRY400  the sentence says it all
+        print(json.dumps({"refused": failure.problems[0].code, "reason": str(failure)}))  # noqa: T201  the result, too
         return failure.exit_code
     print(json.dumps({"revision": revision, "path": str(folder)}))  # noqa: T201  the command's result
     return errors.EXIT_DONE

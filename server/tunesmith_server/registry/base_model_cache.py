@@ -50,7 +50,14 @@ _LOG_PREFIX = re.compile(r"^\S+ \S+ [A-Z]+ [\w.]+ ")
 
 
 class ImportFailedError(Exception):
-    """A base model cannot be imported; the message is a sentence for the operator."""
+    """A base model cannot be imported; the message is a sentence for the operator.
+
+    `unsupported` is one for users, where it is the model's architecture that cannot be trained.
+    """
+
+    def __init__(self, message: str, unsupported: str | None = None) -> None:
+        super().__init__(message)
+        self.unsupported = unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +170,8 @@ class BaseModelCache:
             await _stop(process)
             raise
         if code != 0:
-            raise ImportFailedError(f"{source} could not be imported: {_reason(code, last_words)}")
+            reason = _reason(code, last_words)
+            raise ImportFailedError(f"{source} could not be imported: {reason}", _unsupported(output))
         try:
             revision = json.loads(output)["revision"]
         except (ValueError, KeyError, TypeError) as error:
@@ -253,6 +261,15 @@ def _reason(code: int, last_words: deque[str]) -> str:
     if code > 0 and last_words:
         return _LOG_PREFIX.sub("", last_words[0])[:_SHOWN_ERROR_CHARACTERS]
     return f"the importer ended with status {code}."
+
+
+def _unsupported(output: bytes) -> str | None:
+    """The importer's sentence, where it is about the model's architecture; others may name paths of this machine."""
+    try:
+        result = json.loads(output)
+        return str(result["reason"]) if result["refused"] == "unsupported_architecture" else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -53,7 +53,7 @@ class BaseModelImporter:
 
     async def import_entry(self, entry: CatalogueEntry) -> str | None:
         """Imports one entry unless it is ready; the reason when it failed."""
-        reason = None
+        reason = unsupported = None
         try:
             if not await self._is_published(entry):
                 model = await self._cache.obtain(entry, self._progress)
@@ -61,7 +61,7 @@ class BaseModelImporter:
                 await self._record(entry, model)
                 self._progress(f"base model {entry.id} is ready")
         except ImportFailedError as error:
-            reason = str(error)
+            reason, unsupported = str(error), error.unsupported
         except TunesmithError as error:
             reason = error.message
         except Exception:  # a defect in one import must not end the others or the server
@@ -70,7 +70,7 @@ class BaseModelImporter:
         if reason is not None:
             _log.error("a base model was not imported", extra={"fields": {"model": entry.id, "reason": reason}})
             async with self._core.database.write() as session:
-                await repository.fail_import(session, entry.id, entry.source, reason)
+                await repository.fail_import(session, entry.id, entry.source, reason, unsupported)
             self._changes.announce()
         return reason
 

@@ -68,7 +68,7 @@ async def sync_base_model(session: AsyncSession, entry: CatalogueEntry, now: int
         session.add(row)
         return row
     if row.source != entry.source or row.state == FAILED:
-        row.source, row.state, row.error = entry.source, IMPORTING, None
+        row.source, row.state, row.error, row.unsupported = entry.source, IMPORTING, None, None
         row.version = await next_version(session)
     if row.aliases != list(entry.aliases):
         row.aliases = list(entry.aliases)
@@ -96,17 +96,19 @@ async def finish_import(
     """Records an import that ended well, unless the source was changed while it ran."""
     row = await session.get(BaseModelRow, model_id)
     if row is not None and row.source == source:
-        row.state, row.error, row.revision = READY, None, revision
+        row.state, row.error, row.unsupported, row.revision = READY, None, None, revision
         row.files = [asdict(file) for file in files]
         row.context_length = context_length
         row.version = await next_version(session)
 
 
-async def fail_import(session: AsyncSession, model_id: str, source: str, error: str) -> None:
+async def fail_import(
+    session: AsyncSession, model_id: str, source: str, error: str, unsupported: str | None = None
+) -> None:
     """Records why an import failed, unless the source was changed while it ran."""
     row = await session.get(BaseModelRow, model_id)
     if row is not None and row.source == source and row.state != READY:
-        row.state, row.error = FAILED, error
+        row.state, row.error, row.unsupported = FAILED, error, unsupported
         row.version = await next_version(session)
 
 

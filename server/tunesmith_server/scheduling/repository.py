@@ -111,18 +111,19 @@ async def list_waiting(session: AsyncSession, kind: RunKind, now: float, per_pro
     return (await session.execute(query)).all()
 
 
-async def list_without_base(session: AsyncSession, limit: int) -> Sequence[FineTuneRow]:
-    """Jobs that wait for a base model whose import has failed."""
-    failed = (await session.scalars(select(BaseModelRow.id).where(BaseModelRow.state == FAILED))).all()
-    if not failed:
+async def list_without_base(session: AsyncSession, limit: int) -> list[tuple[FineTuneRow, str | None]]:
+    """Jobs that wait for a base model whose import has failed, and what users may hear of the reason."""
+    failed = select(BaseModelRow.id, BaseModelRow.unsupported).where(BaseModelRow.state == FAILED)
+    unsupported = {row.id: row.unsupported for row in await session.execute(failed)}
+    if not unsupported:
         return []
     query = (
         select(FineTuneRow)
         .where(FineTuneRow.state.in_([State.VALIDATING_FILES, State.QUEUED]), *_free())
-        .where(FineTuneRow.base_model_id.in_(failed))
+        .where(FineTuneRow.base_model_id.in_(unsupported))
         .limit(limit)
     )
-    return (await session.scalars(query)).all()
+    return [(job, unsupported[job.base_model_id]) for job in await session.scalars(query)]
 
 
 async def quotas_by_project(session: AsyncSession, project_ids: Iterable[str]) -> dict[str, JsonObject]:

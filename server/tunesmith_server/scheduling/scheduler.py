@@ -172,15 +172,18 @@ class Scheduler:
     async def _fail_without_base(self) -> None:
         async with self._core.database.read() as session:
             waiting = await repository.list_without_base(session, _FAILURES_PER_PASS)
-        for job in waiting:
+        for job, unsupported in waiting:
             if not self._may_act():
                 return
-            # Not the reason itself: it may name paths of the machine, which are the operator's business.
-            message = (
-                f"The base model {job.base_model_id} could not be imported; "
-                "`tunesmithd models list` tells its operator why."
-            )
-            await self._fail(job.id, State(job.state), "base_model_import_failed", message, "model")
+            code, message = "unsupported_architecture", f"{unsupported} Choose another one."
+            if unsupported is None:
+                # Not the reason itself: it may name paths of the machine, which are the operator's business.
+                code = "base_model_import_failed"
+                message = (
+                    f"The base model {job.base_model_id} could not be imported; "
+                    "`tunesmithd models list` tells its operator why."
+                )
+            await self._fail(job.id, State(job.state), code, message, "model")
 
     async def _fail(self, job_id: str, state: State, code: str, message: str, param: str) -> None:
         """Fails a job that waits; nothing when it was cancelled or claimed meanwhile."""

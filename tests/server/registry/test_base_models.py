@@ -170,6 +170,20 @@ async def test_a_failure_is_told_and_others_go_on(machine: Machine, source: str,
     assert (rows["bad"].state, rows["bad"].error) == (repository.READY, None)
 
 
+async def test_users_hear_of_an_architecture_and_of_no_other_reason(machine: Machine) -> None:
+    machine.catalogue(mixture="toy:mixture", broken="toy:broken")
+    async with machine.home() as core:
+        rows = await machine.import_all(core)
+        assert rows["mixture"].error == "toy:mixture could not be imported: It is a mixture of experts."
+        assert {name: row.unsupported for name, row in rows.items()} == {
+            "mixture": "It is a mixture of experts.",
+            "broken": None,
+        }
+        machine.catalogue(mixture="toy:mended")
+        rows = await machine.import_all(core)
+    assert (rows["mixture"].state, rows["mixture"].unsupported) == (repository.READY, None)
+
+
 async def test_a_stopped_import_leaves_no_process_and_is_tried_again(machine: Machine) -> None:
     machine.catalogue(toy="toy:slow")
     async with machine.home() as core:

@@ -73,6 +73,17 @@ async def test_jobs_wait_for_their_base_model_and_fail_with_it(platform: Platfor
     assert "/srv/models" not in job.error.message, "paths of the machine are the operator's business"
 
 
+async def test_a_job_on_an_architecture_that_is_not_supported_is_told_so(platform: Platform) -> None:
+    job_id = await platform.create()
+    await set_base(platform, "failed", "/srv/models: It is a mixture.", "It is a mixture of experts.")
+    await platform.scheduler.run_once()
+
+    error = (await platform.fine_tunes.get(PRINCIPAL, job_id)).error
+    assert error is not None
+    assert (error.code, error.param) == ("unsupported_architecture", "model")
+    assert error.message == "It is a mixture of experts. Choose another one."
+
+
 async def test_two_schedulers_start_a_job_once(each_platform: Platform) -> None:
     job_id = await each_platform.create()
     others = [ScriptedExecutor() for _ in range(3)]
@@ -97,12 +108,12 @@ async def test_a_launch_that_fails_keeps_the_claim(platform: Platform) -> None:
     assert (await platform.row(job_id)).lease_token is not None
 
 
-async def set_base(platform: Platform, state: str, error: str | None = None) -> None:
+async def set_base(platform: Platform, state: str, error: str | None = None, unsupported: str | None = None) -> None:
     """Says what became of the base model's import."""
     async with platform.core.database.write() as session:
         row = await session.get(BaseModelRow, BASE_ID)
         assert row is not None
-        row.state, row.error = state, error
+        row.state, row.error, row.unsupported = state, error, unsupported
 
 
 async def test_devices_are_written_with_the_claim_and_given_to_the_run(each_platform: Platform) -> None:

@@ -28,6 +28,9 @@ class BaseModelRow(Base):
     """[{path, size, sha256}] of the manifest."""
     context_length: Mapped[int | None]
     error: Mapped[str | None] = mapped_column(Text)
+    """Why its import failed, for the operator."""
+    unsupported: Mapped[str | None] = mapped_column(Text)
+    """The same for users, where it is the model's architecture that cannot be trained."""
     created_at: Mapped[int]
     version: Mapped[int]
     """Place in the order of changes that gateways follow."""
