@@ -43,7 +43,9 @@ class Answer:
 
     def is_like(self, other: Answer) -> bool:
         """Whether both say the same with the same certainty."""
-        return self.text == other.text and self.logprobs == pytest.approx(other.logprobs, abs=NATS)
+        # Halves of characters, which a random model likes, are written in as many ways as there are detokenizers.
+        texts = [each.text.replace("\ufffd", "") for each in (self, other)]
+        return texts[0] == texts[1] and self.logprobs == pytest.approx(other.logprobs, abs=NATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +158,15 @@ def test_a_tuned_gpt2_is_served_as_it_was_trained(platform: Platform, weights: s
     served = platform.answers(model)
 
     platform.require_proven(model)
-    assert served != platform.answers("gpt2"), "it has learnt something"
+    of_base = platform.answers("gpt2")
+    assert not any(one.is_like(other) for one, other in zip(served, of_base, strict=True)), "it has learnt something"
     platform.tunesmith.models.download(model, tmp_path / "downloaded")
     assert not list((tmp_path / "downloaded").glob("adapter*")), "engines take no adapters on it: it is whole"
     own = AutoModelForCausalLM.from_pretrained(tmp_path / "downloaded", dtype=torch.float32).eval()
     require_same(served, computed(own))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers
 @pytest.mark.parametrize(
     ("base", "config"),
     [
@@ -195,5 +199,5 @@ def test_an_adapter_that_peft_wrote_is_served_as_peft_computes_it(
     own = AutoModelForCausalLM.from_pretrained(platform.folder / base, dtype=torch.float32).eval()
     of_base = computed(own)
     require_same(served, computed(adapted))
-    assert not all(one.is_like(other) for one, other in zip(served, of_base, strict=True)), "it makes a difference"
+    assert not any(one.is_like(other) for one, other in zip(served, of_base, strict=True)), "it makes a difference"
     require_same(platform.answers(base), of_base)
