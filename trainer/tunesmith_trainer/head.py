@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tunesmith_trainer.products import product
+
 
 def rows_at_once(*, gpu: bool) -> int:
     """Labelled positions scored at once: bounds the logits' memory. A processor is busy with few."""
@@ -23,7 +25,7 @@ def logits_of(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
 
     With a cap c they are c · tanh(z / c) of the plain product z.
     """
-    logits = (hidden @ head.t()).float()
+    logits = product(hidden, head.t()).float()
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
@@ -54,6 +56,6 @@ class HeadGradients:
             grad_logits *= slope
         cast_grad = grad_logits.to(self._weight.dtype)
         if self.hidden is not None:
-            self.hidden[part] = cast_grad @ self._weight
+            self.hidden[part] = product(cast_grad, self._weight)
         if self.head is not None:
-            self.head += cast_grad.t() @ self._states[part]
+            self.head += product(cast_grad.t(), self._states[part])

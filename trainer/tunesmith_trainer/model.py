@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tunesmith_trainer import attention
+from tunesmith_trainer import attention, processor_linear
+from tunesmith_trainer.base_shapes import decoder_layers
 from tunesmith_trainer.processor import choose_cpu_dtype
+from tunesmith_trainer.products import uses_onednn
 
 CPU_PACK_TOKENS, GPU_PACK_TOKENS = 1024, 16_384
 
@@ -43,7 +45,10 @@ def choose_hardware(dtype: str | None = None) -> Hardware:
 def load(folder: Path, hardware: Hardware) -> nn.Module:
     """Loads a model folder for training and scoring packs. Runs none of the folder's code; safetensors only."""
     attention.register()
-    return _load(folder, _DTYPES[hardware.dtype], hardware.device, attention.NAME)
+    model = _load(folder, _DTYPES[hardware.dtype], hardware.device, attention.NAME)
+    if hardware.device.type == "cpu" and hardware.dtype == "float32" and uses_onednn():
+        processor_linear.install(decoder_layers(model))
+    return model
 
 
 def load_for_generation(folder: Path, device: torch.device) -> nn.Module:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from tunesmith_trainer.products import product
+
 _PROBE = (512, 1024, 1024)  # rows, inner, columns of a product of a typical layer's size
 _TRIES = 8
 _PROBE_SECONDS = 120.0
@@ -33,7 +35,7 @@ def seconds_of_product(dtype: torch.dtype) -> float:
     best = float("inf")
     for _ in range(_TRIES):
         started = time.perf_counter()
-        left @ right
+        product(left, right)
         best = min(best, time.perf_counter() - started)
     return best
 

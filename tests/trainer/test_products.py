@@ -1,0 +1,52 @@
+"""Products in float32: the same numbers by either library."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunesmith_trainer import products
+
+_LEFT, _RIGHT = torch.randn(7, 33), torch.randn(33, 5)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(
+    ("left", "right", "bias"),
+    [
+        (_LEFT, _RIGHT, None),
+        (_LEFT, _RIGHT, torch.randn(5)),
+        (_LEFT.t(), torch.randn(7, 3), None),
+        (_LEFT, torch.randn(5, 33).t(), None),
+        (_LEFT[:1], _RIGHT, None),
+        (_LEFT.bfloat16(), _RIGHT.bfloat16(), None),
+    ],
+    ids=["plain", "bias", "left transposed", "right transposed", "one row", "bfloat16"],
+)
+def test_it_is_the_product(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None,
+    onednn: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "uses_onednn", lambda: onednn)
+
+    made = products.product(left, right, bias)
+
+    wanted = left.double() @ right.double() + (0 if bias is None else bias.double())
+    assert made.dtype == left.dtype
+    torch.testing.assert_close(
+        made.double(), wanted, rtol=1e-5 if left.dtype == torch.float32 else 0.05, atol=1e-5 if bias is None else 1e-4
+    )
+
+
+def test_the_same_product_twice_is_the_same_to_the_last_bit() -> None:
+    assert torch.equal(products.product(_LEFT, _RIGHT), products.product(_LEFT.clone(), _RIGHT.clone()))
+
+
+def test_the_makers_name_decides(tmp_path: Path) -> None:
+    for name, other in (("AuthenticAMD", True), ("GenuineIntel", False)):
+        (tmp_path / name).write_text(f"vendor_id\t: {name}\n")
+        assert products.is_of_another_maker(tmp_path / name) is other
+    assert not products.is_of_another_maker(tmp_path / "absent")
