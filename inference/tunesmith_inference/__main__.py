@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from tunesmith_inference.app import serving
 from tunesmith_inference.config import Settings
@@ -49,8 +50,13 @@ async def _serve(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
+            asyncio.get_running_loop().add_signal_handler(number, _stop, server, app)
         await server.serve()
+
+
+def _stop(server: uvicorn.Server, app: FastAPI) -> None:
+    app.state.leave()
+    server.should_exit = True
 
 
 if __name__ == "__main__":

@@ -157,9 +157,10 @@ def _here(settings: Settings, fleet: Fleet, admission: Admission) -> Peer:
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """The routes of a gateway whose parts run already."""
+    """The routes of a gateway whose parts run already; `state.leave` is to be called when it is told to stop."""
     app = FastAPI(title="Tunesmith gateway", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router(gateway))
+    app.state.leave = gateway.peers.leave
     app.add_exception_handler(GatewayError, partial(_answer_error, gateway.usage))
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientGone, _answer_nobody)

@@ -32,10 +32,11 @@ from tunesmith_inference.errors import (
     engine_failed,
     model_loading,
     model_unservable,
+    overloaded,
     tools_unsupported,
 )
 from tunesmith_inference.fleet import Fleet
-from tunesmith_inference.forwarding import Forwarding, NotAnswered, Outcome, chosen_model
+from tunesmith_inference.forwarding import Forwarding, NotAnswered, Outcome, chosen_model, is_if_room
 from tunesmith_inference.model_metrics import ModelWatch
 from tunesmith_inference.moderation import Moderation
 from tunesmith_inference.peers import Peers
@@ -131,6 +132,8 @@ async def _infer(gateway: Gateway, request: Request, path: Route) -> Response:
     asked = parse(path, body)
     deadline = asyncio.get_running_loop().time() + gateway.settings.hold_seconds
     servable = await _unless_gone(request, _routed(gateway, request, asked, principal, deadline))
+    if is_if_room(request) and not gateway.fleet.has_place(servable):
+        raise overloaded()
     answer = None
     if chosen_model(request) is None and not gateway.fleet.holds(servable):
         answer = await _passed_on(gateway, request, path, body, servable)
@@ -146,7 +149,7 @@ async def _passed_on(
         if gateway.peers.is_to_spread(servable):
             gateway.fleet.add(servable)
         try:
-            asking = gateway.forwarding.ask(peer, request, path, body, servable.name)
+            asking = gateway.forwarding.ask(peer, request, path, body, servable)
             answer = await _unless_gone(request, asking)
         except NotAnswered as failure:
             failed.add(peer.address)

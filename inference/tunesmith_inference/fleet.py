@@ -113,6 +113,10 @@ class Fleet:
         """Whether one more engine may run beside those that do."""
         return len(self._hosts) < self._settings.max_engines
 
+    def has_place(self, servable: Servable) -> bool:
+        """Whether the model has its engine, or one would fit beside those that run."""
+        return _key(servable) in self._hosts or self._has_room(servable)
+
     def on_demand(self) -> list[Servable]:
         """The deployed models that are loaded when somebody asks for them, and not before."""
         return [model for model in self._deployed if self.is_ready(model) and not self.holds(model)]

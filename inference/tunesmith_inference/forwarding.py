@@ -25,12 +25,15 @@ from tunesmith_inference.errors import engine_failed, envelope
 from tunesmith_inference.peers import Peers
 from tunesmith_inference.placement import Peer
 from tunesmith_inference.request_body import Route
+from tunesmith_inference.router import Servable
 from tunesmith_inference.streaming import HeldStream, event
 
 _log = logging.getLogger(__name__)
 
 _CHOSEN = "x-tunesmith-forwarded"
 """The model that was chosen. Who sends it without being a gateway chooses where a model of theirs is loaded."""
+_IF_ROOM = "x-tunesmith-if-room"
+"""Sent where the peer was chosen for the room that it had a moment ago."""
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 # An idle connection is given up before the peer's server does it (5 s), or a request could meet a closed one.
@@ -54,7 +57,7 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     ]
 )
-_OURS_TO_PEER = _HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding", "x-request-id", _CHOSEN}
+_OURS_TO_PEER = _HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding", "x-request-id", _CHOSEN, _IF_ROOM}
 # This server's own HTTP layer writes them.
 _OURS_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server"}
 
@@ -89,10 +92,10 @@ class Forwarding:
         self._circuits = circuits
         self._count = count
 
-    async def ask(self, peer: Peer, request: Request, route: Route, body: bytes, model: str) -> Response:
+    async def ask(self, peer: Peer, request: Request, route: Route, body: bytes, servable: Servable) -> Response:
         """The peer's answer, of which nothing is lost any more or the first event is here; raises NotAnswered."""
         try:
-            answer = await self._ask(peer, request, route, body, model)
+            answer = await self._ask(peer, request, route, body, servable)
         except NotAnswered as failure:
             self._count(failure.outcome)
             if failure.outcome is not Outcome.OVERLOADED:
@@ -103,9 +106,11 @@ class Forwarding:
         self._count(Outcome.ANSWERED)
         return answer
 
-    async def _ask(self, peer: Peer, request: Request, route: Route, body: bytes, model: str) -> Response:
+    async def _ask(self, peer: Peer, request: Request, route: Route, body: bytes, servable: Servable) -> Response:
         headers = _without(request.headers.items(), _OURS_TO_PEER)
-        headers |= {"x-request-id": request.state.request_id, _CHOSEN: quote(model, safe=":/")}
+        headers |= {"x-request-id": request.state.request_id, _CHOSEN: quote(servable.name, safe=":/")}
+        if peer.has_room and not peer.holds(servable.revision):
+            headers[_IF_ROOM] = "1"
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._peers.passing(peer))
             try:
@@ -157,6 +162,11 @@ def chosen_model(request: Request) -> str | None:
     """The model that the gateway before this one has chosen; None where the request comes from a client."""
     sent = request.headers.get(_CHOSEN)
     return None if sent is None else unquote(sent)
+
+
+def is_if_room(request: Request) -> bool:
+    """Whether the gateway before this one knows others to ask if an engine would have to be stopped for the model."""
+    return _IF_ROOM in request.headers
 
 
 async def _begun(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

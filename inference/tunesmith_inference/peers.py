@@ -31,6 +31,10 @@ class Peers:
         """What others are to know of this gateway; None where it works alone."""
         return None if self._alone else self._here()
 
+    def leave(self) -> None:
+        """This gateway stops: others are told no address of it any more, and it passes nothing on."""
+        self._alone, self._told = True, ()
+
     def follow(self, told: Sequence[Peer]) -> bool:
         """Takes the others that live now; True where that is news."""
         is_news = told != self._told

@@ -156,6 +156,7 @@ class _Relay(Response):
 
     async def _answer(self) -> httpx.Response:
         deadline = time.monotonic() + self._patience_seconds
+        is_second = False
         while True:
             try:
                 return await self._client.send(self._upstream, stream=True)
@@ -163,6 +164,12 @@ class _Relay(Response):
                 # Nothing was sent: the gateway is starting, or starting again.
                 if time.monotonic() > deadline:
                     raise _unavailable() from error
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                # It went away, and the client has seen nothing: another one behind the address answers, or its next
+                # start. Once only, since the request may be what ended it.
+                if is_second:
+                    raise _unavailable() from error
+                is_second = True
             except httpx.HTTPError as error:
                 raise _unavailable() from error
             await asyncio.sleep(_CONNECT_POLL_SECONDS)

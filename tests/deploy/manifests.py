@@ -50,7 +50,7 @@ class Rendered:
                     yield f"{self.name}/{name}/{container['name']}", container
 
     def environment(self, component: str) -> dict[str, str]:
-        """What a component's container gets; `(secret)` stands for what comes from a Secret."""
+        """The settings of a component's container; `(secret)` stands for what comes from a Secret."""
         container = next(
             pod["spec"]["containers"][0] for _, pod in self.pods() if labels_of(pod).get(COMPONENT) == component
         )
@@ -58,7 +58,9 @@ class Rendered:
         for source in container.get("envFrom", ()):
             environment |= self.named("ConfigMap", source["configMapRef"]["name"])["data"]
         for variable in container.get("env", ()):
-            environment[variable["name"]] = variable.get("value", "(secret)")
+            # What the cluster knows of the pod is there for other variables to name.
+            if "fieldRef" not in variable.get("valueFrom", ()):
+                environment[variable["name"]] = variable.get("value", "(secret)")
         return environment
 
 

@@ -74,6 +74,15 @@ def test_the_declared_ports_are_those_that_are_listened_on(overlay: str) -> None
         assert (annotations["prometheus.io/scrape"], annotations["prometheus.io/path"]) == ("true", "/metrics")
 
 
+def test_gateways_tell_each_other_the_address_of_their_pod(overlay: str) -> None:
+    (container,) = pods_of(overlay)["gateway"]["spec"]["containers"]
+    variables = {variable["name"]: variable for variable in container["env"]}
+    assert variables["POD_IP"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert list(variables).index("POD_IP") < list(variables).index("TUNESMITH_GATEWAY_ADDRESS"), "or it is not put in"
+    (port,) = ports_of(pods_of(overlay)["gateway"]).values()
+    assert variables["TUNESMITH_GATEWAY_ADDRESS"]["value"] == f"http://$(POD_IP):{port}"
+
+
 def test_services_lead_to_ports(overlay: str) -> None:
     for service in rendered(overlay).of_kind("Service"):
         spec = service["spec"]
@@ -137,8 +146,8 @@ def reachable(overlay: str, workload: str) -> list[tuple[Any, ...]]:
 
 def test_gateways_and_runs_reach_the_control_plane_and_the_object_store_only(overlay: str) -> None:
     store = ("object-store", "s3") if overlay == "trial" else ("192.0.2.0/24", 443)
-    for workload in ("gateway", "run"):
-        assert sorted(reachable(overlay, workload), key=str) == sorted([("server", "grpc"), store], key=str)
+    for workload, peers in (("gateway", [("gateway", "http")]), ("run", [])):
+        assert sorted(reachable(overlay, workload), key=str) == sorted([("server", "grpc"), store, *peers], key=str)
     others = [name for name in pods_of(overlay) if name not in ("server", "gateway")]
     assert all(reachable(overlay, name) == [] for name in others)
 

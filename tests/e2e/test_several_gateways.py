@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from tests.inference.gateway import answer, until
+from tests.support.live_server import LiveServer
 from tests.support.postgres import PostgresServer
 from tests.support.several_gateways import RunningGateway, SeveralGateways, chat_body, several_gateways
 
@@ -60,14 +61,21 @@ async def test_each_model_is_loaded_by_one_gateway_whichever_is_asked(running: S
 
 
 async def test_every_control_plane_tells_where_a_model_is(running: SeveralGateways) -> None:
-    told = [
-        [server.request("GET", f"/models/ft:{number}").json()["serving"] for number in range(MODELS)]
-        for server in running.control_planes
-    ]
+    # The last model is loaded before its gateway has told of it.
+    told = await until(lambda: _told_ready(running))
     where = [[replica["gateway"] for replica in serving["replicas"]] for serving in told[0]]
-    assert {serving["state"] for serving in told[0]} == {"ready"}
     assert ({len(each) for each in where}, len({each[0] for each in where})) == ({1}, 2)
     assert told[0] == told[1]
+
+
+async def test_models_with_an_engine_of_their_own_go_where_there_is_room(running: SeveralGateways) -> None:
+    for number in range(2):
+        await running.publish(f"ft:full-{number}", f"full {number}", full=True)
+    for number, gateway in itertools.product(range(2), running.gateways):
+        said = await gateway.chat(f"ft:full-{number}", max_tokens=3)
+        assert said.json()["choices"][0]["message"]["content"] == answer(f"full {number}", "hello there", 3)
+    kinds = [[engine["kind"] for engine in (await each.health())["engines"]] for each in running.gateways]
+    assert kinds == [["base", "full"]] * 2
 
 
 async def test_who_leaves_a_stream_ends_it_in_the_engine_of_the_other_gateway(running: SeveralGateways) -> None:
@@ -76,7 +84,8 @@ async def test_who_leaves_a_stream_ends_it_in_the_engine_of_the_other_gateway(ru
     aborted = (await other.engine())["aborted"]
     body = chat_body(model, "fault:long", stream=True)
     async with asked.http.stream("POST", "/v1/chat/completions", json=body) as events:
-        assert (await anext(events.aiter_lines())).startswith("data: {")
+        lines = events.aiter_lines()
+        assert (await anext(lines)).startswith("data: {")
         assert (await other.engine())["running"] == 1
     await until(lambda: _is_idle(other))
     assert (await other.engine())["aborted"] == aborted + 1
@@ -119,6 +128,21 @@ async def test_a_gateway_that_comes_back_is_asked_again_and_leaves_models_where_
     for number in range(MODELS):
         assert (await victim.chat(f"ft:{number}", max_tokens=1)).status_code == 200
     assert (await victim.adapters(), await victim.forwarded("answered")) == (set(), MODELS)
+
+
+async def test_a_gateway_that_is_told_to_stop_loses_nothing_and_is_left_out(running: SeveralGateways) -> None:
+    leaving, asked = running.gateways
+    load = Load(asked, [f"ft:{number}" for number in range(MODELS)])
+    working = [asyncio.create_task(load.run()) for _ in range(WORKERS)]
+    await until(lambda: load.outcomes.total() > WORKERS)
+    stopping = asyncio.create_task(asyncio.to_thread(leaving.stop))
+    await until(lambda: _is_alone(asked))
+    await stopping
+    before = load.outcomes.total()
+    await until(lambda: load.outcomes.total() > before + 2 * MODELS)
+    load.ended = True
+    await asyncio.gather(*working)
+    assert load.outcomes.keys() == {"whole", "streamed"}
 
 
 class Load:
@@ -186,6 +210,16 @@ async def _all_are_loaded(running: SeveralGateways) -> bool:
     return sum([len(await each.adapters()) for each in running.gateways]) == MODELS
 
 
+async def _told_ready(running: SeveralGateways) -> list[list[dict[str, Any]]] | None:
+    """What each control plane tells of all models, once all of them are ready."""
+
+    def told(server: LiveServer) -> list[dict[str, Any]]:
+        return [server.request("GET", f"/models/ft:{number}").json()["serving"] for number in range(MODELS)]
+
+    each = await asyncio.gather(*(asyncio.to_thread(told, server) for server in running.control_planes))
+    return each if all(serving["state"] == "ready" for one in each for serving in one) else None
+
+
 async def _is_idle(gateway: RunningGateway) -> bool:
     return bool((await gateway.engine())["running"] == 0)
 
@@ -196,6 +230,10 @@ async def _was_asked(gateway: RunningGateway, model: str, times: int) -> bool:
 
 async def _holds(gateway: RunningGateway, models: int) -> bool:
     return len(await gateway.adapters()) == models
+
+
+async def _is_alone(gateway: RunningGateway) -> bool:
+    return not (await gateway.health())["peers"]
 
 
 async def _is_asked(gateway: RunningGateway) -> bool:

@@ -23,9 +23,9 @@ from tunesmith_proto.registry.v1 import serving_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FORWARDED = "x-tunesmith-forwarded"
+FORWARDED, IF_ROOM = "x-tunesmith-forwarded", "x-tunesmith-if-room"
 MODELS = [
-    *("echoes", "chosen", "model_loading", "holds", "streams", "breaks-late", "twice"),
+    *("echoes", "chosen", "model_loading", "holds", "streams", "breaks-late", "twice", "busy"),
     *("overloaded", "overloaded-streamed", "breaks", "breaks-streamed", "gone", "gone-streamed"),
 ]
 EVENT = b'data: {"id":"1","choices":[]}\n\n'
@@ -43,7 +43,7 @@ class Peers:
         """Does what the first part of the path says."""
         self.seen.append(request)
         does = request.path_params["does"]
-        if does == "echoes":
+        if does in ("echoes", "busy"):
             content = {"headers": dict(request.headers), "body": (await request.body()).decode()}
             return JSONResponse(content, 418, {"x-ratelimit-remaining-requests": "7", "x-tunesmith-model": "m"})
         if does.startswith(("overloaded", "model_loading")):
@@ -108,6 +108,15 @@ def _peer(name: str, address: str, ready: list[str]) -> serving_pb2.Peer:
     return serving_pb2.Peer(presence=serving_pb2.Presence(name=name, address=address), ready=ready)
 
 
+async def _answers(gateway: GatewayUnderTest, model: str) -> dict[str, Any] | None:
+    said = await gateway.chat(model, "x", max_tokens=2)
+    return said.json() if said.status_code == 200 else None
+
+
+async def _has_moved(gateway: GatewayUnderTest) -> bool:
+    return (await gateway.chat("moving")).status_code == 503
+
+
 async def _knows(gateway: GatewayUnderTest, peers: int) -> bool:
     said = (await gateway.http.get("/health")).json()
     return len(said["peers"]) == peers and [engine["state"] for engine in said["engines"]] == ["ready"]
@@ -146,6 +155,18 @@ async def test_what_the_gateway_before_has_chosen_is_what_a_deployment_answers_w
     said = await gateway.http.post("/v1/chat/completions", json=body, headers={FORWARDED: "chosen"})
     assert said.json()["choices"][0]["message"]["content"] == answer("chosen", "x", 2)
     assert (said.json()["model"], said.headers["x-tunesmith-model"]) == ("bot", "chosen")
+
+
+async def test_a_model_for_which_an_engine_had_to_stop_is_not_taken_where_others_may_have_room(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, gateway_address="http://127.0.0.1:9", max_engines=1) as gateway:
+        gateway.add_full("whole", "whole")
+        assert (await gateway.chat("tiny", max_tokens=1)).status_code == 200
+        body = {"model": "whole", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        headers = {FORWARDED: "whole"}
+        said = await gateway.http.post("/v1/chat/completions", json=body, headers=headers | {IF_ROOM: "1"})
+        assert (said.status_code, said.json()["error"]["code"]) == (503, "overloaded")
+        said = await gateway.http.post("/v1/chat/completions", json=body, headers=headers)
+        assert said.json()["choices"][0]["message"]["content"] == answer("whole", "x", 2)
 
 
 async def test_nobody_gets_another_projects_model_by_choosing_it(several: Several) -> None:
@@ -235,6 +256,24 @@ async def test_a_peer_that_cannot_be_reached_is_left_out_after_three_tries(sever
     assert (await several.outcomes())["unreachable"] == before + 3
     (said,) = [peer for peer in (await gateway.http.get("/health")).json()["peers"] if peer["name"] == "away"]
     assert said["asked"] is False
+
+
+async def test_a_model_that_is_hot_elsewhere_is_loaded_here_while_it_is_answered_there(several: Several) -> None:
+    gateway = several.gateway
+    busy = next(peer for peer in gateway.control_plane.peers if peer.presence.name == "busy")
+    assert (await gateway.chat("busy")).status_code == 418
+    assert (await gateway.chat("busy")).status_code == 418
+    busy.presence.in_flight = 100
+    said = await until(lambda: _answers(gateway, "busy"))
+    assert said["choices"][0]["message"]["content"] == answer("busy", "x", 2)
+
+
+async def test_a_deployment_goes_over_to_what_is_ready_at_a_peer(several: Several) -> None:
+    gateway = several.gateway
+    gateway.control_plane.deploy("moving", ("echoes", 1))
+    assert (await gateway.chat("moving")).json()["headers"][FORWARDED] == "echoes"
+    gateway.control_plane.deploy("moving", ("model_loading", 1))
+    await until(lambda: _has_moved(gateway))
 
 
 async def test_the_control_plane_hears_what_others_are_to_know(several: Several) -> None:

@@ -151,6 +151,25 @@ async def test_a_gateway_that_breaks_off_before_its_answer_is_told_the_same_way(
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "inference_unavailable")
 
 
+async def test_a_gateway_that_breaks_off_once_is_asked_again() -> None:
+    asked = 0
+
+    async def break_off_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await reader.readuntil(b"{}")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    server = await asyncio.start_server(break_off_first, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, fronted(f"http://127.0.0.1:{port}") as client:
+        answer = await client.post(CHAT, json={})
+
+    assert (answer.status_code, answer.text, asked) == (200, "ok", 2)
+
+
 async def test_an_early_request_waits_for_the_gateway_to_start() -> None:
     gateway = Gateway()
     port = free_ports(1)[0]

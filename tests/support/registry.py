@@ -24,12 +24,14 @@ async def publish_tuned_model(
     project_id: str = "default",
     *,
     content: bytes = b"tuned",
-    others: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    kind: ArtifactKind = ArtifactKind.ADAPTER,
 ) -> str:
-    """Makes `name` point at a revision whose weights are this content, beside `others`; returns the revision's id."""
-    contents = {"adapter_model.safetensors": content, **(others or {})}
-    files = tuple(ManifestFile(name, len(each), hashlib.sha256(each).hexdigest()) for name, each in contents.items())
-    revision = Revision(files[0].sha256, ArtifactKind.ADAPTER, BASE_ID, base_revision, files)
+    """Makes `name` point at a revision of one file with this content, or of `files`; returns the revision's id."""
+    contents = files or {"adapter_model.safetensors": content}
+    listed = tuple(ManifestFile(path, len(each), hashlib.sha256(each).hexdigest()) for path, each in contents.items())
+    revision_id = max(listed, key=lambda file: file.path).sha256
+    revision = Revision(revision_id, kind, BASE_ID, base_revision, listed)
     for path, each in contents.items():
         await core.store.put_bytes(f"revisions/{revision.id}/{path}", each)
     now = int(core.clock())

@@ -31,6 +31,7 @@ from tunesmith_server.config import Settings
 from tunesmith_server.core import Core
 from tunesmith_server.db.session import Database
 from tunesmith_server.db.tables import BaseModelRow
+from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.storage.open import open_store
 
 API_KEY = "ts-" + "k" * 40
@@ -101,9 +102,9 @@ class RunningGateway:
         }
 
     async def engine(self) -> dict[str, Any]:
-        """What its engine says of itself, with the number of requests that it works on as `running`."""
+        """What its base model's engine says of itself, with the number of requests that it works on as `running`."""
         assert self._process is not None
-        async with gateway.engine_http(_socket_below(self._process.pid)) as client:
+        async with gateway.engine_http(_base_socket_below(self._process.pid)) as client:
             state: dict[str, Any] = (await client.get("/simulator")).json()
             return state | {"running": await gateway.requests_running(client)}
 
@@ -124,14 +125,14 @@ class SeveralGateways:
         """Of the models that were published, by name."""
         self._core = core
 
-    async def publish(self, name: str, weights: str) -> None:
-        """Gives a name to an adapter, as the end of a job does it."""
-        files = gateway.adapter_files(weights)
-        content = files.pop("adapter_model.safetensors")
+    async def publish(self, name: str, weights: str, *, full: bool = False) -> None:
+        """Gives a name to an adapter, or to a whole model, as the end of a job does it."""
+        files = gateway.full_files(weights) if full else gateway.adapter_files(weights)
+        kind = ArtifactKind.FULL if full else ArtifactKind.ADAPTER
         async with self._core.database.read() as session:
             base = await session.scalar(select(BaseModelRow.revision).where(BaseModelRow.id == BASE_ID))
         assert base is not None
-        self.revisions[name] = await publish_tuned_model(self._core, name, base, content=content, others=files)
+        self.revisions[name] = await publish_tuned_model(self._core, name, base, files=files, kind=kind)
 
     async def model_of(self, one: RunningGateway) -> str:
         """The name of a model that is ready there."""
@@ -148,7 +149,7 @@ class SeveralGateways:
         async def know() -> bool:
             said = [await each.health() for each in self.gateways]
             return all(
-                len(one["peers"]) == len(self.gateways) - 1 and [each["state"] for each in one["engines"]] == ["ready"]
+                len(one["peers"]) == len(self.gateways) - 1 and {each["state"] for each in one["engines"]} == {"ready"}
                 for one in said
             )
 
@@ -219,8 +220,8 @@ def _write_engine_python(folder: Path) -> Path:
     return script
 
 
-def _socket_below(pid: int) -> Path:
-    """Where the one engine of a gateway listens."""
+def _base_socket_below(pid: int) -> Path:
+    """Where the engine of a gateway's base model listens."""
     lines = [processes.words(each, "cmdline") for each in processes.descendants(pid)]
-    (socket,) = {line[line.index("--uds") + 1] for line in lines if "--uds" in line}
+    (socket,) = {line[line.index("--uds") + 1] for line in lines if "--uds" in line and "base_models" in str(line)}
     return Path(socket)

@@ -62,11 +62,14 @@ async def sync_base_model(session: AsyncSession, entry: CatalogueEntry, now: int
     """Makes the row say what the catalogue says; a new or changed source, or a failed import, starts over."""
     row = await session.get(BaseModelRow, entry.id)
     if row is None:
-        row = BaseModelRow(id=entry.id, source=entry.source, aliases=list(entry.aliases), state=IMPORTING)
-        row.created_at = now
-        row.version = await next_version(session)
-        session.add(row)
-        return row
+        # Waits for another control plane that adds it at this moment, so that the second look is the last one.
+        version = await next_version(session)
+        row = await session.get(BaseModelRow, entry.id)
+        if row is None:
+            row = BaseModelRow(id=entry.id, source=entry.source, aliases=list(entry.aliases), state=IMPORTING)
+            row.created_at, row.version = now, version
+            session.add(row)
+            return row
     if row.source != entry.source or row.state == FAILED:
         row.source, row.state, row.error, row.unsupported = entry.source, IMPORTING, None, None
         row.version = await next_version(session)

@@ -67,6 +67,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
+async def test_control_planes_that_start_together_write_the_catalogue_once(
+    machine: Machine, cluster_settings: dict[str, Any]
+) -> None:
+    async with machine.home(**cluster_settings) as core:
+        importer = BaseModelImporter(core, RegistryService(core).changes)
+        await asyncio.gather(*(importer.sync_catalogue() for _ in range(5)))
+        async with core.database.read() as session:
+            assert [row.id for row in await repository.list_base_models(session)] == ["toy"]
+
+
 async def test_a_model_is_imported_and_published(machine: Machine, cluster_settings: dict[str, Any]) -> None:
     async with machine.home(**cluster_settings) as core:
         row = (await machine.import_all(core))["toy"]
