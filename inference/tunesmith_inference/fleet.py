@@ -21,6 +21,8 @@ from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.vllm import EngineUnavailable
 
 _LOOK_SECONDS = 5.0
+_NEWS_SECONDS = 2.0
+"""A model may be asked for before the news of its name has come; its engine stays for so long."""
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +190,8 @@ class Fleet:
                     await host.reconcile(self._named)
                 continue
             idle = host.idle_seconds >= self._settings.engine_idle_seconds and not self._holds_pinned(host)
-            if host.users or (host.revision in self._named and not idle):
+            named = host.revision in self._named or host.idle_seconds < _NEWS_SECONDS
+            if host.users or (named and not idle):
                 continue
             del self._hosts[key]
             self._resting.add(key)

@@ -15,6 +15,7 @@ from tests.inference.gateway import (
     adapter_files,
     answer,
     engine_http,
+    full_files,
     gateway_on_simulator,
     golden,
     make_base,
@@ -245,6 +246,24 @@ async def test_a_deleted_model_is_unloaded_when_its_last_request_has_ended(tmp_p
         assert (await slow).status_code == 200
         await until(lambda: _loaded(gateway, 2))
         assert (await gateway.chat("kept")).status_code == 200
+
+
+async def test_an_engine_stays_that_was_asked_for_before_the_news_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.fleet._NEWS_SECONDS", 60.0)
+    async with gateway_on_simulator(tmp_path) as gateway:
+        revision = gateway.control_plane.add_revision(full_files("early"))
+        early = servable("early", revision, serving_pb2.SERVABLE_KIND_FULL)
+        # The control plane has it, and the feed does not yet.
+        gateway.control_plane.models["early"] = early
+        assert (await gateway.chat("early")).status_code == 200
+        # Once this one is there, engines have been held against the names.
+        gateway.add_adapter("later", "later")
+        await until(lambda: _adapters(gateway, 1))
+        gateway.control_plane.upsert(early)
+        assert (await gateway.chat("early")).status_code == 200
+        assert len([name for name, _ in gateway.started if name.startswith("full")]) == 1
 
 
 async def test_an_adapter_that_the_engine_has_lost_is_loaded_and_proven_again(tmp_path: Path) -> None:
