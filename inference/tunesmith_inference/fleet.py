@@ -124,9 +124,8 @@ class Fleet:
         return [model for model in self._deployed if self.is_ready(model) and not self.holds(model)]
 
     def add(self, servable: Servable) -> None:
-        """Has a model loaded that is for another gateway to load, if there is room."""
+        """Has a model loaded at the next look that is for another gateway to load, if there is room."""
         self._added[servable.revision] = servable
-        self._wake.set()
 
     def look(self) -> None:
         """Has engines looked at now: one does not answer as it should."""

@@ -36,11 +36,10 @@ class Peers:
         self._alone, self._told = True, ()
 
     def follow(self, told: Sequence[Peer]) -> bool:
-        """Takes the others that live now; True where that is news."""
-        is_news = told != self._told
-        self._told = () if self._alone else tuple(told)
+        """Takes the others that live now; True where one comes or goes, or holds something else than before."""
+        before, self._told = self._told, () if self._alone else tuple(told)
         self._circuits.keep_only({peer.address for peer in told})
-        return is_news
+        return before is None or _calm(before) != _calm(self._told)
 
     def choose(self, servable: Servable, but: Collection[str] = ()) -> Peer | None:
         """Who answers for the model, none of those addresses; None for this gateway itself."""
@@ -99,3 +98,8 @@ class Peers:
             for peer in self._told or ()
             if self._circuits.may_ask(peer.address)
         ]
+
+
+def _calm(peers: Sequence[Peer]) -> list[Peer]:
+    """Without what changes with every request."""
+    return [replace(peer, in_flight=0) for peer in peers]

@@ -65,7 +65,9 @@ def is_to_spread(servable: Servable, here: Peer, peers: Sequence[Peer]) -> bool:
     if not holders or not all(_is_overloaded(peer, everyone) for peer in holders):
         return False
     rest = [peer for peer in everyone if peer not in holders]
-    return here in rest and _home(servable, rest) is here and not _is_overloaded(here, everyone)
+    if here not in rest or _home(servable, rest) is not here:
+        return False
+    return _fits(servable, here) and not _is_overloaded(here, everyone)
 
 
 def is_ready(servable: Servable, here: Peer, peers: Sequence[Peer], *, is_ready_here: bool) -> bool:

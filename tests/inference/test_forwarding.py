@@ -91,7 +91,8 @@ async def several(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sev
     app = Starlette(routes=[Route("/{does}/{route:path}", peers.answer, methods=["POST"])])
     async with (
         asgi_server.serving(app) as url,
-        gateway_on_simulator(folder, gateway_address="http://127.0.0.1:9/") as gateway,
+        # It looks every second.
+        gateway_on_simulator(folder, gateway_address="http://127.0.0.1:9/", engine_idle_seconds=4.0) as gateway,
     ):
         revisions = {name: gateway.add_adapter(name, name, checkpoint=True) for name in MODELS}
         ready = {name: [revision] for name, revision in revisions.items() if not name.startswith(("gone", "twice"))}

@@ -93,6 +93,8 @@ def test_a_hot_model_spreads_to_the_gateway_that_is_next_and_only_there() -> Non
         placement.is_to_spread(model(1), third, [hot, second]),
     ]
     assert sorted(spreading) == [False, True]
+    full = [replace(one, has_room=False) for one in (second, third)]
+    assert not any(placement.is_to_spread(model(1, Kind.FULL), one, [hot, *full]) for one in full)
     calm = replace(hot, in_flight=20)
     assert not placement.is_to_spread(model(1), second, [calm, third])
     assert not placement.is_to_spread(model(1), third, [calm, second])
