@@ -104,10 +104,13 @@ async def test_whatever_had_not_begun_to_stream_is_answered_by_the_other(running
     name = running.engine_name(alone)
     asked = (await victim.engine())["asked"][name]
     under_way = [asyncio.create_task(load.whole(alone, 40)) for _ in range(3)]
-    await until(lambda: _was_asked(victim, name, asked + len(under_way)))
+    # Half of these come in at the victim itself.
+    entering = [asyncio.create_task(_through_control_plane(running, alone, 40)) for _ in range(4)]
+    await until(lambda: _was_asked(victim, name, asked + len(under_way) + len(entering)))
     victim.kill()
 
     assert await asyncio.gather(*under_way) == ["whole"] * len(under_way)
+    assert await asyncio.gather(*entering) == [_right(alone, 40)] * len(entering)
     assert await asyncio.gather(*cut) == ["engine_error"] * len(LONG)
     await until(lambda: _holds(survivor, MODELS), 60)
     load.ended = True
@@ -189,6 +192,15 @@ class Load:
 
 def _right(model: str, tokens: int) -> str:
     return answer(model.removeprefix("ft:"), "fault:slow", tokens)
+
+
+async def _through_control_plane(running: SeveralGateways, model: str, tokens: int) -> str:
+    """What is said to whoever asks the one address that all clients are told."""
+    body = chat_body(model, "fault:slow", max_tokens=tokens)
+    said = await asyncio.to_thread(running.control_planes[0].request, "POST", "/chat/completions", json=body)
+    assert said.status_code == 200, said.text
+    content: str = said.json()["choices"][0]["message"]["content"]
+    return content
 
 
 async def _cut(gateway: RunningGateway, route: str, model: str, begun: asyncio.Semaphore) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 from sqlalchemy import select
 
+from tests.deploy.service import Service
 from tests.inference import gateway
 from tests.support import engine_simulator, processes
 from tests.support.artifacts import BASE_ID, BASE_SHAPES, safetensors_bytes
@@ -43,8 +44,8 @@ class RunningGateway:
     """One gateway; the others reach it at its own URL."""
 
     def __init__(self, folder: Path, control_plane: LiveServer, settings: dict[str, str]) -> None:
-        (port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{port}"
+        (self.port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.AsyncClient(
             base_url=self.url, headers={"authorization": f"Bearer {API_KEY}"}, timeout=60, trust_env=False
         )
@@ -53,7 +54,7 @@ class RunningGateway:
             "TUNESMITH_CONTROL_PLANE": control_plane.grpc_address,
             "TUNESMITH_SERVICE_TOKEN": _SERVICE_TOKEN,
             "TUNESMITH_CACHE_DIR": str(folder / "cache"),
-            "TUNESMITH_GATEWAY_PORT": str(port),
+            "TUNESMITH_GATEWAY_PORT": str(self.port),
             "TUNESMITH_GATEWAY_ADDRESS": self.url,
             "TUNESMITH_ENGINE_PYTHON": str(_write_engine_python(folder)),
             "TUNESMITH_ENGINE_DEVICE": "cpu",
@@ -165,12 +166,19 @@ def chat_body(model: str, text: str, **parameters: Any) -> dict[str, Any]:
 async def several_gateways(
     folder: Path, database_url: str, *, gateways: int = 2, control_planes: int = 2, **settings: str
 ) -> AsyncIterator[SeveralGateways]:
-    """Starts everything below `folder`; returns before the gateways are ready. `settings` are the gateways'."""
+    """Starts everything below `folder`; returns before the gateways are ready. `settings` are the gateways'.
+
+    Requests to a control plane come in at one gateway or the other, as behind a Service.
+    """
     storage_url = (folder / "objects").as_uri()
-    environment = _control_plane_environment(folder, database_url, storage_url)
-    servers = [LiveServer(folder / f"home-{number}", environment=environment) for number in range(control_planes)]
-    core = _core(folder, database_url, storage_url, servers[0].url)
     async with AsyncExitStack() as stack:
+        entrance = Service()
+        await stack.enter_async_context(entrance.running())
+        environment = _control_plane_environment(folder, database_url, storage_url)
+        environment["TUNESMITH_GATEWAY_URL"] = f"http://127.0.0.1:{entrance.port}"
+        homes = [folder / f"home-{number}" for number in range(control_planes)]
+        servers = [LiveServer(home, inference=True, environment=environment) for home in homes]
+        core = _core(folder, database_url, storage_url, servers[0].url)
         stack.push_async_callback(core.database.close)
         stack.push_async_callback(_all_at_once, [server.stop for server in servers])
         await _all_at_once([server.start for server in servers])
@@ -179,6 +187,7 @@ async def several_gateways(
             (folder / f"gateway-{number}").mkdir()
             one = RunningGateway(folder / f"gateway-{number}", servers[number % control_planes], settings)
             made.append(one)
+            entrance.backends.append(one.port)
             one.start()
             stack.push_async_callback(one.http.aclose)
         stack.push_async_callback(_all_at_once, [one.stop for one in made])
