@@ -6,11 +6,12 @@ to it: what it is told besides is which model was chosen, and that this is the l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from enum import StrEnum
 from typing import Any
 from urllib.parse import quote, unquote
@@ -45,6 +46,8 @@ _PROBES = (
     (socket.TCP_KEEPINTVL, 5),
     (socket.TCP_USER_TIMEOUT, 20_000),
 )
+_PATIENCE_SECONDS = 5.0
+_HEALTH_SECONDS = 5.0
 _HOP_BY_HOP = frozenset(
     [
         "connection",
@@ -95,7 +98,7 @@ class Forwarding:
     async def ask(self, peer: Peer, request: Request, route: Route, body: bytes, servable: Servable) -> Response:
         """The peer's answer, of which nothing is lost any more or the first event is here; raises NotAnswered."""
         try:
-            answer = await self._ask(peer, request, route, body, servable)
+            answer = await self._while_it_lives(peer, self._ask(peer, request, route, body, servable))
         except NotAnswered as failure:
             self._count(failure.outcome)
             if failure.outcome is not Outcome.OVERLOADED:
@@ -105,6 +108,33 @@ class Forwarding:
         self._circuits.worked(peer.address)
         self._count(Outcome.ANSWERED)
         return answer
+
+    async def _while_it_lives(self, peer: Peer, answer: Coroutine[Any, Any, Response]) -> Response:
+        """The answer; raises NotAnswered when the peer says nothing to another question either.
+
+        An answer may take minutes, so that no limit of time tells one that works from one that hangs.
+        """
+        asking = asyncio.create_task(answer)
+        try:
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=_PATIENCE_SECONDS)
+                if not asking.done() and not await self._lives(peer) and not asking.done():
+                    raise NotAnswered(Outcome.LOST)
+            return asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+
+    async def _lives(self, peer: Peer) -> bool:
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS), self._http.get(f"{peer.address}/health") as answer:
+                await answer.read()
+        except TimeoutError:
+            return False
+        except aiohttp.ClientError:
+            # One that stops takes no connections and ends what it has begun. Where it has died, the answer breaks off.
+            pass
+        return True
 
     async def _ask(self, peer: Peer, request: Request, route: Route, body: bytes, servable: Servable) -> Response:
         headers = _without(request.headers.items(), _OURS_TO_PEER)

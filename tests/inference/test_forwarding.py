@@ -25,7 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FORWARDED, IF_ROOM = "x-tunesmith-forwarded", "x-tunesmith-if-room"
 MODELS = [
-    *("echoes", "chosen", "model_loading", "holds", "streams", "breaks-late", "twice", "busy"),
+    *("echoes", "chosen", "model_loading", "holds", "streams", "breaks-late", "twice", "busy", "hangs", "takes-long"),
     *("overloaded", "overloaded-streamed", "breaks", "breaks-streamed", "gone", "gone-streamed"),
 ]
 EVENT = b'data: {"id":"1","choices":[]}\n\n'
@@ -38,12 +38,16 @@ class Peers:
     seen: list[Request] = field(default_factory=list)
     held: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    proceed: asyncio.Event = field(default_factory=asyncio.Event)
+    healths: int = 0
 
     async def answer(self, request: Request) -> Response:
         """Does what the first part of the path says."""
         self.seen.append(request)
         does = request.path_params["does"]
-        if does in ("echoes", "busy"):
+        if does == "takes-long":
+            await self.proceed.wait()
+        if does in ("echoes", "busy", "takes-long"):
             content = {"headers": dict(request.headers), "body": (await request.body()).decode()}
             return JSONResponse(content, 418, {"x-ratelimit-remaining-requests": "7", "x-tunesmith-model": "m"})
         if does.startswith(("overloaded", "model_loading")):
@@ -54,6 +58,18 @@ class Peers:
                 continue
             self.left.set()
         return StreamingResponse(_parts(does), media_type="text/event-stream")
+
+    async def health(self, request: Request) -> Response:
+        """Always well."""
+        self.healths += 1
+        return JSONResponse({"status": "ok"})
+
+
+async def _hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As a process does that was stopped: connections are taken, and nobody answers."""
+    while await reader.read(65536):
+        continue
+    writer.close()
 
 
 async def _parts(does: str) -> AsyncIterator[bytes]:
@@ -88,18 +104,24 @@ async def several(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sev
     """The peers have no room, so that this gateway is the home of every model."""
     folder: Path = tmp_path_factory.mktemp("gateway")
     peers = Peers()
-    app = Starlette(routes=[Route("/{does}/{route:path}", peers.answer, methods=["POST"])])
+    health = Route("/{does}/health", peers.health)
+    app = Starlette(routes=[health, Route("/{does}/{route:path}", peers.answer, methods=["POST"])])
     async with (
         asgi_server.serving(app) as url,
+        await asyncio.start_server(_hang, "127.0.0.1", 0) as hanging,
         # It looks every second.
         gateway_on_simulator(folder, gateway_address="http://127.0.0.1:9/", engine_idle_seconds=4.0) as gateway,
     ):
         revisions = {name: gateway.add_adapter(name, name, checkpoint=True) for name in MODELS}
-        ready = {name: [revision] for name, revision in revisions.items() if not name.startswith(("gone", "twice"))}
+        ready = {
+            name: [revision] for name, revision in revisions.items() if not name.startswith(("gone", "twice", "hangs"))
+        }
         told = [_peer(name, f"{url}/{name}", held) for name, held in ready.items()]
         told += [_peer(f"breaks-{number}", f"{url}/breaks-{number}", [revisions["twice"]]) for number in (1, 2)]
         gone = [revision for name, revision in revisions.items() if name.startswith("gone")]
         told += [_peer("gone", f"http://127.0.0.1:{free_ports(1)[0]}", gone)]
+        hangs = f"http://127.0.0.1:{hanging.sockets[0].getsockname()[1]}"
+        told += [_peer("hangs", hangs, [revisions["hangs"]])]
         gateway.control_plane.peers = told
         await until(lambda: _knows(gateway, len(told)))
         yield Several(gateway, peers)
@@ -235,6 +257,21 @@ async def test_a_stream_that_breaks_ends_with_an_error_after_whole_events(
         assert told["error"]["code"] == "engine_error"
     # So that the next one of these is passed on as well.
     assert (await several.gateway.chat("echoes")).status_code == 418
+
+
+async def test_a_peer_that_hangs_is_given_up_and_one_that_takes_long_is_not(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith_inference.forwarding._PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("tunesmith_inference.forwarding._HEALTH_SECONDS", 1.0)
+    said = await several.gateway.chat("hangs", "x", max_tokens=2)
+    assert said.json()["choices"][0]["message"]["content"] == answer("hangs", "x", 2)
+    asking = asyncio.create_task(several.gateway.chat("takes-long"))
+    # It was asked how it is three times in the meantime.
+    await until(lambda: several.peers.healths >= 3)
+    assert not asking.done()
+    several.peers.proceed.set()
+    assert (await asking).status_code == 418
 
 
 async def test_who_leaves_before_the_answer_ends_the_wait_at_the_peer(several: Several) -> None:
