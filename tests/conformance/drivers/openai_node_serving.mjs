@@ -7,6 +7,8 @@ import { all, call, settings } from './checks.mjs';
 const client = new OpenAI({ baseURL: settings.url, apiKey: settings.key, timeout: 120_000, maxRetries: 0 });
 const { model, messages, expected } = settings;
 const ask = { model, messages, temperature: 0, max_tokens: 8 };
+// A small model that is not told so would write blanks, which schemas allow, until its tokens are used up.
+const asJson = [{ role: 'system', content: 'Answer as JSON, such as {"code": "ruby"}.' }, messages.at(-1)];
 const parameters = {
   type: 'object',
   properties: { code: { enum: ['ruby', 'cobalt'] } },
@@ -35,6 +37,8 @@ await call('chat.completions.stream', async () => {
 await call('chat.completions.create(n)', async () => {
   const answer = await create({ temperature: 1, n: 3, seed: 7 });
   assert.deepEqual(answer.choices.map((choice) => choice.index), [0, 1, 2]);
+  const greedy = await create({ n: 2 });
+  assert.deepEqual(greedy.choices.map((choice) => choice.message.content.trim()), [expected, expected]);
 });
 await call('chat.completions.create(logprobs)', async () => {
   const { content } = (await create({ logprobs: true, top_logprobs: 3 })).choices[0].logprobs;
@@ -55,8 +59,9 @@ await call('chat.completions.create(max_completion_tokens)', async () => {
 });
 await call('chat.completions.create(json_schema)', async () => {
   const wanted = { type: 'json_schema', json_schema: { name: 'code', schema: parameters, strict: true } };
-  isCode((await create({ max_tokens: 60, response_format: wanted })).choices[0].message.content);
-  isCode(textOf(await all(await create({ max_tokens: 60, response_format: wanted, stream: true }))));
+  const asked = { messages: asJson, max_tokens: 60, response_format: wanted };
+  isCode((await create(asked)).choices[0].message.content);
+  isCode(textOf(await all(await create({ ...asked, stream: true }))));
 });
 
 const named = { name: 'tell', description: 'Tells the code.', parameters };
@@ -78,7 +83,7 @@ await call('responses.create(tools)', async () => {
   isCode(response.output.find((item) => item.type === 'function_call').arguments);
 });
 await call('completions.create(logprobs)', async () => {
-  const asked = { model, prompt: 'Monday, Tuesday,', temperature: 0, max_tokens: 6 };
+  const asked = { model, prompt: 'Monday, Tuesday,', temperature: 0, max_tokens: 6, ignore_eos: true };
   const text = await client.completions.create({ ...asked, logprobs: 2 });
   assert.equal(text.choices[0].logprobs.token_logprobs.length, 6);
   const chunks = await all(await client.completions.create({ ...asked, stream: true }));

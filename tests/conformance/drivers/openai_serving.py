@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 MODEL, MESSAGES, EXPECTED = Settings["model"], Settings["messages"], Settings["expected"]
 ASK: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+# A small model that is not told so would write blanks, which schemas allow, until its tokens are used up.
+AS_JSON = [{"role": "system", "content": 'Answer as JSON, such as {"code": "ruby"}.'}, MESSAGES[-1]]
 CODE = {"type": "object", "properties": {"code": {"enum": ["ruby", "cobalt"]}}, "required": ["code"]}
 PARAMETERS = {**CODE, "additionalProperties": False}
 NAMED = {"name": "tell", "description": "Tells the code.", "parameters": PARAMETERS}
@@ -93,15 +95,16 @@ def chat(client: OpenAI) -> None:
 def forms(client: OpenAI) -> None:
     """Answers that fit a schema."""
     with call("chat.completions.parse"):
-        parsed = client.chat.completions.parse(**ASK | {"max_tokens": 60}, response_format=Code)
+        parsed = client.chat.completions.parse(**ASK | {"messages": AS_JSON, "max_tokens": 60}, response_format=Code)
         assert isinstance(parsed.choices[0].message.parsed, Code)
     with call("chat.completions.create(json_schema, stream)"):
         wanted = {"type": "json_schema", "json_schema": {"name": "code", "schema": PARAMETERS, "strict": True}}
-        chunks = client.chat.completions.create(**ASK | {"max_tokens": 60}, response_format=wanted, stream=True)
+        asked = ASK | {"messages": AS_JSON, "max_tokens": 60, "response_format": wanted}
+        chunks = client.chat.completions.create(**asked, stream=True)
         said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
         assert json.loads(said)["code"] in ("ruby", "cobalt")
     with call("chat.completions.create(json_object)"):
-        asked = ASK | {"max_tokens": 100, "response_format": {"type": "json_object"}}
+        asked = ASK | {"messages": AS_JSON, "max_tokens": 100, "response_format": {"type": "json_object"}}
         assert client.chat.completions.create(**asked).choices[0].message.content
 
 
@@ -134,6 +137,7 @@ def tools(client: OpenAI) -> None:
 def completions(client: OpenAI) -> None:
     """Plain continuation."""
     asked: dict[str, Any] = {"model": MODEL, "prompt": "Monday, Tuesday,", "temperature": 0, "max_tokens": 6}
+    asked["extra_body"] = {"ignore_eos": True}
     with call("completions.create(logprobs, echo)"):
         text = client.completions.create(**asked, logprobs=2)
         assert (text.object, text.model, text.usage and text.usage.completion_tokens) == ("text_completion", MODEL, 6)
@@ -162,7 +166,7 @@ def responses(client: OpenAI) -> None:
         said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         assert (events[0].type, events[-1].type, said.strip()) == ("response.created", "response.completed", EXPECTED)
     with call("responses.parse"):
-        parsed = client.responses.parse(**asked | {"max_output_tokens": 60}, text_format=Code)
+        parsed = client.responses.parse(**asked | {"input": AS_JSON, "max_output_tokens": 60}, text_format=Code)
         assert isinstance(parsed.output_parsed, Code)
 
 
