@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.toy_platform import ToyPlatform
-from tests.support.live_server import wait_until
+from tests.support.code_names import rows
+from tests.support.live_server import LiveServer, wait_until
 from tests.support.slurm_cluster import SlurmCluster
+from tunesmith import Tunesmith
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 HELD = 4
 """The step before which runs wait; a checkpoint was made after the second."""
@@ -68,6 +71,28 @@ def test_a_cancelled_job_leaves_the_queue(platform: ToyPlatform, cluster: SlurmC
 
     assert platform.server.job(job_id)["status"] == "cancelled"
     platform.check()
+
+
+def test_the_real_trainer_is_a_job_of_slurm(tmp_path: Path, cluster: SlurmCluster) -> None:
+    environment = {"TUNESMITH_EXECUTOR": "slurm", "SLURM_CONF": str(cluster.configuration)}
+    (tmp_path / "rows.jsonl").write_bytes(rows(12))
+    with (
+        LiveServer(tmp_path / "home", environment=environment) as server,
+        Tunesmith(base_url=server.url, api_key=server.api_key) as client,
+    ):
+        job = client.fine_tunes.create(
+            model="smollm2-135m-instruct", training_file=str(tmp_path / "rows.jsonl"), n_epochs=1, batch_size=4, seed=7
+        )
+        wait_until(lambda: queue(cluster) != [], 120, "the preflight is no job of Slurm's")
+        ended = client.fine_tunes.wait(job.id, timeout=400)
+
+        assert ended.status == "succeeded", ended.error
+        steps = [
+            event.data["step"] for event in client.fine_tunes.events(job.id) if event.type == "metrics" and event.data
+        ]
+        assert sorted(steps) == [1, 2, 3]
+        files = client.models.download(str(ended.fine_tuned_model), tmp_path / "model")
+        assert "adapter_model.safetensors" in {path.name for path in files}
 
 
 def queue(cluster: SlurmCluster) -> list[str]:
