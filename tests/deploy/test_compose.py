@@ -89,7 +89,7 @@ def test_an_image_holds_one_extra_and_runs_without_root_or_a_place_to_write(stac
 def test_the_main_job_survives_the_death_of_control_plane_and_run(stack: ComposeStack, tmp_path: Path) -> None:
     with Tunesmith(base_url=stack.url, api_key=stack.secrets["TUNESMITH_API_KEY"], timeout=600) as client:
         job_id = create(client, tmp_path)
-        wait_until(lambda: stack.runs() != [], 300, lambda: described(client, job_id))
+        wait_until(lambda: steps(client, job_id) > 0, 600, lambda: described(client, job_id))
         (run,) = stack.runs()
         check_isolation(stack, run)
         wait_until(lambda: checkpoints(client, job_id) != [], 600, lambda: described(client, job_id))

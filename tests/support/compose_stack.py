@@ -76,7 +76,8 @@ class ComposeStack:
         wait_until(lambda: self.health("server") == "healthy", 120, lambda: self.log("server"))
 
     def down(self) -> None:
-        """Ends and removes everything that runs, and what it stored."""
+        """Ends and removes everything that runs, and what it stored; first the server, which starts runs."""
+        self._compose("stop", "server")
         runs = self.daemon.docker("ps", "--all", "--quiet", "--filter", "label=tunesmith.attempt").stdout.split()
         if runs:
             self.daemon.docker("rm", "--force", "--volumes", *runs)
