@@ -22,7 +22,7 @@ from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.training import deliveries, spec
 from tunesmith_server.training.ownership import owned
-from tunesmith_server.training.success import finish, succeed
+from tunesmith_server.training.success import finish, finished_before, succeed
 
 
 async def build_spec(
@@ -44,9 +44,8 @@ async def complete_import(
     Raises InvalidRequestError when the uploaded bytes are not what they are said to be or could not be served.
     """
     async with core.database.read() as session:
-        job = await jobs.get(session, identity.job_id)
-        if job is not None and job.state == State.SUCCEEDED and job.epoch == identity.epoch and job.fine_tuned_model:
-            return job.fine_tuned_model
+        if name := await finished_before(session, identity):
+            return name
         job = await owned(session, identity)
     if job.kind != jobs.IMPORT:
         raise InvalidRequestError("not_an_import", "Only the run of an import ends by CompleteImport.")

@@ -19,7 +19,6 @@ from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
-from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.fine_tunes.views import tuned_name
 from tunesmith_server.ids import new_id
@@ -30,7 +29,7 @@ from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.training import accounting, deliveries, reports, repository
 from tunesmith_server.training.ownership import amend, owned
 from tunesmith_server.training.spec import attempt_prefix
-from tunesmith_server.training.success import finish, succeed
+from tunesmith_server.training.success import finish, finished_before, succeed
 
 _TRAINING_STATES = frozenset({State.RUNNING, State.PAUSING})
 
@@ -69,9 +68,8 @@ async def complete_training(
     The artifact must be that of a committed checkpoint: it was verified then, and nothing is uploaded twice.
     """
     async with core.database.read() as session:
-        job = await jobs.get(session, identity.job_id)
-        if job is not None and job.state == State.SUCCEEDED and job.epoch == identity.epoch and job.fine_tuned_model:
-            return job.fine_tuned_model
+        if name := await finished_before(session, identity):
+            return name
         job = await owned(session, identity)
         checkpoint = await repository.find_checkpoint(session, job.id, request.step)
         revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None

@@ -26,6 +26,14 @@ Write = Callable[[AsyncSession, FineTuneRow, int], Awaitable[None]]
 """Writes the success of a job at a time in Unix seconds."""
 
 
+async def finished_before(session: AsyncSession, identity: AttemptIdentity) -> str | None:
+    """The name of the job's model where this attempt has ended it already, and its call is repeated."""
+    job = await jobs.get(session, identity.job_id)
+    if job is None or job.state != State.SUCCEEDED or job.epoch != identity.epoch:
+        return None
+    return job.fine_tuned_model
+
+
 async def finish(core: Core, identity: AttemptIdentity, write: Write) -> str:
     """Ends the attempt's job by `write` in one transaction and returns the name of its model.
 
