@@ -237,4 +237,8 @@ def test_nothing_is_stuck(platform: Platform) -> None:
     # Last in the file: whatever came of the jobs above, all have ended and no run is left.
     statuses = {platform.server.job(job_id)["status"] for job_id in platform.jobs}
     assert statuses == {"failed", "succeeded"}
-    wait_until(lambda: not list(platform.runs.glob("*/work/run-*")), 60, "a run left its work behind")
+    wait_until(
+        lambda: not [left for run in platform.runs.iterdir() for left in (run / "work").glob("run-*")],
+        60,
+        "a run left its work behind",
+    )

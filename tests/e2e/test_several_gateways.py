@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from tests.inference.gateway import answer, until
+from tests.support.cut_stream import cut
 from tests.support.live_server import LiveServer
 from tests.support.postgres import PostgresServer
 from tests.support.several_gateways import RunningGateway, SeveralGateways, chat_body, several_gateways
@@ -26,8 +27,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 MODELS = 12
 WORKERS = 12
 TOKENS = 6
-BEGUN = 8
-"""Events after which a stream has brought some of its text, on every route."""
 LONG: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "fault:long"}]},
     "/v1/completions": {"prompt": "fault:long"},
@@ -97,8 +96,8 @@ async def test_whatever_had_not_begun_to_stream_is_answered_by_the_other(running
     load = Load(survivor, [f"ft:{number}" for number in range(MODELS) if f"ft:{number}" != alone])
     working = [asyncio.create_task(load.run()) for _ in range(WORKERS)]
     begun = asyncio.Semaphore(0)
-    cut = [asyncio.create_task(_cut(survivor, route, alone, begun)) for route in LONG]
-    for _ in cut:
+    streams = [asyncio.create_task(cut(survivor.http, route, {"model": alone, **LONG[route]}, begun)) for route in LONG]
+    for _ in streams:
         await begun.acquire()
     await until(lambda: load.outcomes.total() > 4 * WORKERS)
     name = running.engine_name(alone)
@@ -111,7 +110,7 @@ async def test_whatever_had_not_begun_to_stream_is_answered_by_the_other(running
 
     assert await asyncio.gather(*under_way) == ["whole"] * len(under_way)
     assert await asyncio.gather(*entering) == [_right(alone, 40)] * len(entering)
-    assert await asyncio.gather(*cut) == ["engine_error"] * len(LONG)
+    assert await asyncio.gather(*streams) == ["engine_error"] * len(LONG)
     await until(lambda: _holds(survivor, MODELS), 60)
     load.ended = True
     await asyncio.gather(*working)
@@ -201,21 +200,6 @@ async def _through_control_plane(running: SeveralGateways, model: str, tokens: i
     assert said.status_code == 200, said.text
     content: str = said.json()["choices"][0]["message"]["content"]
     return content
-
-
-async def _cut(gateway: RunningGateway, route: str, model: str, begun: asyncio.Semaphore) -> str:
-    """A stream that goes on until its gateway dies: the code of the error that ends it, or what it ended with."""
-    seen, last = 0, ""
-    async with gateway.http.stream("POST", route, json={"model": model, "stream": True, **LONG[route]}) as events:
-        assert events.status_code == 200, await events.aread()
-        async for line in events.aiter_lines():
-            if line.startswith("data: "):
-                last, seen = line.removeprefix("data: "), seen + 1
-                if seen == BEGUN:
-                    begun.release()
-    told = json.loads(last) if last != "[DONE]" else {}
-    code: str = told.get("error", {}).get("code", f"ended with {last}")
-    return code
 
 
 async def _all_are_loaded(running: SeveralGateways) -> bool:

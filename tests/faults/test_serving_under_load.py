@@ -28,6 +28,7 @@ from tests.architecture.source_tree import ROOT
 from tests.inference import real_model
 from tests.inference.gateway import BASE, BASE_REVISION, servable
 from tests.support import asgi_server
+from tests.support.cut_stream import cut
 from tests.support.processes import descendants, engine_at, listens_to_others, words
 from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_inference.app import serving
@@ -43,8 +44,6 @@ MODELS = (BASE, *ADAPTERS, FULL)
 TEXTS = ("one", "two words", "the third of them", "and a fourth that is longer than the others")
 REQUESTS = 2000
 AT_ONCE = 16
-BEGUN = 8
-"""Events after which a stream has brought some of its text, on every route."""
 LONG: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one"}], "max_tokens": 400},
     "/v1/completions": {"prompt": "one", "max_tokens": 400},
@@ -97,20 +96,8 @@ class Load:
         return said
 
     async def cut(self, route: str, model: str, begun: asyncio.Semaphore) -> str:
-        """A stream that goes on until its engine dies: the code of the error that ends it, or what it ended with."""
-        sent = {"model": model, "stream": True, "ignore_eos": True, **LONG[route]}
-        seen, last = 0, ""
-        async with self.http.stream("POST", route, json=sent) as lines:
-            assert lines.status_code == 200, await lines.aread()
-            async for line in lines.aiter_lines():
-                if not line.startswith("data: "):
-                    continue
-                last, seen = line.removeprefix("data: "), seen + 1
-                if seen == BEGUN:
-                    begun.release()
-        told = json.loads(last) if last != "[DONE]" else {}
-        code: str = told.get("error", {}).get("code", f"ended with {last}")
-        return code
+        """What ends a stream that goes on until its engine dies."""
+        return await cut(self.http, route, {"model": model, "ignore_eos": True, **LONG[route]}, begun)
 
     async def streamed(self, model: str, text: str) -> str:
         """The answer put together; raises StreamBroken with the code that ended it."""
