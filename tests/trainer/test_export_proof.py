@@ -16,15 +16,16 @@ from tunesmith_trainer import export_proof, lora
 from tunesmith_trainer.artifact import ArtifactWriter
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
 from tunesmith_trainer.errors import RunFailed
-from tunesmith_trainer.model import Hardware, load, load_for_generation
+from tunesmith_trainer.model import Hardware, load, load_for_generation, load_in_four_bits
 
 PROMPTS = [[5, 6, 7], [40, 41], [100, 90, 80, 70]]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def trained(folder: Path, *, full: bool, dtype: str = "float32") -> nn.Module:
+def trained(folder: Path, *, full: bool, dtype: str = "float32", in_four_bits: bool = False) -> nn.Module:
     """A model that has moved away from its base."""
-    model = load(folder, Hardware(torch.device("cpu"), dtype, 256, "a test"))
+    loaded = load_in_four_bits if in_four_bits else load
+    model = loaded(folder, Hardware(torch.device("cpu"), dtype, 256, "a test"))
     if not full:
         lora.attach(model, 4, 8, 1)
     torch.manual_seed(3)
@@ -58,6 +59,26 @@ def test_what_was_written_agrees_with_the_model_in_memory(
     write(family, trained(family, full=full, dtype=dtype), tmp_path, full=full, merged=merged)
 
     assert (tmp_path / "golden.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_trained_on_four_bits_is_proven_there_and_its_golden_answers_are_of_the_whole_weights(
+    base: Path, tmp_path: Path, dtype: str
+) -> None:
+    model = trained(base, full=False, dtype=dtype, in_four_bits=True)
+    writer = ArtifactWriter(base, "tiny", config(full=False), PROMPTS, [2], merged=False)
+    answers, coarsest = writer.write(model, model.state_dict(), tmp_path, in_four_bits=True)
+    export_proof.prove(model, answers, coarsest)
+
+    golden = json.loads((tmp_path / "golden.json").read_text())["prompts"]
+    assert [one["logprobs"] for one in golden] != [one["logprobs"] for one in answers]
+    whole = load(base, Hardware(torch.device("cpu"), "float32", 256, "a test"))
+    lora.attach_saved(whole, tmp_path)
+    export_proof.prove(whole, golden, torch.float32)
+    with torch.no_grad():
+        next(one for name, one in model.named_parameters() if name.endswith("lora_B")).add_(1)
+    with pytest.raises(RunFailed, match="do not answer as the trained model does"):
+        export_proof.prove(model, answers, coarsest)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers

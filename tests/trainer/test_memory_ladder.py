@@ -1,12 +1,41 @@
 """Which way of computing a run takes, by what its machine has and what became of the attempts before."""
 
+import numpy as np
 import pytest
 
+from tunesmith_trainer.base_shapes import BaseShapes
+from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.errors import BadSpec, OutOfMemory
-from tunesmith_trainer.memory_ladder import Ladder, Rung, rungs
+from tunesmith_trainer.memory_ladder import Ladder, Rung, ladder_of, rungs
 from tunesmith_trainer.memory_plan import Plan
+from tunesmith_trainer.rendering import Example
 
 GIB = 1 << 30
+# Eight thousand million parameters in 32 layers.
+LARGE = BaseShapes(
+    parameters=8_030_000_000,
+    layers=32,
+    hidden=4096,
+    intermediate=14_336,
+    queries=4096,
+    keys=1024,
+    normed=8192,
+    capped_heads=0,
+    vocabulary=128_256,
+    linears={
+        f"{layer}.{name}": shape
+        for layer in range(32)
+        for name, shape in {
+            "q": (4096, 4096),
+            "k": (1024, 4096),
+            "v": (1024, 4096),
+            "o": (4096, 4096),
+            "gate": (14_336, 4096),
+            "up": (14_336, 4096),
+            "down": (4096, 14_336),
+        }.items()
+    },
+)
 RUNGS = [Rung(1024), Rung(512), Rung(512, 15), Rung(512, 30)]
 NEEDS = dict(zip(RUNGS, (8, 6, 4, 3), strict=True))
 
@@ -88,3 +117,77 @@ def test_running_out_of_memory_names_the_next_rung_while_there_is_one() -> None:
     assert "the next attempt takes packs of 512 tokens" in str(higher)
     assert isinstance(lowest, BadSpec)
     assert {each.problems[0].code for each in (higher, lowest)} == {"out_of_memory"}
+
+
+def ladder_of_large(
+    *, full_weights: bool, gpu: bool = True, main_memory: int = 256, merged: bool = False, ranks: int = 1
+) -> Ladder:
+    """Of the large model, on rows of 500 tokens."""
+    wanted = Wanted(full_weights=full_weights, seed=1, lora_rank=16, batch_size=64)
+    config = resolve(wanted, Facts(1000, 500, 4096, "llama", 8192))[0]
+    rows = [Example(1, np.zeros(500, np.int32), np.arange(500) >= 250)] * 100
+    return ladder_of(
+        LARGE,
+        config,
+        rows,
+        "bfloat16",
+        16_384,
+        main_memory=main_memory * GIB,
+        gpu=gpu,
+        merged=merged,
+        ranks=ranks,
+    )
+
+
+@pytest.mark.parametrize(
+    ("memory", "starts_with"),
+    [
+        (139, "packs of 16384 tokens"),
+        (24, "packs of 512 tokens"),
+        (16, "packs of 1024 tokens, the base in four bits"),
+        (12, "packs of 512 tokens, the base in four bits"),
+    ],
+)
+def test_adapters_of_a_large_model_are_trained_on_what_a_gpu_has(memory: int, starts_with: str) -> None:
+    choice = ladder_of_large(full_weights=False).choose(memory * GIB, memory * GIB)
+
+    assert str(choice.rung) == starts_with
+    assert choice.need.needed <= memory * GIB * 0.9
+
+
+def test_the_optimizer_goes_to_main_memory_where_a_gpu_is_too_small_for_it_and_packs_grow_again() -> None:
+    chosen = [ladder_of_large(full_weights=True).choose(memory * GIB, memory * GIB).rung for memory in (139, 80, 48)]
+
+    assert [one.offloaded for one in chosen] == [False, True, True]
+    assert chosen[1].pack_tokens > chosen[2].pack_tokens
+
+
+def lowest(steps: Ladder) -> Rung:
+    """The one that attempts come to which all run out of memory."""
+    choice = steps.choose(1 << 50, 1 << 50)
+    failures = 0
+    while choice.lower is not None:
+        failures += 1
+        choice = steps.choose(1 << 50, 1 << 50, failures=failures)
+    return choice.rung
+
+
+def test_what_does_not_help_is_no_rung() -> None:
+    assert lowest(ladder_of_large(full_weights=True)).offloaded
+    assert not lowest(ladder_of_large(full_weights=True, gpu=False)).offloaded, "it is in main memory already"
+    assert not lowest(ladder_of_large(full_weights=True, main_memory=100)).offloaded, "it would have no room there"
+    assert not lowest(ladder_of_large(full_weights=True, ranks=2)).offloaded, "devices share it instead"
+    assert lowest(ladder_of_large(full_weights=False)).in_four_bits
+    assert lowest(ladder_of_large(full_weights=False, gpu=False)).in_four_bits
+    assert not lowest(ladder_of_large(full_weights=False, merged=True)).in_four_bits, "they are served in whole weights"
+
+
+def test_further_rungs_need_less_than_all_before() -> None:
+    steps = ladder_of_large(full_weights=False)
+    whole, four_bits = (
+        [need.needed for rung, need in zip(steps._rungs, steps._needs, strict=True) if rung.in_four_bits is wanted]
+        for wanted in (False, True)
+    )
+
+    assert four_bits
+    assert max(four_bits) < min(whole)

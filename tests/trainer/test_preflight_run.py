@@ -13,7 +13,7 @@ from tunesmith_trainer.machine import Machine
 from tunesmith_trainer.preflight_run import run_preflight
 from tunesmith_trainer.reporter import Reporter
 
-LARGE = Machine("cpu", False, "float32", 1024, 64 << 30, 64 << 30, 1e11)
+LARGE = Machine("cpu", False, "float32", 1024, 64 << 30, 64 << 30, 1e11, 64 << 30)
 LONG = json.dumps({"prompt": "long " * 300, "completion": "x"})
 
 
@@ -106,7 +106,7 @@ def test_rows_that_are_cut_are_counted_and_listed_and_the_job_goes_on(
 def test_a_job_that_never_fits_is_refused_with_the_largest_terms(
     server: TrainingServer, base: Path, tmp_path: Path
 ) -> None:
-    small = Machine("cpu", False, "float32", 1024, 1 << 20, 100 << 20, 1e11)
+    small = Machine("cpu", False, "float32", 1024, 1 << 20, 100 << 20, 1e11, 100 << 20)
     report = checked(server, base, tmp_path, small)
 
     (finding,) = report.findings
@@ -127,10 +127,10 @@ def test_a_job_that_fits_several_gpus_is_told_how_many(
     for devices in (1, 2, 4):
         server.spec.devices = devices
         (tmp_path / str(devices)).mkdir()
-        none = Machine("gpu", True, "bfloat16", 256, 1, 1, 1e14)
+        none = Machine("gpu", True, "bfloat16", 256, 1, 1, 1e14, 0)
         needed[devices] = checked(server, base, tmp_path / str(devices), none).memory.needed_bytes
     assert needed[4] < needed[2] < needed[1]
-    between = Machine("gpu", True, "bfloat16", 256, needed[4], needed[4], 1e14)
+    between = Machine("gpu", True, "bfloat16", 256, needed[4], needed[4], 1e14, 0)
     server.spec.devices = 1
     (tmp_path / "small").mkdir()
     report = checked(server, base, tmp_path / "small", between)
@@ -141,7 +141,7 @@ def test_a_job_that_fits_several_gpus_is_told_how_many(
 
 
 def test_full_weights_need_less_of_each_of_several_gpus(server: TrainingServer, base: Path, tmp_path: Path) -> None:
-    gpu = Machine("gpu", True, "bfloat16", 1024, 8 << 30, 8 << 30, 1e14)
+    gpu = Machine("gpu", True, "bfloat16", 1024, 8 << 30, 8 << 30, 1e14, 0)
     server.spec.weights = pb.WEIGHTS_FULL
     needed = []
     for devices in (1, 4):
@@ -172,7 +172,7 @@ def test_the_way_of_computing_is_told_with_its_reason(server: TrainingServer, ba
 
 
 def test_a_job_that_may_fit_later_is_warned(server: TrainingServer, base: Path, tmp_path: Path) -> None:
-    busy = Machine("cpu", False, "float32", 1024, 1 << 20, 64 << 30, None)
+    busy = Machine("cpu", False, "float32", 1024, 1 << 20, 64 << 30, None, 64 << 30)
     report = checked(server, base, tmp_path, busy)
 
     assert [(one.code, one.severity) for one in report.findings] == [("memory_tight", pb.SEVERITY_WARNING)]

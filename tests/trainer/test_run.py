@@ -25,6 +25,8 @@ from tunesmith_trainer.reporter import Reporter
 
 RunAttempt = Callable[[TrainingServer], int]
 
+LAST_RUNG = 6  # of the tiny model on a processor: failed attempts until there is no smaller way
+
 
 def losses(server: TrainingServer) -> list[tuple[int, float]]:
     return [(one.step, one.train_loss) for one in server.metrics]
@@ -279,13 +281,34 @@ def test_at_the_end_of_the_ladder_the_job_fails_with_what_helps(
     server: TrainingServer, run_attempt: RunAttempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits_only(monkeypatch, 0)
-    for failures in (4, 5):  # on the last rung, and below it
+    for failures in (LAST_RUNG, LAST_RUNG + 1):
         server.spec.memory_failures = failures
         assert run_attempt(server) == 64
         assert server.failed is not None
         assert server.failed.cause == pb.FAILURE_CAUSE_USER
         assert server.failed.failures[0].code == "out_of_memory"
         assert "Use shorter rows, a smaller lora_rank" in server.failed.failures[0].message
+
+
+def test_with_the_base_in_four_bits_a_run_learns_nearly_the_same_resumes_exactly_and_says_so(
+    server: TrainingServer, run_attempt: RunAttempt, base: Path
+) -> None:
+    assert run_attempt(server) == 0
+    on_whole_weights = losses(server)
+    server.spec.memory_failures = LAST_RUNG
+    server.heartbeats.clear()
+    assert run_attempt(server) == 0
+    uninterrupted = losses(server)
+    told = "".join(events(server))
+    assert "the base in four bits, about" in told
+    assert "The result is served on the whole weights" in told
+    assert [loss for _, loss in uninterrupted] == pytest.approx([loss for _, loss in on_whole_weights], rel=0.05)
+    assert uninterrupted != on_whole_weights
+
+    server.checkpoints = server.checkpoints[:1]
+    next_attempt(server)
+    assert run_attempt(server) == 0
+    assert losses(server) == uninterrupted[5:]  # bit for bit
 
 
 def test_stop_yields_without_saving(server: TrainingServer, run_attempt: RunAttempt) -> None:

@@ -48,12 +48,13 @@ class ArtifactWriter:
         return (WEIGHTS_FILE, CONFIG_FILE) if self._merged else ()
 
     def write(
-        self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path
+        self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, in_four_bits: bool = False
     ) -> tuple[list[dict[str, Any]], torch.dtype]:
         """Writes the trained weights into `folder` and, read back from there, the golden answers.
 
         `weights` is the model's state dict, of which the model itself may hold a part only. Returns what `prove` needs
-        to show that the files answer as the model does.
+        to show that the files answer as the model does: of an adapter that was trained on a base `in_four_bits`, what
+        it answers there. The golden answers are those on the whole weights, which serve it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         parameter = next(model.parameters())
@@ -70,6 +71,8 @@ class ArtifactWriter:
         if self._merged:
             # Last: where PEFT is installed, transformers would put the adapter on the merged weights once more.
             lora.save(model, folder, self._base_model_id)
+        if in_four_bits:
+            answers = self._golden.in_four_bits(folder)
         return answers, min(dtypes, key=lambda dtype: dtype.itemsize)
 
 

@@ -2,6 +2,7 @@
 Must not know how weights came about, optimizers or the control plane."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from torch import nn
 from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
+from tunesmith_trainer.base_shapes import stored_shapes
+from tunesmith_trainer.machine import memory_of
 from tunesmith_trainer.model import load_for_generation
 from tunesmith_trainer.rendering import Example
 
 GOLDEN_FILE = "golden.json"
 _PROMPTS = 3
 _TOKENS = 8
+_ROOM = 1.2  # of its weights, that a model needs to answer
 
 
 class GoldenAnswers:
@@ -31,8 +35,10 @@ class GoldenAnswers:
     def record(self, folder: Path, device: torch.device, *, whole: bool) -> list[dict[str, Any]]:
         """Writes greedy answers in float32 into `folder` and returns them.
 
-        The tuned model is loaded from the files there: a `whole` one, or an adapter on the base.
+        The tuned model is loaded from the files there: a `whole` one, or an adapter on the base. Where the device has
+        no room for it, in main memory.
         """
+        device = _with_room(device, self._base_folder)
         if self._base_answers is None:
             self._base_answers = self._answers(load_for_generation(self._base_folder, device))
         tuned = load_for_generation(folder if whole else self._base_folder, device)
@@ -51,6 +57,13 @@ class GoldenAnswers:
         ]
         (folder / GOLDEN_FILE).write_text(json.dumps({"dtype": "float32", "prompts": prompts}))
         return prompts
+
+    def in_four_bits(self, folder: Path) -> list[dict[str, Any]]:
+        """What the adapter in `folder` answers on the base in four bits, as it was trained; nothing is written."""
+        tuned = load_for_generation(self._base_folder, torch.device("cpu"), in_four_bits=True)
+        lora.attach_saved(tuned, folder)
+        answers = zip(self._prompts, self._answers(tuned), strict=True)
+        return [{"prompt_token_ids": prompt, **answer} for prompt, answer in answers]
 
     def _answers(self, model: nn.Module) -> list[dict[str, Any]]:
         return [greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
@@ -86,3 +99,12 @@ def greedy(model: nn.Module, prompt: list[int], stop_ids: Sequence[int], tokens:
         float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(answer.logits, token_ids, strict=True)
     ]
     return {"token_ids": token_ids, "logprobs": logprobs}
+
+
+def _with_room(device: torch.device, folder: Path) -> torch.device:
+    """The device, or main memory where a model in float32 does not fit beside what is on the device already."""
+    if device.type == "cpu":
+        return device
+    torch.cuda.empty_cache()
+    needed = 4 * _ROOM * sum(math.prod(shape) for shape in stored_shapes(folder).values())
+    return device if needed <= memory_of(device)[0] else torch.device("cpu")

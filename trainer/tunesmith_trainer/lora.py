@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith_trainer.adapter_file import CONFIG_FILE, PREFIX, WEIGHTS_FILE, delta
+from tunesmith_trainer.four_bit_linear import FourBitLinear
 from tunesmith_trainer.lora_linear import LoraLinear
 
 
@@ -36,7 +37,7 @@ def adaptable(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and not name.endswith(".base")
+        if isinstance(module, nn.Linear | Conv1D | FourBitLinear) and module is not head and not name.endswith(".base")
     ]
 
 
@@ -67,7 +68,7 @@ def attach(
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         layer = model.get_submodule(name)
-        linear = StoredTransposed(layer) if isinstance(layer, Conv1D) else cast("nn.Linear", layer)
+        linear = StoredTransposed(layer) if isinstance(layer, Conv1D) else cast("nn.Linear | FourBitLinear", layer)
         _put(model, name, LoraLinear(linear, rank, alpha, generator, use_rslora=use_rslora))
     return names
 
@@ -82,7 +83,7 @@ def attach_saved(model: nn.Module, folder: Path) -> None:
 def merge(model: nn.Module) -> None:
     """Adds every delta to its layer's weight, in float32, and leaves a plain model, for which no adapter is needed."""
     for name, layer in list(_layers(model)):
-        base = layer.base
+        base = cast("nn.Linear", layer.base)  # as it is exported, never in four bits
         with torch.no_grad():
             a, b = (side.detach().float().cpu().numpy() for side in (layer.lora_A, layer.lora_B))
             added = torch.from_numpy(delta(a, b, layer.scale)).to(base.weight.device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith_trainer.four_bit_linear import FourBitLinear
 from tunesmith_trainer.products import product
 
 
@@ -18,10 +19,16 @@ class LoraLinear(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator, *, use_rslora: bool = False
+        self,
+        base: nn.Linear | FourBitLinear,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        *,
+        use_rslora: bool = False,
     ) -> None:
         super().__init__()
-        device = base.weight.device
+        device = (base.codes if isinstance(base, FourBitLinear) else base.weight).device
         self.base = base.requires_grad_(requires_grad=False)
         self.alpha = alpha
         self.use_rslora = use_rslora
@@ -34,6 +41,10 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) to (…, out), in x's dtype."""
         rows = x.reshape(-1, x.shape[-1])
+        if isinstance(self.base, FourBitLinear):
+            reduced = rows @ self.lora_A.to(x.dtype).t()
+            added = torch.addmm(self.base(rows), reduced, self.lora_B.to(x.dtype).t(), alpha=self.scale)
+            return added.view(*x.shape[:-1], -1)
         out: Tensor = _adapted(rows, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale)[0]
         return out.view(*x.shape[:-1], -1)
 

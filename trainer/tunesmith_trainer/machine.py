@@ -33,7 +33,8 @@ _GPU_FLOPS = (
 class Machine:
     """Where a training run of this machine computes.
 
-    `available` bytes are free now, `capacity` is all there is; `flops` per second of products in `dtype`, None where
+    `available` bytes are free now, `capacity` is all there is, of `main_memory` as well, which for a processor is the
+    same; `flops` per second of products in `dtype`, None where
     that is not known; `pack_tokens` is the size of a micro-batch.
     """
 
@@ -44,26 +45,28 @@ class Machine:
     available: int
     capacity: int
     flops: float | None
+    main_memory: int
 
     def for_each_of(self, ranks: int) -> "Machine":
         """What each of so many ranks has: a GPU of its own, or its part of processor and main memory."""
         if self.is_gpu or ranks == 1:
             return self
         flops = None if self.flops is None else self.flops / ranks
-        return replace(self, available=self.available // ranks, capacity=self.capacity // ranks, flops=flops)
+        available, capacity = self.available // ranks, self.capacity // ranks
+        return replace(self, available=available, capacity=capacity, flops=flops)
 
 
 def survey() -> Machine:
     """Looks at the largest visible GPU, else the one that runs are promised, else at processor and main memory."""
     promised = promised_gpu()
     gpu = largest(visible_gpus() or ([promised] if promised else []))
+    free, main = memory_of(torch.device("cpu"))
     if gpu is not None:
         name, capacity, available = gpu
         flops = next((flops for part, flops in _GPU_FLOPS if part in name), None)
-        return Machine(name, True, "bfloat16", GPU_PACK_TOKENS, available, capacity, flops)
+        return Machine(name, True, "bfloat16", GPU_PACK_TOKENS, available, capacity, flops, main)
     dtype, flops_of_cpu, _ = choose_cpu_dtype()
-    available, capacity = memory_of(torch.device("cpu"))
-    return Machine("cpu", False, dtype, CPU_PACK_TOKENS, available, capacity, flops_of_cpu)
+    return Machine("cpu", False, dtype, CPU_PACK_TOKENS, free, main, flops_of_cpu, main)
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

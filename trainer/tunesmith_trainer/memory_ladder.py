@@ -2,12 +2,12 @@
 Must not know weights, processes or the control plane. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, OutOfMemory, Problem, RunFailed
-from tunesmith_trainer.memory_plan import Plan, gib, plan
+from tunesmith_trainer.memory_plan import Plan, gib, offloaded_bytes, plan
 from tunesmith_trainer.rendering import Example
 
 TIGHT = 0.9
@@ -20,15 +20,24 @@ class Rung:
     """How a step is computed; what comes of it is the same on every rung, up to rounding.
 
     Micro-batches have at most `pack_tokens` tokens. The first `recomputed_layers` decoder layers are computed again in
-    the backward pass, so that only their inputs are kept.
+    the backward pass, so that only their inputs are kept. An optimizer that is `offloaded` lies and steps in main
+    memory. With the base `in_four_bits` adapters learn what they would on the whole weights only nearly.
     """
 
     pack_tokens: int
     recomputed_layers: int = 0
+    offloaded: bool = False
+    in_four_bits: bool = False
 
     def __str__(self) -> str:
-        packs = f"packs of {self.pack_tokens} tokens"
-        return f"{packs}, {self.recomputed_layers} layers computed twice" if self.recomputed_layers else packs
+        parts = [f"packs of {self.pack_tokens} tokens"]
+        if self.recomputed_layers:
+            parts.append(f"{self.recomputed_layers} layers computed twice")
+        if self.offloaded:
+            parts.append("the optimizer in main memory")
+        if self.in_four_bits:
+            parts.append("the base in four bits")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +117,46 @@ def ladder_of(
     dtype: str,
     pack_tokens: int,
     *,
+    main_memory: int,
     gpu: bool,
+    merged: bool,
     ranks: int = 1,
 ) -> Ladder:
-    """The ladder of a run over these rows on so many ranks; the fastest packs are of `pack_tokens`."""
+    """The ladder of a run over these rows on so many ranks; the fastest packs are of `pack_tokens`.
+
+    `main_memory` is all that the machine has, in bytes. Adapters that are `merged` into the weights they are served in
+    need these as they are.
+    """
 
     def need_of(rung: Rung) -> Plan:
-        layers = rung.recomputed_layers
-        return plan(shapes, config, examples, dtype, rung.pack_tokens, gpu=gpu, recomputed_layers=layers, ranks=ranks)
+        return plan(
+            shapes,
+            config,
+            examples,
+            dtype,
+            rung.pack_tokens,
+            gpu=gpu,
+            recomputed_layers=rung.recomputed_layers,
+            offloaded=rung.offloaded,
+            in_four_bits=rung.in_four_bits,
+            ranks=ranks,
+        )
 
     longest = max(len(example.token_ids) for example in examples)
-    return Ladder(rungs(pack_tokens, longest, shapes.layers), need_of, full_weights=config.full_weights)
+    ways = rungs(pack_tokens, longest, shapes.layers)
+    further: list[Rung] = []
+    if config.full_weights and gpu and ranks == 1:  # several devices share the optimizer instead
+        if offloaded_bytes(shapes) <= main_memory * TIGHT:
+            further = [replace(way, offloaded=True) for way in ways]
+    elif not config.full_weights and not merged:
+        further = [replace(way, in_four_bits=True) for way in ways]
+    least = min(need_of(way).needed for way in ways)
+    further = [way for way in further if need_of(way).needed < least]
+    return Ladder([*ways, *further], need_of, full_weights=config.full_weights)
 
 
 def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
-    """From the fastest to the smallest.
+    """From the fastest to the smallest, with weights and optimizer as they are.
 
     Halved packs cost little; layers that are computed twice cost up to half as much again, so that they come after:
     half of them, then all. Rows are not split, so that no pack is made smaller than the `longest` one, in tokens.

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.four_bit_linear import BYTES_PER_WEIGHT
 from tunesmith_trainer.head import rows_at_once
+from tunesmith_trainer.optim import STEPPED_AT_ONCE
 from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
 
@@ -47,13 +49,17 @@ def plan(
     *,
     gpu: bool,
     recomputed_layers: int = 0,
+    offloaded: bool = False,
+    in_four_bits: bool = False,
     ranks: int = 1,
 ) -> Plan:
     """The largest of three moments: the backward pass of the largest step, its update, the proof after a checkpoint.
 
-    The proof loads the model once more, in float32, while weights and optimizer stay where they are. Of the first
-    `recomputed_layers` only the inputs are kept, until the backward pass comes to each. With several `ranks` it is the
-    leader's plan, and full weights are split among them; what is being computed with is there as a whole.
+    The proof loads the model once more, in float32, while weights and optimizer stay where they are; of a run on a GPU
+    it is made in main memory where the GPU has no room for it. Of the first `recomputed_layers` only the inputs are
+    kept, until the backward pass comes to each. An `offloaded` optimizer is in main memory; a base `in_four_bits` is
+    made whole layer by layer. With several `ranks` it is the leader's plan, and full weights are split among them; what
+    is being computed with is there as a whole.
     """
     size = _BYTES[dtype]
     trained = shapes.parameters if config.full_weights else shapes.adapter_parameters(config.lora_rank)
@@ -61,9 +67,9 @@ def plan(
     parts = ranks if config.full_weights else 1
     lasting = {
         "process": _PROCESS[gpu],
-        "weights": shapes.parameters * size // parts,
+        "weights": _weights(shapes, size, in_four_bits=in_four_bits) // parts,
         "adapters": 0 if config.full_weights else trained * _FULL,
-        "optimizer": (2 * trained * _FULL + master) // parts,
+        "optimizer": 0 if offloaded else (2 * trained * _FULL + master) // parts,
     }
     packs = _largest_step(examples, config.batch_size, pack_tokens)
     worst = max(packs, key=lambda one: len(one.token_ids))
@@ -76,12 +82,35 @@ def plan(
         # While the first micro-batch goes back, its activations make room for the gradients.
         "gradients": gradients // parts if len(packs) > 1 else 0,
         "gathered": _gathered(shapes) * size if parts > 1 else 0,
+        "whole": _restored(shapes, size) if in_four_bits else 0,
     }
-    update = {"gradients": trained * _FULL // parts, "update": trained * _FULL // parts}
-    proof = {"proof": shapes.parameters * _FULL}
+    update = {"gradients": gradients // parts, "update": 0 if offloaded or size == _FULL else _stepped(shapes, trained)}
+    proof = {} if gpu else {"proof": shapes.parameters * _FULL}
     moments = sorted((passing, update, proof), key=lambda moment: sum(moment.values()))
     terms = {**lasting, **moments[-1]}
     return Plan({name: terms[name] for name in sorted(terms, key=lambda name: -terms[name]) if terms[name]})
+
+
+def offloaded_bytes(shapes: BaseShapes) -> int:
+    """What an offloaded optimizer has in main memory: moments, master copies, and gradients in a step."""
+    return 3 * shapes.parameters * _FULL + _stepped(shapes, shapes.parameters)
+
+
+def _stepped(shapes: BaseShapes, trained: int) -> int:
+    """Gradients that there are in float32 at once while parameters are stepped."""
+    largest = max(shapes.vocabulary * shapes.hidden, *(out * width for out, width in shapes.linears.values()))
+    return min(trained, max(largest, STEPPED_AT_ONCE)) * _FULL
+
+
+def _weights(shapes: BaseShapes, size: int, *, in_four_bits: bool) -> int:
+    if not in_four_bits:
+        return shapes.parameters * size
+    return (shapes.parameters - shapes.multiplied) * size + int(shapes.multiplied * BYTES_PER_WEIGHT)
+
+
+def _restored(shapes: BaseShapes, size: int) -> int:
+    """The largest linear layer's weight made whole: looked up in float32 by codes of four bytes for two, then cast."""
+    return max(out * width for out, width in shapes.linears.values()) * (_FULL // 2 + _FULL + size)
 
 
 def _gathered(shapes: BaseShapes) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tunesmith_trainer import attention, processor_linear
+from tunesmith_trainer import attention, four_bit_linear, processor_linear
 from tunesmith_trainer.base_shapes import decoder_layers
 from tunesmith_trainer.processor import choose_cpu_dtype
 from tunesmith_trainer.products import uses_onednn
@@ -51,9 +51,25 @@ def load(folder: Path, hardware: Hardware) -> nn.Module:
     return model
 
 
-def load_for_generation(folder: Path, device: torch.device) -> nn.Module:
+def load_in_four_bits(folder: Path, hardware: Hardware) -> nn.Module:
+    """As `load`, with the weights of the decoder's linear layers in four bits, made of what the files hold.
+
+    All of the model is in main memory first: the device may be too small for it.
+    """
+    attention.register()
+    model = _load(folder, "auto", torch.device("cpu"), attention.NAME)
+    four_bit_linear.install(decoder_layers(model))
+    for parameter in model.parameters():  # scales are no parameters and stay in float32
+        parameter.data = parameter.data.to(_DTYPES[hardware.dtype])
+    return model.to(hardware.device)
+
+
+def load_for_generation(folder: Path, device: torch.device, *, in_four_bits: bool = False) -> nn.Module:
     """Loads a model folder in float32, the dtype in which proofs are recorded, for `generate`."""
-    return _load(folder, torch.float32, device, "eager")  # all families have it
+    model = _load(folder, torch.float32, device, "eager")  # all families have it
+    if in_four_bits:
+        four_bit_linear.install(decoder_layers(model))
+    return model
 
 
 def load_as_stored(folder: Path) -> nn.Module:

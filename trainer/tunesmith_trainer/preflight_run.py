@@ -74,8 +74,17 @@ def _foresee(
     machine = machine.for_each_of(devices)
 
     def ladder_on(ranks: int) -> Ladder:
-        gpu, dtype, packs = machine.is_gpu, machine.dtype, machine.pack_tokens
-        return ladder_of(shapes, config, examples, dtype, packs, gpu=gpu, ranks=ranks)
+        return ladder_of(
+            shapes,
+            config,
+            examples,
+            machine.dtype,
+            machine.pack_tokens,
+            main_memory=machine.main_memory,
+            gpu=machine.is_gpu,
+            merged=prepared.merged,
+            ranks=ranks,
+        )
 
     ladder = ladder_on(devices)
     choice = ladder.choose(machine.available, machine.capacity)

@@ -30,7 +30,7 @@ from tunesmith_trainer.machine import memory_of
 from tunesmith_trainer.memory_ladder import Choice, Ladder, ladder_of
 from tunesmith_trainer.memory_plan import gib
 from tunesmith_trainer.methods import objective_of
-from tunesmith_trainer.model import Hardware, choose_hardware, load
+from tunesmith_trainer.model import Hardware, choose_hardware, load, load_in_four_bits
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.recompute import recompute
@@ -40,6 +40,11 @@ from tunesmith_trainer.results import wire_evaluation, write_results
 from tunesmith_trainer.workspace import adapter_folder, resume_folder
 
 logger = logging.getLogger(__name__)
+
+_FOUR_BITS = (
+    "Memory is short: the base model's weights are in four bits while adapters are trained on them, and the job's "
+    "metrics are measured so. The result is served on the whole weights and may answer somewhat differently."
+)
 
 
 class Training:
@@ -100,8 +105,11 @@ class Training:
         self._reporter.add_event(f"A step is computed in {choice.rung}, {needed}: {choice.reason}.")
         allocator.keep_freed_memory()
         apart = config.full_weights and distributed.size() > 1
-        # In main memory first where it is split: one device may be too small for all of it.
-        self._model: nn.Module = load(self._base, replace(hardware, device=torch.device("cpu")) if apart else hardware)
+        if choice.rung.in_four_bits:
+            self._model: nn.Module = load_in_four_bits(self._base, hardware)
+            self._reporter.add_event(_FOUR_BITS, level="warn")
+        else:  # in main memory first where it is split: one device may be too small for all of it
+            self._model = load(self._base, replace(hardware, device=torch.device("cpu")) if apart else hardware)
         start = distributed.by_leader(lambda: adapter_folder(self._spec, self._work))
         if not config.full_weights:
             lora.attach(
@@ -146,8 +154,8 @@ class Training:
     def run_loop(self) -> Trained:
         """Trains to the last step, from where a former attempt was saved if the spec says so."""
         config, data = self._data.config, self._data
-        optimizer = Optimizer(sharding.inner(self._model).named_parameters())
         rung, failures = self._choice.rung, self._spec.memory_failures
+        optimizer = Optimizer(sharding.inner(self._model).named_parameters(), offloaded=rung.offloaded)
         progress = Progress(0, 0, self._hardware.dtype, [], rung, failures)
         if self._resume and self._progress:
             checkpoint.restore(self._resume, self._model, optimizer, config)
@@ -246,7 +254,8 @@ class Training:
         self, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]
     ) -> tuple[list[dict[str, Any]], torch.dtype]:
         folder = self._work / f"step-{progress.step}"
-        claim = self._artifacts.write(sharding.inner(self._model), weights, folder)
+        in_four_bits = self._choice.rung.in_four_bits
+        claim = self._artifacts.write(sharding.inner(self._model), weights, folder, in_four_bits=in_four_bits)
         checkpoint.save_state(folder, optimizer, self._data.config, progress)
         return claim
 
@@ -284,7 +293,14 @@ class Training:
 
 def _ladder(base: Path, data: Prepared, hardware: Hardware) -> Ladder:
     shapes, examples = read_shapes(build_empty(base)), [*data.training, *data.evaluation]
-    gpu = hardware.device.type == "cuda"
     return ladder_of(
-        shapes, data.config, examples, hardware.dtype, hardware.pack_tokens, gpu=gpu, ranks=distributed.size()
+        shapes,
+        data.config,
+        examples,
+        hardware.dtype,
+        hardware.pack_tokens,
+        main_memory=memory_of(torch.device("cpu"))[1],
+        gpu=hardware.device.type == "cuda",
+        merged=data.merged,
+        ranks=distributed.size(),
     )

@@ -1,0 +1,51 @@
+"""The optimizer's two homes: beside the parameters, and main memory."""
+
+import pytest
+import torch
+from torch import nn
+
+from tunesmith_trainer.optim import Optimizer
+
+
+def parameters(dtype: torch.dtype) -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    return {"first": nn.Parameter(torch.randn(8, 4).to(dtype)), "second": nn.Parameter(torch.randn(8).to(dtype))}
+
+
+def step(optimizer: Optimizer, trained: dict[str, nn.Parameter], seed: int) -> float:
+    torch.manual_seed(seed)
+    for parameter in trained.values():
+        parameter.grad = torch.randn(parameter.shape).to(parameter.dtype)
+    return float(optimizer.step(1e-2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_offloaded_optimizer_takes_the_same_steps(dtype: torch.dtype) -> None:
+    near, far = parameters(dtype), parameters(dtype)
+    beside, offloaded = Optimizer(near.items()), Optimizer(far.items(), offloaded=True)
+
+    for seed in range(5):
+        assert step(beside, near, seed) == pytest.approx(step(offloaded, far, seed))
+        assert all(parameter.grad is None for parameter in far.values()), "they make room at once"
+    for name, parameter in near.items():
+        torch.testing.assert_close(far[name], parameter)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("saved_offloaded", "resumed_offloaded"), [(False, True), (True, True), (True, False)])
+def test_a_run_that_moves_between_them_goes_on_where_it_was(
+    dtype: torch.dtype, *, saved_offloaded: bool, resumed_offloaded: bool
+) -> None:
+    trained = parameters(dtype)
+    saved = Optimizer(trained.items(), offloaded=saved_offloaded)
+    for seed in range(3):
+        step(saved, trained, seed)
+    state = {name: tensor.clone() for name, tensor in saved.state().items()}
+    resumed = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in trained.items()}
+    optimizer = Optimizer(resumed.items(), offloaded=resumed_offloaded)
+    optimizer.load_state(state)
+
+    step(saved, trained, 3)
+    step(optimizer, resumed, 3)
+    for name, parameter in trained.items():
+        torch.testing.assert_close(resumed[name], parameter)
