@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 
 from tests.support.training_server import TOKEN, TrainingServer, next_attempt
@@ -84,7 +85,7 @@ def test_a_full_disk_is_known_by_each_of_its_words() -> None:
 
 
 def test_a_damaged_checkpoint_is_said_and_nothing_is_trained_over_it(
-    server: TrainingServer, run_attempt: RunAttempt
+    server: TrainingServer, run_attempt: RunAttempt, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run_attempt(server) == 0
     uninterrupted = [one.train_loss for one in server.metrics]
@@ -97,13 +98,44 @@ def test_a_damaged_checkpoint_is_said_and_nothing_is_trained_over_it(
 
     assert run_attempt(server) == EXIT_INFRASTRUCTURE
     assert server.failed is not None
+    assert server.failed.cause == pb.FAILURE_CAUSE_INFRASTRUCTURE
     [failure] = server.failed.failures
-    assert failure.code == "object_damaged"
-    assert "fetching training_state.safetensors" in failure.message
-    assert "an earlier one can be the model of a new job" in failure.message
+    assert failure.code == "checkpoint_damaged"
+    assert failure.message.startswith("The checkpoint of step 5 is damaged: what object storage holds")
+    assert "fetching training_state.safetensors" in caplog.text  # for the operator
     assert (server.checkpoints, server.completed) == ([], None)
 
-    stored.write_bytes(whole)  # the operator has restored it
+    server.spec.ClearField("resume")  # the control plane has none that is older
     server.heartbeats.clear()
     assert run_attempt(server) == 0
-    assert [one.train_loss for one in server.metrics] == uninterrupted[5:]
+    assert [one.train_loss for one in server.metrics] == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("training_state.json", b"{"),
+        ("training_state.json", b"[]"),
+        ("training_state.json", b"{}"),
+        ("training_state.safetensors", b"not tensors"),
+        ("training_state.safetensors", serialize({})),
+        ("adapter_model.safetensors", serialize({"a": torch.zeros(1)})),
+    ],
+)
+def test_a_checkpoint_that_came_whole_and_cannot_be_restored_is_damaged_too(
+    server: TrainingServer, run_attempt: RunAttempt, name: str, content: bytes
+) -> None:
+    assert run_attempt(server) == 0
+    next_attempt(server)
+    server.completed = None
+    [stored] = server.root.glob(f"kept-*/{name}")
+    stored.write_bytes(content)
+    [file] = (file for file in server.spec.resume.files if file.path == name)
+    file.CopyFrom(server.remote(f"{stored.parent.name}/{name}", name))
+
+    assert run_attempt(server) == EXIT_INFRASTRUCTURE
+    assert server.failed is not None
+    [failure] = server.failed.failures
+    assert failure.code == "checkpoint_damaged"
+    assert failure.message == "The checkpoint of step 10 is damaged: its files do not hold a saved run of this job."
+    assert server.completed is None

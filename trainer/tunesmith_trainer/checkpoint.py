@@ -2,22 +2,28 @@
 Must not know URLs or when to save."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.errors import BadSpec, Problem
+from tunesmith_trainer.errors import BadSpec, Problem, checkpoint_damaged
 from tunesmith_trainer.evaluation import Measured, RowScore
 from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preference import PairScore
 from tunesmith_trainer.sharding import inner, part_of
+
+logger = logging.getLogger(__name__)
 
 STATE_FILES = ("training_state.json", "training_state.safetensors")
 _DOCUMENT, _TENSORS = STATE_FILES
@@ -65,6 +71,18 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: Traini
         lora.load(model, folder)
     # Where weights are not float32, the master copies in the state hold more than the served weights and replace them.
     optimizer.load_state(load_file(folder / _TENSORS))
+
+
+@contextmanager
+def reading(step: int) -> Iterator[None]:
+    """For the length of a block, a checkpoint that cannot be read ends the run by `checkpoint_damaged`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        if "os error" in str(error):  # the disk's or the machine's fault, in the safetensors library's words
+            raise
+        logger.warning("the checkpoint cannot be read", exc_info=error)
+        raise checkpoint_damaged(step, "its files do not hold a saved run of this job") from error
 
 
 def _measured(document: dict[str, Any]) -> Measured:

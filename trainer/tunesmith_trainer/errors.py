@@ -71,6 +71,11 @@ class OutOfMemory(RunFailed):
     exit_code = EXIT_OUT_OF_MEMORY
 
 
+def checkpoint_damaged(step: int, why: str) -> InfrastructureFailed:
+    """How a run ends that cannot resume from the checkpoint of its spec: by this code the next one gets an older."""
+    return InfrastructureFailed(Problem("checkpoint_damaged", f"The checkpoint of step {step} is damaged: {why}."))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left, on a GPU or in the process. By name: torch loads slowly."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

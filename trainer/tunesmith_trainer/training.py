@@ -62,7 +62,8 @@ class Training:
         self._work = work
         self._reporter = reporter
         self._resume = distributed.by_leader(lambda: resume_folder(spec, work))
-        self._progress = checkpoint.read_progress(self._resume, data.config) if self._resume else None
+        with checkpoint.reading(spec.resume.step):
+            self._progress = checkpoint.read_progress(self._resume, data.config) if self._resume else None
         known = self._progress.dtype if self._progress else None
         hardware = distributed.by_leader(lambda: choose_hardware(known))
         self._ladder = _ladder(base, data, hardware)
@@ -158,7 +159,8 @@ class Training:
         optimizer = Optimizer(sharding.inner(self._model).named_parameters(), offloaded=rung.offloaded)
         progress = Progress(0, 0, self._hardware.dtype, [], rung, failures)
         if self._resume and self._progress:
-            checkpoint.restore(self._resume, self._model, optimizer, config)
+            with checkpoint.reading(self._spec.resume.step):
+                checkpoint.restore(self._resume, self._model, optimizer, config)
             progress = replace(self._progress, rung=rung, memory_failures=failures)
             self._reporter.add_event(f"Resuming after step {progress.step} of {config.total_steps}.")
         recompute(sharding.inner(self._model), rung.recomputed_layers)

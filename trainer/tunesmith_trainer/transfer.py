@@ -44,7 +44,8 @@ class LocalFile:
 def download(files: Iterable[Remote], folder: Path, pause: Callable[[float], None] = time.sleep) -> None:
     """Fetches files into `folder`, going on where a broken transfer stopped, and checks size and hash.
 
-    Raises BadSpec for an unsafe path and InfrastructureFailed when a file cannot be had as described.
+    Raises BadSpec for an unsafe path and InfrastructureFailed when a file cannot be had as described, ObjectDamaged if
+    that is because it lies damaged.
     """
     with httpx.Client(timeout=_TIMEOUT) as client:
         for file in files:
@@ -119,6 +120,10 @@ def safe_path(path: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
+class ObjectDamaged(InfrastructureFailed):
+    """Object storage answers, with other bytes than were stored there."""
+
+
 class _TryAgain(Exception):
     """A transfer that broke in a way that may pass."""
 
@@ -142,12 +147,12 @@ def _persist(transfer: Callable[[], None], what: str, pause: Callable[[float], N
     raise InfrastructureFailed(Problem("storage_unavailable", f"Object storage failed {_ATTEMPTS} times at {what}."))
 
 
-def _damaged(what: str) -> InfrastructureFailed:
+def _damaged(what: str) -> ObjectDamaged:
     message = (
         f"What object storage holds is not what was stored there; it failed {_DAMAGED_ATTEMPTS} times at {what}. Have "
         "its operator restore it. Of a checkpoint, an earlier one can be the model of a new job."
     )
-    return InfrastructureFailed(Problem("object_damaged", message))
+    return ObjectDamaged(Problem("object_damaged", message))
 
 
 def _fetch(client: httpx.Client, file: Remote, target: Path) -> None:

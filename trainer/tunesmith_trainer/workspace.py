@@ -1,15 +1,18 @@
 """Owns what a run has on its disk: the model to start from, data, a checkpoint to resume; and the spec in our words.
 Must not know torch or what is done with the files."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.config import LongRows, Method, Start, Wanted
-from tunesmith_trainer.errors import BadSpec, Problem
+from tunesmith_trainer.errors import BadSpec, Problem, checkpoint_damaged
 from tunesmith_trainer.preflight import Examined, Prepared, examine, prepare
 from tunesmith_trainer.row_checks import Watch
-from tunesmith_trainer.transfer import Remote, cached_base_model, download
+from tunesmith_trainer.transfer import ObjectDamaged, Remote, cached_base_model, download
+
+logger = logging.getLogger(__name__)
 
 _ROWS = "rows"  # of the cache: what preflight has rendered, a run need not
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -63,12 +66,18 @@ def model_archive(spec: pb.TrainingSpec, work: Path) -> Path:
 
 
 def resume_folder(spec: pb.TrainingSpec, work: Path) -> Path | None:
-    """Folder of this job's checkpoint to go on from, if the spec names one."""
+    """Folder of this job's checkpoint to go on from, if the spec names one. Raises `checkpoint_damaged`."""
     if not spec.HasField("resume"):
         return None
     folder = work / "resume"
     # Only the last part of a path counts: a checkpoint is one flat folder, whatever prefix it was listed under.
-    download([_remote(file, file.path.rpartition("/")[2]) for file in spec.resume.files], folder)
+    files = [_remote(file, file.path.rpartition("/")[2]) for file in spec.resume.files]
+    try:
+        download(files, folder)
+    except ObjectDamaged as failure:
+        logger.warning("the checkpoint is damaged: %s", failure)  # names the file
+        why = "what object storage holds of it is not what was stored there"
+        raise checkpoint_damaged(spec.resume.step, why) from failure
     return folder
 
 

@@ -138,6 +138,13 @@ def retrying(reason: str, delay_seconds: int) -> NewEvent:
     return NewEvent(f"{_cut(reason)} Trying again in {delay_seconds} seconds.", level="warn")
 
 
+def stepped_back(damaged_step: int, older_step: int | None) -> NewEvent:
+    """No run can resume from the job's newest checkpoint; `older_step` is that of the one it has to go on from."""
+    onward = "from the start" if older_step is None else f"from the checkpoint of step {older_step}"
+    message = f"The checkpoint of step {damaged_step} is damaged: the job goes on {onward}."
+    return NewEvent(message, level="warn", data={"step": damaged_step, "resumes_from_step": older_step})
+
+
 def silent(seconds: int) -> NewEvent:
     """The executor says that the run runs, but the run itself says nothing."""
     return NewEvent(f"The run has not been heard from for {seconds} seconds; waiting for it.", level="warn")

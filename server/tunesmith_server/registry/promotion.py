@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,10 @@ def revision_of(artifact: Artifact) -> Revision:
     )
 
 
-async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int) -> Revision:
+async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int, *, mend: bool = False) -> Revision:
     """Turns verified bytes into a revision; the same artifact gives the same one without new work.
 
+    With `mend` that one's bytes are looked at again, and what is no longer as it was is copied anew.
     Raises InvalidRequestError with code `artifact_rejected` and every problem found.
     """
     revision = revision_of(artifact)
@@ -70,7 +71,7 @@ async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int) ->
         base = await base_shapes(store, artifact.base_revision)
         # The copy is verified and not the original: its run could still write to that one.
         try:
-            await _copy(store, artifact, folder)
+            await _copy(store, artifact.prefix, artifact.files, folder)
             _reject(await _content_problems(store, artifact, folder, base, max_lora_rank))
         except InvalidRequestError:
             for file in artifact.files:
@@ -79,6 +80,8 @@ async def promote(store: ObjectStore, artifact: Artifact, max_lora_rank: int) ->
         reach("promotion.copied")
         await store.put_bytes(f"{folder}/{MANIFEST_NAME}", _manifest(artifact))
         reach("promotion.sealed")
+    elif mend:
+        await _mend(store, artifact, folder)
     return revision
 
 
@@ -108,11 +111,19 @@ def _manifest(artifact: Artifact) -> bytes:
     return tuned_manifest(artifact.kind, artifact.base_model_id, artifact.base_revision, artifact.files)
 
 
-async def _copy(store: ObjectStore, artifact: Artifact, folder: str) -> None:
+async def _mend(store: ObjectStore, artifact: Artifact, folder: str) -> None:
+    """Replaces what is damaged of a sealed revision, file by file: whoever reads the others is not disturbed."""
+    damaged = [file for file in artifact.files if (await _verify(store, f"{folder}/{file.path}", file)).problems]
+    await _copy(store, artifact.prefix, damaged, folder)
+    for file in damaged:
+        _reject((await _verify(store, f"{folder}/{file.path}", file)).problems)
+
+
+async def _copy(store: ObjectStore, prefix: str, files: Iterable[ManifestFile], folder: str) -> None:
     missing = []
-    for file in artifact.files:
+    for file in files:
         try:
-            await store.copy(f"{artifact.prefix}/{file.path}", f"{folder}/{file.path}")
+            await store.copy(f"{prefix}/{file.path}", f"{folder}/{file.path}")
         except ObjectNotFoundError:
             missing.append(Problem("file_missing", f"{file.path} was not uploaded."))
     _reject(missing)

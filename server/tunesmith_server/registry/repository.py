@@ -141,12 +141,15 @@ async def get_revision(session: AsyncSession, revision_id: str) -> RevisionRow |
 
 
 async def retire_revisions(session: AsyncSession, ids: Collection[str], now: int) -> None:
-    """Leaves those of the revisions to the sweep that no job, kept checkpoint or model refers to."""
+    """Leaves those of the revisions to the sweep that no job, kept checkpoint or model refers to or starts from."""
     needed: set[str | None] = set()
     for query in (
         select(CheckpointRow.revision).where(CheckpointRow.removed_at.is_(None), CheckpointRow.revision.in_(ids)),
         select(ModelRow.revision).where(ModelRow.deleted_at.is_(None), ModelRow.revision.in_(ids)),
         select(FineTuneRow.revision).where(FineTuneRow.revision.in_(ids)),
+        select(FineTuneRow.start_revision).where(
+            FineTuneRow.finished_at.is_(None), FineTuneRow.start_revision.in_(ids)
+        ),
     ):
         needed |= set(await session.scalars(query))
     unneeded = update(RevisionRow).where(RevisionRow.id.in_(set(ids) - needed))

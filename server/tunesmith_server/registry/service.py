@@ -125,9 +125,11 @@ class RegistryService:
         base_model_id: str,
         base_revision: str,
         max_lora_rank: int,
+        mend: bool = False,
     ) -> Revision:
         """Verifies what a run uploaded below `prefix` and keeps it as a revision; no transaction is open meanwhile.
 
+        `mend`: also where the same bytes are one already, which may be damaged meanwhile.
         The sweep leaves it alone until it was recorded. Raises InvalidRequestError with code `artifact_rejected` and
         every problem found, or UnavailableError while the bytes of an earlier try are being swept.
         """
@@ -140,7 +142,7 @@ class RegistryService:
         )
         async with self._core.database.write() as session:
             await claims.begin_promotion(session, promotion.revision_of(artifact).id, self._core.clock())
-        return await promotion.promote(self._core.store, artifact, max_lora_rank)
+        return await promotion.promote(self._core.store, artifact, max_lora_rank, mend=mend)
 
     async def base_model_files(self, base_id: str) -> list[SignedFile]:
         """The files of a base model (id or alias); raises NotFoundError, or UnavailableError before it is ready."""

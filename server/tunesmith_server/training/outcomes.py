@@ -26,8 +26,13 @@ class Cause(StrEnum):
     """The machine, the network, a kill."""
     OUT_OF_MEMORY = "out_of_memory"
     """Too little memory: the next run is told how often, and computes in a way that needs less."""
+    DAMAGED_CHECKPOINT = "damaged_checkpoint"
+    """The checkpoint to resume from: the next run gets an older one, so this ends by itself."""
     PREEMPTION = "preemption"
     """The run was asked to make room."""
+
+
+_NOT_ITS_FAULT = frozenset({Cause.INFRASTRUCTURE, Cause.DAMAGED_CHECKPOINT, Cause.PREEMPTION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ def decide(ending: Ending, retries: Mapping[str, int], *, made_progress: bool = 
 
 def decide_pausing(ending: Ending, retries: Mapping[str, int]) -> Rest | GiveUp:
     """The same for a job that is to be paused: it rests however its run ended, unless it would fail again."""
-    if ending.cause in (Cause.PREEMPTION, Cause.INFRASTRUCTURE) or ending == _INCOMPLETE:
+    if ending.cause in _NOT_ITS_FAULT or ending == _INCOMPLETE:
         return Rest(dict(retries))
     verdict = decide(ending, retries)
     return verdict if isinstance(verdict, GiveUp) else Rest(verdict.retries)
@@ -121,7 +126,7 @@ def decide_pausing(ending: Ending, retries: Mapping[str, int]) -> Rest | GiveUp:
 
 def decide_preempted(ending: Ending, retries: Mapping[str, int]) -> Retry | GiveUp:
     """The same for a run that was told to make room: its end is no fault, whether it saved in time or not."""
-    if ending.cause not in (Cause.PREEMPTION, Cause.INFRASTRUCTURE):
+    if ending.cause not in _NOT_ITS_FAULT:
         return decide(ending, retries)
     counted = retries.get(Cause.PREEMPTION, 0) + 1
     return Retry(0, {**retries, Cause.PREEMPTION.value: counted})

@@ -46,10 +46,20 @@ async def upsert_metrics(session: AsyncSession, job_id: str, metrics: Sequence[J
     )
 
 
-async def insert_checkpoint(session: AsyncSession, row: CheckpointRow) -> None:
-    """Adds a checkpoint; raises IntegrityError when the job has one of this step."""
-    session.add(row)
-    await session.flush()
+async def put_checkpoint(session: AsyncSession, row: CheckpointRow) -> bool:
+    """Adds a checkpoint, under the id of the job's damaged one of this step if there is one.
+
+    False, and nothing is written, where the job has a sound one of this step.
+    """
+    values = {column.name: getattr(row, column.name) for column in CheckpointRow.__table__.columns}
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = insert(CheckpointRow).values(values)
+    statement = statement.on_conflict_do_update(
+        index_elements=["job_id", "step"],
+        set_={name: statement.excluded[name] for name in values if name != "id"},
+        where=CheckpointRow.damaged_at.is_not(None),
+    )
+    return await session.scalar(statement.returning(CheckpointRow.id)) is not None
 
 
 async def find_checkpoint(session: AsyncSession, job_id: str, step: int) -> CheckpointRow | None:
@@ -76,6 +86,19 @@ async def list_checkpoints(
     query = select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.removed_at.is_(None))
     if after is not None:
         query = query.where(CheckpointRow.step < after.step)
+    return list(await session.scalars(query.order_by(CheckpointRow.step.desc()).limit(limit)))
+
+
+async def resumable_checkpoints(
+    session: AsyncSession, job_id: str, *, before_epoch: int, limit: int
+) -> list[CheckpointRow]:
+    """The checkpoints that an attempt of this epoch can resume from, newest first: those of earlier attempts."""
+    query = select(CheckpointRow).where(
+        CheckpointRow.job_id == job_id,
+        CheckpointRow.epoch < before_epoch,
+        CheckpointRow.removed_at.is_(None),
+        CheckpointRow.damaged_at.is_(None),
+    )
     return list(await session.scalars(query.order_by(CheckpointRow.step.desc()).limit(limit)))
 
 

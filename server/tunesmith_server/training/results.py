@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -39,20 +38,21 @@ async def commit_checkpoint(
 ) -> str:
     """Makes the checkpoint exist and returns its model name; a step that was committed before stays as it is.
 
+    Only where that one is damaged, this one takes its place and its name.
     Raises InvalidRequestError when the uploaded bytes are not what they are said to be or could not be served.
     """
     async with core.database.read() as session:
         job = await owned(session, identity)
         known = await repository.find_checkpoint(session, job.id, request.step)
-    if known is not None:
+    if known is not None and known.damaged_at is None:
         return known.model_name
     if job.state not in _TRAINING_STATES or request.step < 1:
         raise InvalidRequestError("invalid_checkpoint", "Only a training run has checkpoints, from step 1 on.")
-    revision, row = await _verified_checkpoint(core, registry, identity, job, request)
+    revision, row = await _verified_checkpoint(core, registry, identity, job, request, mend=known is not None)
     reach("checkpoint.verified")
     try:
-        await _write_checkpoint(core, identity, job, revision, row)
-    except IntegrityError:
+        await _write_checkpoint(core, identity, job, revision, row, known)
+    except _CommittedError:
         # The same call, repeated while the first one was still verifying, has been faster.
         return row.model_name
     reach("checkpoint.written")
@@ -73,7 +73,7 @@ async def complete_training(
         job = await owned(session, identity)
         checkpoint = await repository.find_checkpoint(session, job.id, request.step)
         revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
-    if checkpoint is None or checkpoint.removed_at is not None or revision is None:
+    if checkpoint is None or checkpoint.removed_at or checkpoint.damaged_at or revision is None:
         raise InvalidRequestError("checkpoint_not_committed", f"Commit the checkpoint of step {request.step} first.")
     if request.HasField("artifact"):
         _require_same(request, job, revision)
@@ -120,6 +120,8 @@ async def _verified_checkpoint(
     identity: AttemptIdentity,
     job: FineTuneRow,
     request: pb.CommitCheckpointRequest,
+    *,
+    mend: bool,
 ) -> tuple[Revision, CheckpointRow]:
     kind = deliveries.checked_artifact(request.artifact, job.requested["weights"])
     prefix = f"{attempt_prefix(identity)}/{request.artifact.prefix}"
@@ -132,6 +134,7 @@ async def _verified_checkpoint(
         base_model_id=job.base_model_id,
         base_revision=job.resolved["base_revision"] if job.resolved else "",
         max_lora_rank=core.settings.max_lora_rank,
+        mend=mend,
     )
     name = f"{tuned_name(job)}:ckpt-step-{request.step}"
     now = int(core.clock())
@@ -150,14 +153,24 @@ async def _verified_checkpoint(
     return revision, row
 
 
+class _CommittedError(Exception):
+    """The step has a sound checkpoint."""
+
+
 async def _write_checkpoint(
-    core: Core, identity: AttemptIdentity, job: FineTuneRow, revision: Revision, row: CheckpointRow
+    core: Core,
+    identity: AttemptIdentity,
+    job: FineTuneRow,
+    revision: Revision,
+    row: CheckpointRow,
+    damaged: CheckpointRow | None,
 ) -> None:
     async with core.database.write() as session:
         line = events.checkpoint_created(row.step, row.model_name)
         await amend(session, identity, row.created_at, events=[line])
         await registry_repository.record_revision(session, revision, row.created_at)
-        await repository.insert_checkpoint(session, row)
+        if not await repository.put_checkpoint(session, row):
+            raise _CommittedError
         await registry_repository.publish_model(
             session,
             name=row.model_name,
@@ -167,6 +180,8 @@ async def _write_checkpoint(
             checkpoint=True,
             now=row.created_at,
         )
+        if damaged is not None:
+            await registry_repository.retire_revisions(session, {damaged.revision}, row.created_at)
         reach("checkpoint.writing")
 
 

@@ -58,8 +58,10 @@ def superfluous(rows: Sequence[CheckpointRow], referred: Set[str]) -> list[Check
     """Those of a job's checkpoints (in any order) that it need not keep; `referred` are ids that others need."""
     if len(rows) <= KEPT:
         return []
-    newest = sorted(rows, key=lambda row: row.step)[-KEPT_NEWEST:]
-    kept = {row.id for row in (*newest, *_best(rows))} | referred
+    by_step = sorted(rows, key=lambda row: row.step)
+    # A damaged one goes when its time has come, and takes the place of none that a run can resume from.
+    sound = [row for row in by_step if row.damaged_at is None]
+    kept = {row.id for row in (*by_step[-KEPT_NEWEST:], *sound[-KEPT_NEWEST:], *_best(rows))} | referred
     return [row for row in rows if row.id not in kept]
 
 

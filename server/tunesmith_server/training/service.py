@@ -24,6 +24,7 @@ from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.training import deliveries, imports, preflights, reports, repository, results, spec
+from tunesmith_server.training.fallback import step_back
 from tunesmith_server.training.outcomes import Cause, Ending
 from tunesmith_server.training.ownership import amend, owned
 from tunesmith_server.training.settlement import finish_cancelled, settle
@@ -142,7 +143,8 @@ class TrainingService:
             if request.HasField("report"):
                 kept = await preflights.keep(session, job, identity, request.report, rejects, now)
                 await amend(session, identity, now, changes=kept)
-            await settle(session, job, identity.attempt_id, reports.endings(request), now)
+            endings = await step_back(session, identity, reports.endings(request), now)
+            await settle(session, job, identity.attempt_id, endings, now)
             reach("failure.writing")
         reach("failure.written")
         self._wake()
@@ -153,7 +155,7 @@ class TrainingService:
         async with self._core.database.read() as session:
             start = await _start(session, job)
             base_revision = await _base_revision(session, job)
-            newest = await repository.list_checkpoints(session, job.id, limit=1)
+            newest = await repository.resumable_checkpoints(session, job.id, before_epoch=identity.epoch, limit=1)
             checkpoint = newest[0] if newest else None
             revision = await registry_repository.get_revision(session, checkpoint.revision) if checkpoint else None
         inputs = spec.Inputs(

@@ -45,6 +45,7 @@ async def promote(core: Core, files: Files, kind: ArtifactKind = ArtifactKind.AD
         base_model_id=BASE_ID,
         base_revision=base_revision,
         max_lora_rank=8,
+        **changes,
     )
 
 
@@ -67,6 +68,28 @@ async def test_promotion_may_be_repeated_even_after_the_run_has_changed_its_file
     assert again == revision
     weights = b"".join([chunk async for chunk in core.store.read(f"revisions/{revision.id}/adapter_model.safetensors")])
     assert weights == files["adapter_model.safetensors"]
+
+
+async def test_a_damaged_revision_is_mended_and_what_is_whole_of_it_stays(each_core: Core) -> None:
+    files, store = adapter_files(), each_core.store
+    revision = await promote(each_core, files)
+    weights, golden = (f"revisions/{revision.id}/{name}" for name in ("adapter_model.safetensors", "golden.json"))
+    await store.put_bytes(weights, files["adapter_model.safetensors"][::-1])
+    await store.delete(golden)
+    copied = []
+    copy = store.copy
+
+    async def copy_and_note(source: str, target: str) -> None:
+        copied.append(target)
+        await copy(source, target)
+
+    store.copy = copy_and_note  # type: ignore[method-assign]  # tells which files were found damaged
+    assert await promote(each_core, files) == revision
+    assert copied == [], "nobody looks at a revision again without a reason"
+    assert await promote(each_core, files, mend=True) == revision
+    assert sorted(copied) == [weights, golden]
+    for key in copied:
+        assert b"".join([chunk async for chunk in store.read(key)]) == files[key.rpartition("/")[2]]
 
 
 async def test_other_bytes_are_another_revision(core: Core) -> None:

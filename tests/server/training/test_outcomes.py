@@ -37,6 +37,7 @@ def test_other_codes_and_signals_are_nobodys_choice(code: int) -> None:
         (Cause.TRAINER, [5]),
         (Cause.INFRASTRUCTURE, [5, 10, 20, 40, 80]),
         (Cause.OUT_OF_MEMORY, [5] * 12),
+        (Cause.DAMAGED_CHECKPOINT, [5] * 20),
         (Cause.PREEMPTION, [5] * 20),
     ],
 )

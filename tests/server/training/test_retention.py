@@ -17,6 +17,7 @@ from tunesmith_server.fine_tunes.permissions import PermissionsService
 from tunesmith_server.registry import repository as registry
 from tunesmith_server.registry.service import RegistryService
 from tunesmith_server.registry.sweep import RevisionsSweep
+from tunesmith_server.training import repository
 from tunesmith_server.training.retention import CheckpointRetention
 from tunesmith_server.training.sweep import RunsSweep
 
@@ -40,6 +41,13 @@ async def commit(platform: Platform, identity: AttemptIdentity, step: int, loss:
     request.metrics.full_valid_loss = loss
     await platform.training.commit_checkpoint(identity, request)
     return request.artifact
+
+
+async def damaged(platform: Platform, job_id: str, step: int) -> None:
+    async with platform.core.database.write() as session:
+        row = await repository.find_checkpoint(session, job_id, step)
+        assert row is not None
+        row.damaged_at = 1
 
 
 async def swept(platform: Platform) -> None:
@@ -79,6 +87,19 @@ async def test_four_checkpoints_all_stay(platform: Platform) -> None:
     identity = await train(platform, [1.0, 2.0, 3.0, 0.5])
     await swept(platform)
     assert await steps(platform, identity.job_id) == [1, 2, 3, 4]
+
+
+async def test_a_damaged_checkpoint_takes_no_place_of_a_sound_one_and_goes_when_its_time_has_come(
+    platform: Platform,
+) -> None:
+    identity = await train(platform, [3.0, 1.0, 1.0, 2.0, 2.5, 2.7])
+    await damaged(platform, identity.job_id, 6)
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [2, 3, 4, 5, 6]
+    for step in (7, 8, 9):
+        await commit(platform, identity, step, 3.0, fill=step)
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [2, 7, 8, 9]
 
 
 async def test_a_shared_checkpoint_stays_and_a_removed_one_cannot_be_shared(each_platform: Platform) -> None:

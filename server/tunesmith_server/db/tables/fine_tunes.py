@@ -174,6 +174,8 @@ class CheckpointRow(Base):
     created_at: Mapped[int]
     removed_at: Mapped[int | None]
     """Since when it is not kept any more: it has no name, and its bytes may be gone."""
+    damaged_at: Mapped[int | None]
+    """Since when it is known that no run can resume from it; unset again by a sound one of the same step."""
 
 
 class CheckpointPermissionRow(Base):

@@ -350,7 +350,7 @@ class Resume(_message.Message):
     """optimizer steps done"""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemoteFile]:
-        """weights and training state of the last committed checkpoint"""
+        """weights and training state of the last committed checkpoint that is not damaged"""
 
     def __init__(
         self,
@@ -1548,6 +1548,7 @@ class Failure(_message.Message):
     PARAM_FIELD_NUMBER: _builtins.int
     ROW_FIELD_NUMBER: _builtins.int
     code: _builtins.str
+    """`checkpoint_damaged`: no run can resume from `TrainingSpec.resume`, so the next gets an older one"""
     message: _builtins.str
     param: _builtins.str
     """training_file, validation_file, hyperparameters.batch_size, …"""
