@@ -116,9 +116,8 @@ def test_a_job_that_never_fits_is_refused_with_the_largest_terms(
     assert server.preflight is None
 
 
-def test_a_job_that_fits_several_gpus_is_told_how_many(
-    server: TrainingServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def needed_on(server: TrainingServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """What the job with full weights needs of each of 1, 2 and 4 GPUs that have nothing."""
     # Full weights of the tiny model and what is kept for them come to a few MiB, which ranks share out.
     monkeypatch.setattr("tunesmith_trainer.memory_plan._PROCESS", {True: 0, False: 0})
     monkeypatch.setattr("tunesmith_trainer.preflight_run._MARGIN", 1.0)
@@ -130,6 +129,18 @@ def test_a_job_that_fits_several_gpus_is_told_how_many(
         none = Machine("gpu", True, "bfloat16", 256, 1, 1, 1e14, 0)
         needed[devices] = checked(server, base, tmp_path / str(devices), none).memory.needed_bytes
     assert needed[4] < needed[2] < needed[1]
+    return needed
+
+
+def resolved_devices(report: pb.PreflightReport) -> list[tuple[str, str]]:
+    """The number of devices that the preflight chose, and why; nothing where it was not to choose."""
+    return [(one.value, one.reason) for one in report.resolved if one.name == "devices"]
+
+
+def test_a_job_that_fits_several_gpus_is_told_how_many(
+    server: TrainingServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = needed_on(server, base, tmp_path, monkeypatch)
     between = Machine("gpu", True, "bfloat16", 256, needed[4], needed[4], 1e14, 0)
     server.spec.devices = 1
     (tmp_path / "small").mkdir()
@@ -138,6 +149,31 @@ def test_a_job_that_fits_several_gpus_is_told_how_many(
     (finding,) = report.findings
     assert finding.code == "insufficient_memory"
     assert finding.message.endswith("or set scheduling.devices to 4, which would be enough.")
+    assert resolved_devices(report) == []
+
+
+@pytest.mark.parametrize("least", [1, 2, 4])
+def test_a_job_that_leaves_it_open_gets_as_few_gpus_as_it_fits_on(
+    server: TrainingServer, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    size = needed_on(server, base, tmp_path, monkeypatch)[least]
+    server.spec.devices = 0
+    report = checked(server, base, tmp_path, Machine("gpu", True, "bfloat16", 256, size, size, 1e14, 0))
+
+    assert server.preflight is not None
+    assert server.preflight.devices == least
+    [(value, reason)] = resolved_devices(report)
+    assert (value, reason == "the run fits on one") == (str(least), least == 1)
+    assert report.memory.needed_bytes == size
+
+
+def test_a_job_that_no_number_of_gpus_helps_is_refused_as_on_one(
+    server: TrainingServer, base: Path, tmp_path: Path
+) -> None:
+    report = checked(server, base, tmp_path, Machine("gpu", True, "bfloat16", 256, 1, 1, 1e14, 0))
+    (finding,) = report.findings
+    assert (finding.code, "scheduling.devices" in finding.message) == ("insufficient_memory", False)
+    assert server.preflight is None
 
 
 def test_full_weights_need_less_of_each_of_several_gpus(server: TrainingServer, base: Path, tmp_path: Path) -> None:
@@ -161,6 +197,11 @@ def test_ranks_on_a_processor_share_its_memory(server: TrainingServer, base: Pat
 
     assert told[4].memory.available_bytes == told[1].memory.available_bytes // 4
     assert told[4].seconds == pytest.approx(told[1].seconds)  # they share its speed as well
+    server.spec.devices = 0
+    (tmp_path / "auto").mkdir()
+    assert resolved_devices(checked(server, base, tmp_path / "auto")) == [
+        ("1", "several would share the processor and its memory")
+    ]
 
 
 def test_the_way_of_computing_is_told_with_its_reason(server: TrainingServer, base: Path, tmp_path: Path) -> None:

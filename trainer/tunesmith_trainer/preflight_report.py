@@ -48,8 +48,8 @@ def wire_memory(plan: Plan, machine: Machine) -> pb.MemoryFit:
     )
 
 
-def completion(prepared: Prepared, findings: Findings) -> pb.CompletePreflightRequest:
-    """What a preflight says that found nothing in the way; its report travels with it."""
+def completion(prepared: Prepared, findings: Findings, devices: int) -> pb.CompletePreflightRequest:
+    """What a preflight says that found nothing in the way of a run on `devices`; its report travels with it."""
     config = prepared.config
     return pb.CompletePreflightRequest(
         hyperparameters=pb.Hyperparameters(
@@ -69,6 +69,7 @@ def completion(prepared: Prepared, findings: Findings) -> pb.CompletePreflightRe
         tokens=prepared.tokens,
         labelled_tokens=prepared.labelled_tokens,
         total_steps=config.total_steps,
+        devices=devices,
         warnings=[
             *(pb.RunEvent(level="info", message=note) for note in prepared.notes),
             *(_event(finding) for finding in findings.listed()),

@@ -47,8 +47,9 @@ def run_preflight(
     examined = workspace.examine_run(spec, base, cache, work, watch)
     findings, prepared = examined.findings, examined.prepared
     report = data_report(examined)
+    devices = spec.devices
     if prepared is not None:
-        _foresee(base, prepared, look(), findings, report, devices=max(1, spec.devices))
+        devices = _foresee(base, prepared, look(), findings, report, devices=devices)
     report.findings.extend(wire_findings(findings))
     if findings.rejects:
         write_rejects(findings, work / "rejects")
@@ -57,13 +58,16 @@ def run_preflight(
     reporter.attach(report)
     if prepared is None or findings.problems():
         raise BadData(*findings.problems())
-    reporter.complete_preflight(completion(prepared, findings))
+    reporter.complete_preflight(completion(prepared, findings, devices))
 
 
 def _foresee(
     base: Path, prepared: Prepared, machine: Machine, findings: Findings, report: pb.PreflightReport, *, devices: int
-) -> None:
-    """What the run would be like: will its result be served, does it fit, how long does it take."""
+) -> int:
+    """What the run would be like: will its result be served, does it fit, how long does it take.
+
+    Returns on how many devices: on `devices`, or if that is 0, on as few as it fits on.
+    """
     config = prepared.config
     empty = build_empty(base)
     shapes = read_shapes(empty)
@@ -71,7 +75,7 @@ def _foresee(
         for problem in adapter_problems(base, empty, config, merged=prepared.merged):
             findings.add(problem)
     examples = [*prepared.training, *prepared.evaluation]
-    machine = machine.for_each_of(devices)
+    machine = machine.for_each_of(devices or 1)
 
     def ladder_on(ranks: int) -> Ladder:
         return ladder_of(
@@ -86,6 +90,9 @@ def _foresee(
             ranks=ranks,
         )
 
+    if not devices:
+        devices, why = _fewest(ladder_on, machine)
+        report.resolved.append(pb.Resolved(name="devices", value=str(devices), reason=why))
     ladder = ladder_on(devices)
     choice = ladder.choose(machine.available, machine.capacity)
     report.memory.CopyFrom(wire_memory(choice.need, machine))
@@ -102,6 +109,7 @@ def _foresee(
             gpu=machine.is_gpu,
             recomputed_layers=choice.rung.recomputed_layers,
         )
+    return devices
 
 
 def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findings) -> bool:
@@ -116,6 +124,17 @@ def _too_large(ladder: Ladder, machine: Machine, enough: int | None) -> Problem:
     message = f"{_told(ladder.least)}; {machine.device} has {gib(machine.capacity)}. {ladder.advice}"
     more = f", or set scheduling.devices to {enough}, which would be enough" if enough else ""
     return Problem("insufficient_memory", f"{message}{more}.", "training_file")
+
+
+def _fewest(ladder_on: Callable[[int], Ladder], machine: Machine) -> tuple[int, str]:
+    """The least number of devices that a run fits on, and why; one where no number helps."""
+    if not machine.is_gpu:
+        return 1, "several would share the processor and its memory"
+    needed = ladder_on(1).least.needed
+    if needed <= machine.capacity * _MARGIN:
+        return 1, "the run fits on one"
+    why = f"one has {gib(machine.capacity)}, and {gib(needed)} would be needed there"
+    return _enough(ladder_on, 1, machine) or 1, why
 
 
 def _enough(ladder_on: Callable[[int], Ladder], devices: int, machine: Machine) -> int | None:

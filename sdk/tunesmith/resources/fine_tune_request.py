@@ -59,7 +59,7 @@ class FineTuneRequest(TypedDict, total=False):
     priority: int | None
     """-100 to 100; higher starts first."""
     devices: int | Auto | None
-    """Accelerators of the run."""
+    """Accelerators of the run; else as few as it fits on."""
     max_run_seconds: int | None
     """Time of running after which the job pauses itself."""
     max_device_seconds: int | None

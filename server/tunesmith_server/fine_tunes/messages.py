@@ -73,7 +73,7 @@ def job(shown: FineTuneObject) -> pb.FineTune:
         integrations=[_integration(each) for each in shown.integrations or ()],
         estimated_finish=shown.estimated_finish,
         method=shown.method.type,
-        scheduling=pb.SchedulingOptions(**shown.scheduling.model_dump()),
+        scheduling=pb.SchedulingOptions(**_numbers(shown.scheduling.model_dump())),
         auto_start=shown.auto_start,
         queue_position=shown.queue_position,
     )

@@ -68,7 +68,7 @@ class SchedulingOptions(BaseModel):
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     """Higher starts first."""
     devices: Annotated[int | Auto, integer_or_auto(1, _MAX_DEVICES)] = "auto"
-    """Accelerators that a run takes, all or none."""
+    """Accelerators that a run takes, all or none; auto: as few as it fits on."""
     max_run_seconds: Annotated[int, Field(strict=True, ge=1, le=_MAX_SECONDS)] | None = None
     max_device_seconds: Annotated[int, Field(strict=True, ge=1, le=_MAX_SECONDS)] | None = None
 
@@ -148,7 +148,7 @@ class SchedulingObject(BaseModel):
     """The wishes to the scheduler in force; a limit that was used up is lifted by `resume`."""
 
     priority: int
-    devices: int
+    devices: int | Auto
     max_run_seconds: int | None
     max_device_seconds: int | None
 

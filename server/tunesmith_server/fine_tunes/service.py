@@ -166,6 +166,7 @@ def new_row(row_id: str, principal: Principal, request: CreateFineTune, origin: 
     if request.training.weights == "lora":
         asked |= origin.adapter
     wishes = request.scheduling
+    asked["devices"] = wishes.devices
     return FineTuneRow(
         id=row_id,
         project_id=principal.project_id,

@@ -104,6 +104,11 @@ def training_of(job: FineTuneRow) -> TrainingObject:
     )
 
 
+def chooses_devices(job: FineTuneRow) -> bool:
+    """Whether the job leaves its number of devices to the preflight; those of earlier releases say so by having one."""
+    return "devices" not in job.requested and job.devices == 1
+
+
 def error(job: FineTuneRow) -> JobError | None:
     """Why the job failed, or None."""
     if job.error_code is None:
@@ -141,7 +146,7 @@ def _method(numbers: Hyperparameters, name: str) -> MethodObject:
 def _scheduling(job: FineTuneRow) -> SchedulingObject:
     return SchedulingObject(
         priority=job.priority,
-        devices=job.devices,
+        devices="auto" if job.resolved is None and chooses_devices(job) else job.devices,
         max_run_seconds=job.max_run_seconds,
         max_device_seconds=job.max_device_seconds,
     )

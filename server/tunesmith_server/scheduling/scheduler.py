@@ -164,8 +164,8 @@ class Scheduler:
         for job in queue.waiting:
             if job.devices > len(inventory.devices) and self._may_act():
                 message = (
-                    f"The job asks for {job.devices} devices, but this installation has {len(inventory.devices)}. "
-                    "Make a new job that asks for no more than that."
+                    f"The job needs {job.devices} devices, but this installation has {len(inventory.devices)}. "
+                    "Make a new job that needs no more than that."
                 )
                 await self._fail(job.job_id, State.QUEUED, "not_enough_devices", message, "devices")
 

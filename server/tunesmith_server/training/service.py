@@ -20,6 +20,7 @@ from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import events
 from tunesmith_server.fine_tunes import repository as jobs
 from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.fine_tunes.views import chooses_devices
 from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import RegistryService
@@ -220,6 +221,7 @@ class TrainingService:
             "lease_token": None,
             "lease_expires_at": None,
             "progress": None,
+            "devices": max(1, request.devices) if chooses_devices(job) else job.devices,
             "resolved": reports.resolved(request, job.requested)
             | {"base_revision": await _base_revision(session, job)},
         }

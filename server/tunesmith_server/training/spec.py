@@ -15,6 +15,7 @@ from tunesmith_server.config import Settings
 from tunesmith_server.db.tables import CheckpointRow, FileRow, FineTuneRow
 from tunesmith_server.files.dataset_check import is_plain_text
 from tunesmith_server.fine_tunes.state import State
+from tunesmith_server.fine_tunes.views import chooses_devices
 from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import SignedFile
 from tunesmith_server.storage.base import ObjectStore
@@ -63,11 +64,12 @@ def attempt_prefix(identity: AttemptIdentity) -> str:
 async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, settings: Settings) -> pb.TrainingSpec:
     """The spec of this attempt; after preflight it carries every number."""
     job = inputs.job
+    preflight = job.state == State.VALIDATING_FILES
     spec = pb.TrainingSpec(
         job_id=job.id,
         attempt_id=identity.attempt_id,
         epoch=identity.epoch,
-        kind=pb.RUN_KIND_PREFLIGHT if job.state == State.VALIDATING_FILES else pb.RUN_KIND_TRAINING,
+        kind=pb.RUN_KIND_PREFLIGHT if preflight else pb.RUN_KIND_TRAINING,
         base_model=base_model(job.base_model_id, inputs.base_revision, inputs.base_files),
         training_file=await _dataset(inputs.training_file, store, settings),
         method=job.method,
@@ -80,7 +82,7 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         max_context_length=settings.max_context_length,
         long_rows=LONG_ROWS[job.requested.get("long_rows", "fail")],
         memory_failures=job.retries.get(Cause.OUT_OF_MEMORY, 0),
-        devices=job.devices,
+        devices=0 if preflight and chooses_devices(job) else job.devices,
     )
     if inputs.validation_file is not None:
         spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))

@@ -83,7 +83,7 @@ async def test_a_job_has_every_key_on_the_wire(platform: Platform, client: httpx
             "long_rows": "fail",
             "early_stopping_patience": "auto",
         },
-        "scheduling": {"priority": 0, "devices": 1, "max_run_seconds": None, "max_device_seconds": None},
+        "scheduling": {"priority": 0, "devices": "auto", "max_run_seconds": None, "max_device_seconds": None},
         "auto_start": True,
         "queue_position": None,
         "training_file": platform.training_file,

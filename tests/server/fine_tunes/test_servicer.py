@@ -139,7 +139,7 @@ async def test_wishes_and_methods_travel_like_on_rest(platform: Platform, client
     job = await client.create(request)
 
     assert (job.hyperparameters.n_epochs, job.auto_start, job.HasField("queue_position")) == (2, False, False)
-    assert job.scheduling == pb.SchedulingOptions(priority=3, devices=1, max_run_seconds=60)
+    assert job.scheduling == pb.SchedulingOptions(priority=3, max_run_seconds=60)
     plain = await client.create(pb.CreateFineTuneRequest(model=BASE_ID, training_file=platform.training_file))
     assert plain.auto_start
 

@@ -151,6 +151,43 @@ async def test_a_job_without_auto_start_waits_and_says_how_to_start_it(platform:
     assert f"/v1/fine_tuning/jobs/{identity.job_id}/resume" in last
 
 
+@pytest.mark.parametrize(
+    ("wish", "told", "chosen", "devices"),
+    [("auto", 0, 2, 2), ("auto", 0, 0, 1), (1, 1, 1, 1), (4, 4, 4, 4), (4, 4, 2, 4)],
+    ids=["chosen", "not said", "one", "four", "not asked"],
+)
+async def test_a_number_of_devices_that_was_left_open_is_the_preflights(
+    platform: Platform, wish: int | str, told: int, chosen: int, devices: int
+) -> None:
+    platform.executor.devices = tuple(f"gpu-{number}" for number in range(4))
+    identity = await platform.start_preflight(scheduling={"devices": wish})
+    assert (await platform.fine_tunes.get(PRINCIPAL, identity.job_id)).scheduling.devices == wish
+    assert (await platform.training.get_spec(identity)).devices == told
+
+    request = completion(full_report())
+    request.devices = chosen
+    await platform.training.complete_preflight(identity, request)
+    await platform.end_run(identity)
+
+    assert (await platform.fine_tunes.get(PRINCIPAL, identity.job_id)).scheduling.devices == devices
+    again = await platform.claim(identity.job_id)
+    assert (await platform.training.get_spec(again)).devices == devices
+    assert len(platform.executor.launches[again.attempt_id].devices) == devices
+
+
+async def test_a_job_that_fits_on_more_devices_than_there_are_fails_and_says_so(platform: Platform) -> None:
+    identity = await platform.start_preflight()
+    request = completion(full_report())
+    request.devices = 2
+    await platform.training.complete_preflight(identity, request)
+    await platform.end_run(identity)
+    await platform.scheduler.run_once()
+    job = await platform.fine_tunes.get(PRINCIPAL, identity.job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "not_enough_devices")
+    assert job.error.message.startswith("The job needs 2 devices, but this installation has 1.")
+
+
 async def test_an_estimate_ends_paused(platform: Platform) -> None:
     identity = await platform.start_preflight()
     await change(platform, identity.job_id, kind="estimate")

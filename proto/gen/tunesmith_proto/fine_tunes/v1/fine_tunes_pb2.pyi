@@ -142,7 +142,7 @@ class SchedulingOptions(_message.Message):
     priority: _builtins.int
     """-100..100, higher starts first"""
     devices: _builtins.int
-    """accelerators of a run, all or none"""
+    """accelerators of a run, all or none; unset: auto, which the preflight resolves"""
     max_run_seconds: _builtins.int
     """after which the job pauses itself"""
     max_device_seconds: _builtins.int

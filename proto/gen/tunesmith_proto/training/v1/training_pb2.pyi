@@ -435,7 +435,7 @@ class TrainingSpec(_message.Message):
     memory_failures: _builtins.int
     """attempts of this job that ran out of memory: each leads to a way that needs less"""
     devices: _builtins.int
-    """that a training run of the job gets"""
+    """that a training run of the job gets; 0 in a preflight that is to choose"""
     @_builtins.property
     def base_model(self) -> Global___BaseModel: ...
     @_builtins.property
@@ -1188,6 +1188,7 @@ class CompletePreflightRequest(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     """peak"""
     rows: _builtins.int
@@ -1196,6 +1197,8 @@ class CompletePreflightRequest(_message.Message):
     labelled_tokens: _builtins.int
     """of one pass"""
     total_steps: _builtins.int
+    devices: _builtins.int
+    """that a training run is to get; counts where `TrainingSpec.devices` was 0"""
     @_builtins.property
     def hyperparameters(self) -> Global___Hyperparameters:
         """every number set"""
@@ -1215,10 +1218,11 @@ class CompletePreflightRequest(_message.Message):
         total_steps: _builtins.int = ...,
         warnings: _abc.Iterable[Global___RunEvent] | None = ...,
         report: Global___PreflightReport | None = ...,
+        devices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters", b"hyperparameters", "labelled_tokens", b"labelled_tokens", "learning_rate", b"learning_rate", "report", b"report", "rows", b"rows", "tokens", b"tokens", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "hyperparameters", b"hyperparameters", "labelled_tokens", b"labelled_tokens", "learning_rate", b"learning_rate", "report", b"report", "rows", b"rows", "tokens", b"tokens", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
