@@ -1,10 +1,17 @@
-"""The optimizer's two homes: beside the parameters, and main memory."""
+"""The optimizer's two homes, beside the parameters and main memory, and its part on each of several ranks."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tests.support.ranks import Ranks
+from tunesmith_trainer import sharding
+from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
+
+BFLOAT16 = Hardware(torch.device("cpu"), "bfloat16", 256, "a test")
 
 
 def parameters(dtype: torch.dtype) -> dict[str, nn.Parameter]:
@@ -49,3 +56,29 @@ def test_a_run_that_moves_between_them_goes_on_where_it_was(
     step(optimizer, resumed, 3)
     for name, parameter in trained.items():
         torch.testing.assert_close(resumed[name], parameter)
+
+
+def _step_on_halves(base: Path, *, sharded: bool) -> tuple[float, dict[str, Tensor]]:
+    model: nn.Module = load(base, BFLOAT16)
+    if sharded:
+        model = sharding.shard(model)
+    inner = sharding.inner(model)
+    optimizer = Optimizer(inner.named_parameters())
+    for parameter in inner.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    norm = optimizer.step(1e-2)
+    return float(norm), {name: tensor.clone() for name, tensor in sharding.whole_weights(model).items()}
+
+
+def test_parts_in_half_precision_are_stepped_as_the_whole_is(base: Path, two_ranks: Ranks) -> None:
+    norm, whole = _step_on_halves(base, sharded=False)
+    (first, joined), (second, _) = two_ranks.run(_step_on_sharded_halves, base)
+
+    assert first == second == pytest.approx(norm, rel=1e-6)
+    assert joined
+    for name, tensor in joined.items():
+        torch.testing.assert_close(tensor, whole[name])
+
+
+def _step_on_sharded_halves(base: Path) -> tuple[float, dict[str, Tensor]]:
+    return _step_on_halves(base, sharded=True)
