@@ -72,7 +72,7 @@ class ArtifactWriter:
             # Last: where PEFT is installed, transformers would put the adapter on the merged weights once more.
             lora.save(model, folder, self._base_model_id)
         if in_four_bits:
-            answers = self._golden.in_four_bits(folder)
+            answers = self._golden.as_four_bits(folder, parameter.device)
         return answers, min(dtypes, key=lambda dtype: dtype.itemsize)
 
 

@@ -58,9 +58,10 @@ class GoldenAnswers:
         (folder / GOLDEN_FILE).write_text(json.dumps({"dtype": "float32", "prompts": prompts}))
         return prompts
 
-    def in_four_bits(self, folder: Path) -> list[dict[str, Any]]:
+    def as_four_bits(self, folder: Path, device: torch.device) -> list[dict[str, Any]]:
         """What the adapter in `folder` answers on the base in four bits, as it was trained; nothing is written."""
-        tuned = load_for_generation(self._base_folder, torch.device("cpu"), in_four_bits=True)
+        device = _with_room(device, self._base_folder)
+        tuned = load_for_generation(self._base_folder, device, as_four_bits=True)
         lora.attach_saved(tuned, folder)
         answers = zip(self._prompts, self._answers(tuned), strict=True)
         return [{"prompt_token_ids": prompt, **answer} for prompt, answer in answers]

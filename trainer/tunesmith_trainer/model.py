@@ -64,11 +64,14 @@ def load_in_four_bits(folder: Path, hardware: Hardware) -> nn.Module:
     return model.to(hardware.device)
 
 
-def load_for_generation(folder: Path, device: torch.device, *, in_four_bits: bool = False) -> nn.Module:
-    """Loads a model folder in float32, the dtype in which proofs are recorded, for `generate`."""
+def load_for_generation(folder: Path, device: torch.device, *, as_four_bits: bool = False) -> nn.Module:
+    """Loads a model folder in float32, the dtype in which proofs are recorded, for `generate`.
+
+    `as_four_bits`: with the weights that `load_in_four_bits` computes with.
+    """
     model = _load(folder, torch.float32, device, "eager")  # all families have it
-    if in_four_bits:
-        four_bit_linear.install(decoder_layers(model))
+    if as_four_bits:
+        four_bit_linear.round_weights(decoder_layers(model))
     return model
 
 
