@@ -291,7 +291,7 @@ def test_at_the_end_of_the_ladder_the_job_fails_with_what_helps(
 
 
 def test_with_the_base_in_four_bits_a_run_learns_nearly_the_same_resumes_exactly_and_says_so(
-    server: TrainingServer, run_attempt: RunAttempt, base: Path
+    server: TrainingServer, run_attempt: RunAttempt
 ) -> None:
     assert run_attempt(server) == 0
     on_whole_weights = losses(server)

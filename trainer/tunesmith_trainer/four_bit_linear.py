@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tunesmith_trainer.products import product
 
-BYTES_PER_WEIGHT = 0.5 + 4 / 64
+_BLOCK = 64  # weights in a row that share a scale, the largest magnitude among them
+BYTES_PER_WEIGHT = 0.5 + 4 / _BLOCK
 """Of a weight in four bits with its share of the scales."""
 
 # Sixteen quantiles of normally distributed numbers, scaled to -1 … 1 so that zero is among them: NormalFloat of QLoRA
@@ -31,7 +32,6 @@ _LEVELS = (
     0.7229568362236023,
     1.0,
 )
-_BLOCK = 64  # weights in a row that share a scale, the largest magnitude among them
 
 
 class FourBitLinear(nn.Module):
@@ -62,8 +62,7 @@ def install(layers: nn.Module) -> None:
     """Puts such a layer in the place of every linear layer inside; the layers' names stay."""
     for name, module in list(layers.named_modules()):
         if isinstance(module, nn.Linear):
-            parent, _, child = name.rpartition(".")
-            setattr(layers.get_submodule(parent), child, FourBitLinear(module))
+            layers.set_submodule(name, FourBitLinear(module))
 
 
 def round_weights(layers: nn.Module) -> None:

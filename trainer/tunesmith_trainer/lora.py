@@ -69,7 +69,7 @@ def attach(
     for name in names:
         layer = model.get_submodule(name)
         linear = StoredTransposed(layer) if isinstance(layer, Conv1D) else cast("nn.Linear | FourBitLinear", layer)
-        _put(model, name, LoraLinear(linear, rank, alpha, generator, use_rslora=use_rslora))
+        model.set_submodule(name, LoraLinear(linear, rank, alpha, generator, use_rslora=use_rslora))
     return names
 
 
@@ -88,7 +88,7 @@ def merge(model: nn.Module) -> None:
             a, b = (side.detach().float().cpu().numpy() for side in (layer.lora_A, layer.lora_B))
             added = torch.from_numpy(delta(a, b, layer.scale)).to(base.weight.device)
             base.weight.copy_(base.weight.float() + added)
-        _put(model, name, base.stored() if isinstance(base, StoredTransposed) else base)
+        model.set_submodule(name, base.stored() if isinstance(base, StoredTransposed) else base)
 
 
 def save(model: nn.Module, folder: Path, base_model_id: str) -> None:
@@ -155,11 +155,6 @@ def load(model: nn.Module, folder: Path) -> None:
                 parameter.copy_(stored)
     if stored_tensors:
         raise ValueError("the adapter file holds layers that the model does not have")
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

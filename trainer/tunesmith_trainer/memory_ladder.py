@@ -3,6 +3,7 @@ Must not know weights, processes or the control plane. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
@@ -128,6 +129,7 @@ def ladder_of(
     need these as they are.
     """
 
+    @cache
     def need_of(rung: Rung) -> Plan:
         return plan(
             shapes,

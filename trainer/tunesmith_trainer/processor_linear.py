@@ -26,8 +26,7 @@ def install(layers: nn.Module) -> None:
     """Puts such layers in the place of every plain linear layer inside; names and parameters stay."""
     for name, module in list(layers.named_modules()):
         if type(module) is nn.Linear:
-            parent, _, child = name.rpartition(".")
-            setattr(layers.get_submodule(parent), child, ProcessorLinear(module))
+            layers.set_submodule(name, ProcessorLinear(module))
 
 
 # An operator of its own: compiled layers would give products to MKL again.
