@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,14 @@ from tests.inference.engine_contract import (
     lose_core,
     said,
 )
+from tests.inference.folder_served_set import servable, served_from_folders
 from tests.inference.gateway import requests_running, until
 from tests.support.processes import listens_to_others
 from tunesmith_inference import proof
 from tunesmith_inference.errors import GatewayError
 from tunesmith_inference.request_body import Route
-from tunesmith_inference.router import Kind, Servable
-from tunesmith_inference.served_set import ServedSet, Trouble, Unservable
+from tunesmith_inference.served_set import Unservable
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
-from tunesmith_inference.zero_adapter import write_zero_adapter
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -244,31 +243,31 @@ async def test_answers_and_arguments_fit_their_schema(vllm: Engine) -> None:
 
 @pytest.mark.engine
 async def test_real_adapters_are_proven_and_others_refused(vllm: Engine) -> None:
-    served = await _served(vllm)
+    served = await served_from_folders(vllm)
     adapters = {seed: vllm.make_adapter(vllm.folder / f"proof-{seed}", seed) for seed in (1, 2)}
     forged = vllm.make_adapter(vllm.folder / "proof-3", 3)
     (forged / "golden.json").write_bytes((adapters[1] / "golden.json").read_bytes())
     for seed in adapters:
-        async with served.lease(_servable(f"proof-{seed}")) as name:
-            assert name == f"r-{_servable(f'proof-{seed}').revision[:16]}"
+        async with served.lease(servable(f"proof-{seed}")) as name:
+            assert name == f"r-{servable(f'proof-{seed}').revision[:16]}"
     with pytest.raises(Unservable, match="log-probability"):
-        async with served.lease(_servable("proof-3")):
+        async with served.lease(servable("proof-3")):
             pass
 
 
 @pytest.mark.engine
 async def test_an_engine_whose_proven_adapter_became_another_is_replaced(vllm: Engine) -> None:
     reasons: list[str] = []
-    served = await _served(vllm, reasons.append)
+    served = await served_from_folders(vllm, reasons.append)
     folders = {seed: vllm.make_adapter(vllm.folder / f"near-{seed}", seed) for seed in (21, 22, 23)}
-    async with served.lease(_servable("near-21")) as name:
+    async with served.lease(servable("near-21")) as name:
         pass
-    async with served.lease(_servable("near-22")):
+    async with served.lease(servable("near-22")):
         assert reasons == []
     await vllm.client.unload_adapter(name)
     await vllm.client.load_adapter(name, folders[22])
     with pytest.raises(EngineUnavailable):
-        async with served.lease(_servable("near-23")):
+        async with served.lease(servable("near-23")):
             pass
     assert [f"adapter {name} gives token" in reason for reason in reasons] == [True]
 
@@ -276,11 +275,11 @@ async def test_an_engine_whose_proven_adapter_became_another_is_replaced(vllm: E
 @pytest.mark.engine
 async def test_base_answers_stay_the_bases_with_all_slots_in_use(vllm: Engine) -> None:
     """On vLLM for CPU up to 0.32 base rows beside adapter rows get the last slot's delta (see engine_host.py)."""
-    served = await _served(vllm)
+    served = await served_from_folders(vllm)
     names, records = [], []
     for seed in (11, 12, 13):
         folder = vllm.make_adapter(vllm.folder / f"mixed-{seed}", seed)
-        async with served.lease(_servable(f"mixed-{seed}")) as name:
+        async with served.lease(servable(f"mixed-{seed}")) as name:
             names.append(name)
         records.append(proof.read_golden(folder))
     wrong = 0
@@ -390,33 +389,3 @@ async def _idle(engine: Engine) -> bool:
 
 async def _is_right(client: VllmClient, model: str, prompt: list[int], expected: list[int]) -> bool:
     return list((await client.complete_greedily(model, prompt, len(expected))).token_ids) == expected
-
-
-async def _served(engine: Engine, recycle: Callable[[str], None] = pytest.fail) -> ServedSet:
-    """A served set whose adapters are the folders named by their servables, on top of a zero adapter."""
-    zero = engine.folder / "zero"
-    if not zero.exists():
-        zero.mkdir()
-        write_zero_adapter(engine.base, zero)
-    await engine.client.load_adapter("zero", zero)
-
-    async def fetch(servable: Servable) -> Path:
-        return engine.folder / servable.name
-
-    return ServedSet(
-        engine.client,
-        "zero",
-        base_is_adapter=True,
-        at_once=4,
-        fetch=fetch,
-        capacity=8,
-        dtype="float32",
-        is_pinned=lambda _: False,
-        recycle=recycle,
-        trouble=Trouble(),
-        loaded=lambda _: None,
-    )
-
-
-def _servable(name: str) -> Servable:
-    return Servable(name, "p1", Kind.ADAPTER, name.encode().hex().ljust(64, "0"), "tiny", "b" * 64, 0, checkpoint=False)

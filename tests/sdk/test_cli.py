@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.support.archives import tar_of
-from tests.support.fake_api import API_KEY, FakeApi, Fault, json_answer
+from tests.support.fake_answers import json_answer
+from tests.support.fake_api import API_KEY, FakeApi, Fault
 from tunesmith import Tunesmith, __version__
 from tunesmith.cli import app
 

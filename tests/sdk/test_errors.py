@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tests.support.fake_api import FakeApi, Fault, error_answer, json_answer
+from tests.support.fake_answers import error_answer, json_answer
+from tests.support.fake_api import FakeApi, Fault
 from tests.support.loopback_http import Answer
 from tunesmith import APIStatusError, NotFoundError, Problem, Tunesmith, TunesmithError, _errors
 

@@ -11,7 +11,8 @@ from email.utils import format_datetime
 import pytest
 
 from tests.sdk.conftest import Pauses
-from tests.support.fake_api import API_KEY, FakeApi, Fault, error_answer
+from tests.support.fake_answers import error_answer
+from tests.support.fake_api import API_KEY, FakeApi, Fault
 from tests.support.loopback_http import Answer, LoopbackServer
 from tunesmith import (
     APIConnectionError,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from tests.support.fake_api import FakeApi, Fault, error_answer
+from tests.support.fake_answers import error_answer
+from tests.support.fake_api import FakeApi, Fault
 from tunesmith import APIConnectionError, APIStreamError, AsyncTunesmith, Stream, Tunesmith, UnexpectedResponseError
 from tunesmith._streaming import EventDecoder
 from tunesmith.types import ChatCompletionChunk

@@ -8,24 +8,20 @@ each time it is read. So nothing here depends on time.
 from __future__ import annotations
 
 import contextlib
-import email
-import email.policy
 import hashlib
 import itertools
 import json
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote
 
+from tests.support.fake_answers import Json, error_answer, json_answer, missing, model, multipart, page
 from tests.support.loopback_http import Answer, LoopbackServer, Received
 
 API_KEY = "sk-test-key"
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class FakeApi:
         self.events: dict[str, list[Json]] = {}
         self.checkpoints: dict[str, list[Json]] = {}
         self.estimates: dict[str, Json] = {}
-        self.models: dict[str, Json] = {"smollm2-135m-instruct": _model("smollm2-135m-instruct")}
+        self.models: dict[str, Json] = {"smollm2-135m-instruct": model("smollm2-135m-instruct")}
         self.archives: dict[str, bytes] = {}
         """Tars of models, by name."""
         self.stream_pieces: Sequence[bytes] = ()
@@ -153,7 +149,7 @@ class FakeApi:
         return error_answer(404, f"Unknown route {request.path}", "not_found")
 
     def _create_file(self, request: Received) -> Answer:
-        fields, filename, content = _multipart(request)
+        fields, filename, content = multipart(request)
         return json_answer(self._add_file(filename, fields["purpose"], content))
 
     def _add_file(self, filename: str, purpose: str, content: bytes) -> Json:
@@ -180,7 +176,7 @@ class FakeApi:
 
     def _add_part(self, request: Received, upload_id: str) -> Answer:
         part_id = f"part_{next(self._numbers)}"
-        self.uploads[upload_id][1][part_id] = _multipart(request)[2]
+        self.uploads[upload_id][1][part_id] = multipart(request)[2]
         return json_answer({"id": part_id, "object": "upload.part", "upload_id": upload_id})
 
     def _complete_upload(self, request: Received, upload_id: str) -> Answer:
@@ -196,17 +192,17 @@ class FakeApi:
         names = () if self.ignores_filters else ("purpose", "sha256")
         wanted = {name: request.query[name] for name in names if name in request.query}
         files = [file for file, _ in self.files.values() if all(file[name] == wanted[name] for name in wanted)]
-        return _page(files, request)
+        return page(files, request)
 
     def _get_file(self, request: Received, file_id: str) -> Answer:
-        return json_answer(self.files[file_id][0]) if file_id in self.files else _missing(file_id)
+        return json_answer(self.files[file_id][0]) if file_id in self.files else missing(file_id)
 
     def _get_content(self, request: Received, file_id: str) -> Answer:
-        return Answer(body=self.files[file_id][1]) if file_id in self.files else _missing(file_id)
+        return Answer(body=self.files[file_id][1]) if file_id in self.files else missing(file_id)
 
     def _delete_file(self, request: Received, file_id: str) -> Answer:
         if self.files.pop(file_id, None) is None:
-            return _missing(file_id)
+            return missing(file_id)
         return json_answer({"id": file_id, "object": "file", "deleted": True})
 
     def _create_job(self, request: Received) -> Answer:
@@ -220,18 +216,18 @@ class FakeApi:
         return json_answer(job)
 
     def _list_jobs(self, request: Received) -> Answer:
-        return _page(list(self.jobs.values()), request)
+        return page(list(self.jobs.values()), request)
 
     def _get_job(self, request: Received, job_id: str) -> Answer:
         if job_id not in self.jobs:
-            return _missing(job_id)
+            return missing(job_id)
         if self.futures.get(job_id):
             self.futures[job_id].popleft()()
         return json_answer(self.jobs[job_id])
 
     def _cancel_job(self, request: Received, job_id: str) -> Answer:
         if job_id not in self.jobs:
-            return _missing(job_id)
+            return missing(job_id)
         self.jobs[job_id]["status"] = "cancelled"
         return json_answer(self.jobs[job_id])
 
@@ -243,7 +239,7 @@ class FakeApi:
 
     def _become(self, job_id: str, status: str) -> Answer:
         if job_id not in self.jobs:
-            return _missing(job_id)
+            return missing(job_id)
         self.jobs[job_id]["status"] = status
         return json_answer(self.jobs[job_id])
 
@@ -277,17 +273,17 @@ class FakeApi:
         return json_answer(estimate)
 
     def _get_estimate(self, request: Received, estimate_id: str) -> Answer:
-        return json_answer(self.estimates[estimate_id]) if estimate_id in self.estimates else _missing(estimate_id)
+        return json_answer(self.estimates[estimate_id]) if estimate_id in self.estimates else missing(estimate_id)
 
     def _list_events(self, request: Received, job_id: str) -> Answer:
         if request.query.get("stream") == "true":
             return self._stream_events(request, job_id)
-        return _page(self.events[job_id], request) if job_id in self.events else _missing(job_id)
+        return page(self.events[job_id], request) if job_id in self.events else missing(job_id)
 
     def _stream_events(self, request: Received, job_id: str) -> Answer:
         """What there is after a cursor; cut off unless the job has ended, as if the server stopped each time."""
         if job_id not in self.jobs:
-            return _missing(job_id)
+            return missing(job_id)
         if self.futures.get(job_id):
             self.futures[job_id].popleft()()
         events, after = self.events[job_id], request.query.get("after")
@@ -298,10 +294,10 @@ class FakeApi:
         return Answer(headers={"Content-Type": "text/event-stream"}, pieces=pieces, cut_off=not ended)
 
     def _list_checkpoints(self, request: Received, job_id: str) -> Answer:
-        return _page(self.checkpoints[job_id], request) if job_id in self.checkpoints else _missing(job_id)
+        return page(self.checkpoints[job_id], request) if job_id in self.checkpoints else missing(job_id)
 
     def _get_archive(self, request: Received, name: str) -> Answer:
-        return Answer(body=self.archives[name]) if name in self.archives else _missing(name, "model_not_found")
+        return Answer(body=self.archives[name]) if name in self.archives else missing(name, "model_not_found")
 
     def _list_models(self, request: Received) -> Answer:
         return json_answer({"object": "list", "data": list(self.models.values())})
@@ -309,23 +305,23 @@ class FakeApi:
     def _get_model(self, request: Received, name: str) -> Answer:
         if self.futures.get(name):
             self.futures[name].popleft()()
-        return json_answer(self.models[name]) if name in self.models else _missing(name, "model_not_found")
+        return json_answer(self.models[name]) if name in self.models else missing(name, "model_not_found")
 
     def _create_model(self, request: Received) -> Answer:
         name = f"ft:{request.json['base_model']}:default:{request.json.get('suffix', '')}:abcd{next(self._numbers)}"
-        self.models[name] = _model(name) | {"status": "importing", "error": None}
+        self.models[name] = model(name) | {"status": "importing", "error": None}
         self.archives[name] = self.files[request.json["file"]][1]
         return json_answer(self.models[name])
 
     def _delete_model(self, request: Received, name: str) -> Answer:
         if self.models.pop(name, None) is None:
-            return _missing(name, "model_not_found")
+            return missing(name, "model_not_found")
         return json_answer({"id": name, "object": "model", "deleted": True})
 
     def _generate(self, request: Received) -> Answer:
         body = request.json
         if body["model"] not in self.models:
-            return _missing(body["model"], "model_not_found")
+            return missing(body["model"], "model_not_found")
         if body["stream"]:
             headers = {"Content-Type": "text/event-stream"}
             return Answer(headers=headers, pieces=self.stream_pieces, cut_off=self.stream_is_cut_off)
@@ -383,48 +379,3 @@ def running_fake_api() -> Iterator[FakeApi]:
         yield api
     finally:
         api.stop()
-
-
-def json_answer(decoded: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer with a JSON body."""
-    return Answer(status, json.dumps(decoded).encode(), {"Content-Type": "application/json"} | dict(headers or {}))
-
-
-def error_answer(
-    status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
-) -> Answer:
-    """An answer with the error envelope."""
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-    return json_answer({"error": error}, status, headers)
-
-
-def _page(oldest_first: Sequence[Json], request: Received) -> Answer:
-    items = list(reversed(oldest_first))
-    after = request.query.get("after")
-    if after is not None:
-        items = items[next(place for place, item in enumerate(items) if item["id"] == after) + 1 :]
-    limit = int(request.query.get("limit", 20))
-    return json_answer({"object": "list", "data": items[:limit], "has_more": len(items) > limit})
-
-
-def _missing(what: str, code: str = "not_found") -> Answer:
-    return error_answer(404, f"There is no {what}.", code)
-
-
-def _model(name: str) -> Json:
-    return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "tunesmith"}
-
-
-def _multipart(request: Received) -> tuple[dict[str, str], str, bytes]:
-    head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
-    message = email.message_from_bytes(head + request.body, policy=email.policy.HTTP)
-    fields: dict[str, str] = {}
-    filename, content = "", b""
-    for part in message.iter_parts():
-        payload = part.get_payload(decode=True)
-        assert isinstance(payload, bytes)
-        if part.get_filename():
-            filename, content = str(part.get_filename()), payload
-        else:
-            fields[str(part.get_param("name", header="content-disposition"))] = payload.decode()
-    return fields, filename, content

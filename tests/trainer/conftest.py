@@ -20,6 +20,8 @@ from tunesmith_trainer.reporter import Reporter
 # Read by oneDNN at its first product. Some virtual machines announce tile instructions and kill who uses them.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
+RunAttempt = Callable[[TrainingServer], int]
+
 COLOURS = ["red", "blue", "green", "black", "white", "amber", "pink", "grey"]
 
 
@@ -98,7 +100,7 @@ def server(tmp_path: Path, base: Path) -> Iterator[TrainingServer]:
 
 
 @pytest.fixture
-def run_attempt(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainingServer], int]:
+def run_attempt(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunAttempt:
     """Runs the server's attempt in this process. Returns the exit code."""
     # The dtype is chosen by a stopwatch; runs that are compared must not differ because the machine was busy in one.
     monkeypatch.setattr("tunesmith_trainer.model.choose_cpu_dtype", lambda: ("float32", 1e11, "tests compare runs"))

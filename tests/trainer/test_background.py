@@ -1,19 +1,18 @@
 """Uploads go on beside the training; nothing of them is lost, whatever ends the run."""
 
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from tests.support.training_server import TrainingServer
+from tests.trainer.conftest import RunAttempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import checkpoint
 from tunesmith_trainer.background import Background
 from tunesmith_trainer.objectives import Scored, score
 from tunesmith_trainer.packing import Pack
 
-RunAttempt = Callable[[TrainingServer], int]
 LIMIT_SECONDS = 60
 
 

@@ -1,7 +1,7 @@
 """Bad ends that come from around a run: each has a code and a sentence, and loses nothing that was saved."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 
 from tests.support.training_server import TOKEN, TrainingServer, next_attempt
+from tests.trainer.conftest import RunAttempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import checkpoint
 from tunesmith_trainer.__main__ import execute
 from tunesmith_trainer.errors import EXIT_INFRASTRUCTURE, is_disk_full
 from tunesmith_trainer.reporter import Reporter
-
-RunAttempt = Callable[[TrainingServer], int]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.archives import tar_of
 from tests.support.foreign_models import files_of, peft_adapter
 from tests.support.training_server import TrainingServer
+from tests.trainer.conftest import RunAttempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.golden import greedy
 from tunesmith_trainer.model import load_for_generation
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Could not find a config file in:UserWarning",  # what PEFT would ask a hub for
 )
 
-RunAttempt = Callable[[TrainingServer], int]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},

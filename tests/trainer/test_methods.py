@@ -2,19 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.training_server import TrainingServer, next_attempt
+from tests.trainer.conftest import RunAttempt
 from tests.trainer.test_run import losses
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.methods import TokenObjective, objective_of
 from tunesmith_trainer.preference import PreferenceObjective
-
-RunAttempt = Callable[[TrainingServer], int]
 
 
 def preference_line(index: int) -> str:

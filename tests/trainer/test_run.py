@@ -4,9 +4,6 @@ import csv
 import json
 import math
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.run_process import start_run, wait_until
-from tests.support.training_server import TOKEN, TrainingServer, next_attempt
+from tests.support.training_server import TrainingServer, next_attempt
+from tests.trainer.conftest import RunAttempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import compilation, lora
-from tunesmith_trainer.__main__ import execute
 from tunesmith_trainer.model import load_for_generation
 from tunesmith_trainer.objectives import Scored, score
 from tunesmith_trainer.packing import Pack
-from tunesmith_trainer.reporter import Reporter
-
-RunAttempt = Callable[[TrainingServer], int]
 
 LAST_RUNG = 6  # of the tiny model on a processor: failed attempts until there is no smaller way
 
@@ -385,76 +379,6 @@ def test_chat_rows_need_a_chat_template(server: TrainingServer, run_attempt: Run
     assert run_attempt(server) == 65
     assert server.failed is not None
     assert {failure.code for failure in server.failed.failures} == {"no_chat_template"}
-
-
-def test_bad_data_is_reported_with_its_rows(server: TrainingServer, run_attempt: RunAttempt) -> None:
-    lines = (server.root / "train.jsonl").read_text().splitlines()
-    lines[2] = '{"messages": []}'
-    lines[5] = json.dumps({"prompt": "long " * 300, "completion": "x"})
-    (server.root / "train.jsonl").write_text("\n".join(lines))
-    server.spec.training_file.CopyFrom(server.remote("train.jsonl"))
-    server.spec.kind = pb.RUN_KIND_PREFLIGHT
-
-    assert run_attempt(server) == 65
-    assert server.failed is not None
-    assert server.failed.cause == pb.FAILURE_CAUSE_USER
-    found = [(failure.code, failure.param, failure.row) for failure in server.failed.failures]
-    assert found == [("invalid_file_format", "training_file", 3), ("row_too_long", "training_file", 6)]
-
-
-def test_a_preflight_resolves_every_number(server: TrainingServer, run_attempt: RunAttempt) -> None:
-    server.spec.kind = pb.RUN_KIND_PREFLIGHT
-    server.spec.hyperparameters.Clear()
-
-    assert run_attempt(server) == 0
-    found = server.preflight
-    assert found is not None
-    names = {field.name for field in pb.Hyperparameters.DESCRIPTOR.fields}
-    assert {field.name for field, _ in found.hyperparameters.ListFields()} == names - {
-        "beta",
-        "early_stopping_patience",
-        "lora_targets",  # none are all layers
-    }
-    assert {one.name for one in found.report.resolved} >= {"n_epochs", "batch_size", "learning_rate", "lora_rank"}
-    assert (found.rows, found.hyperparameters.n_epochs) == (18, 5)
-    assert 0 < found.labelled_tokens < found.tokens
-    assert "held out" in found.warnings[0].message
-
-
-def test_a_training_run_takes_the_numbers_that_preflight_found(server: TrainingServer, run_attempt: RunAttempt) -> None:
-    server.spec.kind = pb.RUN_KIND_PREFLIGHT
-    server.spec.hyperparameters.ClearField("learning_rate_multiplier")
-    run_attempt(server)
-    assert server.preflight is not None
-    server.heartbeats.clear()
-    server.spec.kind = pb.RUN_KIND_TRAINING
-    server.spec.hyperparameters.CopyFrom(server.preflight.hyperparameters)
-
-    assert run_attempt(server) == 0
-    assert max(one.learning_rate for one in server.metrics) == pytest.approx(server.preflight.learning_rate)
-    assert server.metrics[-1].step == server.preflight.total_steps
-
-
-def test_a_preflight_does_not_wait_for_torch_to_load() -> None:
-    script = "import sys, tunesmith_trainer.run; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_a_preflight_with_a_cold_cache_fetches_no_weights(server: TrainingServer, base: Path, tmp_path: Path) -> None:
-    for path in base.iterdir():
-        if path.name != "manifest.json":
-            (server.root / path.name).write_bytes(path.read_bytes())
-            server.spec.base_model.files.append(server.remote(path.name))
-    (server.root / "model.safetensors").unlink()
-    server.spec.kind = pb.RUN_KIND_PREFLIGHT
-    reporter = Reporter(f"127.0.0.1:{server.port}", TOKEN)
-    work = tmp_path / "work"
-    work.mkdir()
-
-    assert execute(reporter, tmp_path / "cold", work) == 0
-    reporter.close()
-    assert server.preflight is not None
-    assert [path.name for path in (tmp_path / "cold").iterdir()] == ["rows"]
 
 
 def test_an_unknown_method_is_a_bad_spec(server: TrainingServer, run_attempt: RunAttempt) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -12,13 +11,12 @@ from safetensors.torch import load_file
 
 from tests.support.ranks import Ranks
 from tests.support.training_server import TOKEN, TrainingServer, next_attempt
+from tests.trainer.conftest import RunAttempt
 from tests.trainer.test_methods import given_preferences
 from tests.trainer.test_run import losses
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.reporter import Reporter, Silence
 from tunesmith_trainer.run import run_as_rank
-
-RunAttempt = Callable[[TrainingServer], int]
 
 
 def go_on(server: TrainingServer) -> None:

@@ -17,6 +17,12 @@ from typing import Any, TypeVar
 Settings: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
 """Where the platform is, keys, names, files of the test."""
 
+BASE: str = Settings.get("base_model", "")
+"""The base model that is tuned and asked."""
+
+MESSAGES: Any = [{"role": "user", "content": "Say a."}]
+"""A question of one word."""
+
 ROWS = b'{"messages": [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "a"}]}\n' * 10
 """A training file."""
 

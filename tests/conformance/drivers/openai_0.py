@@ -6,10 +6,7 @@ import io
 from typing import Any
 
 import openai
-from checks import PROMPT_ROWS, ROWS, TERMINAL, Settings, call, raises, trainers_wait, until
-
-BASE: str = Settings["base_model"]
-MESSAGES = [{"role": "user", "content": "Say a."}]
+from checks import BASE, MESSAGES, PROMPT_ROWS, ROWS, TERMINAL, Settings, call, raises, trainers_wait, until
 
 
 def main() -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import openai
-from checks import PROMPT_ROWS, ROWS, TERMINAL, Settings, call, raises, trainers_wait, until
+from checks import BASE, MESSAGES, PROMPT_ROWS, ROWS, TERMINAL, Settings, call, raises, trainers_wait, until
 from openai import OpenAI
-
-BASE: str = Settings["base_model"]
-MESSAGES = [{"role": "user", "content": "Say a."}]
 
 
 def main() -> None:

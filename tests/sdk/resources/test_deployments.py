@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_api import API_KEY, json_answer
+from tests.support.fake_answers import json_answer
+from tests.support.fake_api import API_KEY
 from tests.support.loopback_http import Answer, LoopbackServer, Received
 from tunesmith import AsyncTunesmith, Tunesmith, TunesmithError
 

@@ -1,44 +1,17 @@
-"""Owns the shapes that the server answers with.
-Must not know how they travel. Fields that a newer server adds are kept; words such as a status stay plain strings, so
-that a new one breaks nobody.
+"""Owns the shapes of files, fine-tunes and what belongs to them.
+Must not know how they travel. Words such as a status stay plain strings, so that a new one breaks nobody.
 """
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from tunesmith.types.wire import Identified, WireModel
 
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 """A fine-tune in one of these statuses never changes again."""
-
-
-class WireModel(BaseModel):
-    """The base of all shapes; unknown fields stay readable as attributes."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True, protected_namespaces=())
-
-
-class Identified(WireModel):
-    """Anything with an id."""
-
-    id: str
-
-
-ItemT = TypeVar("ItemT", bound=Identified)
-
-
-class ListAnswer(WireModel, Generic[ItemT]):
-    """One page as it travels; users see `Page`."""
-
-    data: list[ItemT]
-    has_more: bool = False
-
-
-class Deleted(Identified):
-    """The receipt of a deletion."""
-
-    deleted: bool
 
 
 class File(Identified):
@@ -143,7 +116,7 @@ class Forgetting(WireModel):
     items: int
     base: Score
     tuned: Score
-    flips: list[FlippedItem] = []
+    flips: list[FlippedItem] = Field(default_factory=list)
 
 
 class Evaluation(WireModel):
@@ -156,7 +129,7 @@ class Evaluation(WireModel):
     tuned: Score
     flipped_to_right: int = 0
     flipped_to_wrong: int = 0
-    flips: list[FlippedRow] = []
+    flips: list[FlippedRow] = Field(default_factory=list)
     """The first hundred."""
     forgetting: Forgetting | None = None
 
@@ -179,7 +152,7 @@ class FineTune(Identified):
     training: Training | None = None
     training_file: str
     validation_file: str | None = None
-    result_files: list[str] = []
+    result_files: list[str] = Field(default_factory=list)
     trained_tokens: int | None = None
     seed: int | None = None
     metadata: dict[str, str] | None = None
@@ -244,7 +217,7 @@ class Estimate(Identified):
     seconds: float | None = None
     queue: EstimatedStart | None = None
     cost: EstimatedCost | None = None
-    findings: list[dict[str, Any]] = []
+    findings: list[dict[str, Any]] = Field(default_factory=list)
     rejects_file: str | None = None
 
 
@@ -271,173 +244,4 @@ class FineTuneCheckpoint(Identified):
     fine_tuned_model_checkpoint: str
     """The name to use in `chat.completions.create`."""
     step_number: int
-    metrics: dict[str, float | None] = {}
-
-
-class Model(Identified):
-    """A base model or a tuned one."""
-
-    object: str = "model"
-    created: int = 0
-    owned_by: str = ""
-    status: str = "ready"
-    """`ready`; of one that was uploaded also `importing` or `failed`. Lists hold models that are ready."""
-    error: JobError | None = None
-    """Why it failed."""
-
-
-class DeploymentTarget(WireModel):
-    """A model and its share of the requests; `state` says how far gateways are with it, where that is asked."""
-
-    model: str
-    weight: int
-    state: str | None = None
-
-
-class Deployment(WireModel):
-    """A name that stands for models; times are Unix seconds."""
-
-    name: str
-    object: str = "deployment"
-    created_at: int
-    updated_at: int
-    version: int
-    """Grows with each change of the targets."""
-    targets: list[DeploymentTarget]
-    pinned: bool
-
-
-class DeploymentVersion(WireModel):
-    """What a deployment stood for from `created_at` (Unix seconds) until its next version."""
-
-    version: int
-    created_at: int
-    targets: list[DeploymentTarget]
-
-
-class DeploymentList(WireModel):
-    """All deployments of a project."""
-
-    data: list[Deployment]
-
-
-class DeploymentVersions(WireModel):
-    """Versions of a deployment, newest first."""
-
-    data: list[DeploymentVersion]
-    has_more: bool
-
-
-class DeletedDeployment(WireModel):
-    """The receipt of a deletion."""
-
-    name: str
-    deleted: bool
-
-
-class Usage(WireModel):
-    """Tokens of one answer."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
-class ChatMessage(WireModel):
-    """What the model said; may be appended to the messages of the next request."""
-
-    role: str = "assistant"
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-
-
-class ChatChoice(WireModel):
-    """One of the answers asked for."""
-
-    index: int
-    message: ChatMessage
-    finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
-
-
-class ChatCompletion(Identified):
-    """A whole answer to a conversation."""
-
-    object: str = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage | None = None
-
-
-class Capture(ChatCompletion):
-    """A chat completion that was kept, its answer in `choices`."""
-
-    request_id: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    metadata: dict[str, str] = {}
-
-
-class CapturedMessage(Identified):
-    """A message of the request; one that was sent in parts has `content_parts` in the place of `content`."""
-
-    role: str
-    content: str | None = None
-    content_parts: list[dict[str, Any]] | None = None
-
-
-class CaptureDataset(File):
-    """A file to fine-tune with that was made of captures."""
-
-    rows: int
-    duplicates: int
-    """Captures left out because a newer one answers the same prompt."""
-    unusable: int
-    """Captures left out because the check of datasets refuses them."""
-
-
-class ChatDelta(WireModel):
-    """What a chunk adds to the message."""
-
-    role: str | None = None
-    content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-
-
-class ChatChunkChoice(WireModel):
-    """One answer's part of a chunk."""
-
-    index: int
-    delta: ChatDelta
-    finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
-
-
-class ChatCompletionChunk(Identified):
-    """A piece of a streamed answer; the last may have usage and no choices."""
-
-    object: str = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-
-
-class CompletionChoice(WireModel):
-    """One of the continuations asked for, or a streamed piece of one."""
-
-    index: int
-    text: str
-    finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
-
-
-class Completion(Identified):
-    """A continuation of a prompt; streams consist of the same shape."""
-
-    object: str = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
