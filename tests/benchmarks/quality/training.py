@@ -1,6 +1,8 @@
 """Owns one training run for a measurement of quality: the trainer's own parts, its own choice of every number.
 Must not know what is measured."""
 
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from tunesmith_trainer import allocator, lora
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import TrainingConfig, Wanted
 from tunesmith_trainer.evaluation import RowScore, evaluate
-from tunesmith_trainer.loop import Loop
+from tunesmith_trainer.loop import Loop, Metrics
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import prepare
@@ -35,7 +37,7 @@ def tune(base: Path, rows: Path, wanted: Wanted, hardware: Hardware) -> Tuned:
     model = load(base, hardware)
     if not config.full_weights:
         lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
-    host = Onlooker()
+    host = _Narrator(config.total_steps)
     optimizer = Optimizer(model.named_parameters())
     loop = Loop(model, optimizer, config, prepared.training, prepared.evaluation, hardware.pack_tokens, host)
     loop.run(Progress(0, 0, hardware.dtype, []))
@@ -45,3 +47,19 @@ def tune(base: Path, rows: Path, wanted: Wanted, hardware: Hardware) -> Tuned:
 def scores(model: nn.Module, examples: list[Example], hardware: Hardware) -> list[RowScore]:
     """What the model makes of rows; a row is exact when its greedy answer is the label."""
     return evaluate(model, examples, hardware.pack_tokens, lambda: None)
+
+
+class _Narrator(Onlooker):
+    """Tells on standard error once a minute how far the run is, since it may take most of an hour."""
+
+    def __init__(self, total_steps: int) -> None:
+        super().__init__()
+        self._total = total_steps
+        self._told = time.monotonic()
+
+    def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
+        if time.monotonic() - self._told > 60:
+            self._told = time.monotonic()
+            left = f"{remaining_seconds / 60:.0f} min left"
+            print(f"step {metrics.step} of {self._total}, loss {metrics.train_loss:.3f}, {left}", file=sys.stderr, flush=True)
+        return super().step_done(metrics, remaining_seconds)
