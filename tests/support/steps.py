@@ -42,7 +42,7 @@ def take_steps(
 ) -> Steps:
     """Trains the model on all rows, one pass, on the ranks there are."""
     wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=1, batch_size=batch_size, lora_rank=4, max_rank=8)
-    config = resolve(wanted, Facts(len(examples), 100, 64, "llama", 512))[0]
+    config = resolve(wanted, Facts(len(examples), 100, 10, 64, "llama", 512))[0]
     model = load(base, FLOAT32)
     if not full_weights:
         lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)

@@ -16,7 +16,7 @@ from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
 
 
 def config(*targets: str) -> TrainingConfig:
-    return resolve(Wanted(full_weights=False, seed=1, lora_targets=targets), Facts(20, 50, 64, "llama", 512))[0]
+    return resolve(Wanted(full_weights=False, seed=1, lora_targets=targets), Facts(20, 50, 10, 64, "llama", 512))[0]
 
 
 def test_the_tiny_base_takes_adapters_on_all_its_layers(base: Path) -> None:

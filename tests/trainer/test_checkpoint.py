@@ -38,7 +38,7 @@ def examples(method: Method) -> list[Example]:
 
 def config_of(method: Method, *, full: bool) -> TrainingConfig:
     wanted = Wanted(full_weights=full, seed=5, n_epochs=2, batch_size=3, lora_rank=4, method=method)
-    return resolve(wanted, Facts(6, 40, 64, "llama", 512))[0]
+    return resolve(wanted, Facts(6, 40, 10, 64, "llama", 512))[0]
 
 
 class Course:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_trainer.config import Facts, Start, TrainingConfig, Wanted, check, learning_rate_at, resolve
+from tunesmith_trainer.config import Facts, Method, Start, TrainingConfig, Wanted, check, learning_rate_at, resolve
 from tunesmith_trainer.errors import BadSpec
 
 AUTO = Wanted(full_weights=False, seed=1)
-SMOLLM2 = Facts(rows=500, longest=90, hidden_size=576, model_type="llama", max_context_length=8192)
+SMOLLM2 = Facts(rows=500, longest=90, labelled=10, hidden_size=576, model_type="llama", max_context_length=8192)
 
 
 def numbers(rows: int = 500, **wanted: object) -> TrainingConfig:
@@ -44,6 +44,22 @@ def test_the_learning_rate_follows_width_and_family() -> None:
 
 def test_full_weights_take_a_tenth_of_the_rate() -> None:
     assert numbers(full_weights=True).learning_rate == pytest.approx(numbers().learning_rate / 10)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "batch_size", "share"),
+    [(7, 4, 1), (26, 4, 1), (64, 4, 0.71), (127, 1, 0.5), (127, 4, 0.5), (127, 8, 0.71), (127, 16, 1), (127, 32, 1)],
+)
+def test_small_batches_of_long_answers_take_less_of_the_rate(labelled: float, batch_size: int, share: float) -> None:
+    rate = resolve(replace(AUTO, batch_size=batch_size, n_epochs=1), replace(SMOLLM2, rows=50, labelled=labelled))[0]
+    assert rate.learning_rate == pytest.approx(1.98e-3 * share, rel=0.01)
+
+
+@pytest.mark.parametrize(("method", "share"), [("dpo", 1 / 30), ("continued_pretraining", 0.5)])
+def test_other_methods_take_a_share_of_their_own(method: Method, share: float) -> None:
+    facts = replace(SMOLLM2, rows=100, labelled=500)
+    rate = resolve(replace(AUTO, method=method), facts)[0].learning_rate
+    assert rate == pytest.approx(1.98e-3 * share, rel=0.01)
 
 
 def test_the_multiplier_multiplies() -> None:

@@ -38,7 +38,7 @@ def trained(folder: Path, *, full: bool, dtype: str = "float32", in_four_bits: b
 
 def config(*, full: bool) -> TrainingConfig:
     wanted = Wanted(full_weights=full, seed=1, lora_rank=4, lora_alpha=8, batch_size=1)
-    return resolve(wanted, Facts(20, 64, 64, "llama", 512))[0]
+    return resolve(wanted, Facts(20, 64, 10, 64, "llama", 512))[0]
 
 
 def write(base: Path, model: nn.Module, folder: Path, *, full: bool, merged: bool = False) -> None:

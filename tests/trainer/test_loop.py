@@ -46,7 +46,7 @@ def test_rows_learnt_by_heart_are_answered_exactly_and_the_answer_stops(
     answers = ["red", "blue", "green"]
     examples = [renderer.render(question(str(index) * 20, answer)) for index, answer in enumerate(answers, start=1)]
     wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=60, batch_size=3, learning_rate_multiplier=5)
-    facts = Facts(rows=3, longest=90, hidden_size=64, model_type="llama", max_context_length=512)
+    facts = Facts(rows=3, longest=90, labelled=10, hidden_size=64, model_type="llama", max_context_length=512)
     config = resolve(wanted, facts)[0]
     model = load(base, FLOAT32)
     if not full_weights:
@@ -169,7 +169,7 @@ class Course:
         pairs = render_pairs(renderer, rows) if method == "dpo" else [[renderer.render(row)] for row in rows]
         self.examples = [example for pair in pairs if not isinstance(pair, Problem) for example in pair]
         wanted = Wanted(full_weights=full_weights, seed=1, n_epochs=2, batch_size=2, method=method)
-        facts = Facts(rows=12, longest=90, hidden_size=64, model_type="llama", max_context_length=512)
+        facts = Facts(rows=12, longest=90, labelled=10, hidden_size=64, model_type="llama", max_context_length=512)
         self.config = resolve(wanted, facts)[0]
         self.model = load(base, FLOAT32)
         if not full_weights:

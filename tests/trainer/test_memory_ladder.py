@@ -124,7 +124,7 @@ def ladder_of_large(
 ) -> Ladder:
     """Of the large model, on rows of 500 tokens."""
     wanted = Wanted(full_weights=full_weights, seed=1, lora_rank=16, batch_size=64)
-    config = resolve(wanted, Facts(1000, 500, 4096, "llama", 8192))[0]
+    config = resolve(wanted, Facts(1000, 500, 10, 4096, "llama", 8192))[0]
     rows = [Example(1, np.zeros(500, np.int32), np.arange(500) >= 250)] * 100
     return ladder_of(
         LARGE,

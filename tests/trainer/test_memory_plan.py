@@ -27,7 +27,7 @@ def shapes(base: Path) -> BaseShapes:
 
 def config(*, full: bool, batch_size: int = 1) -> TrainingConfig:
     wanted = Wanted(full_weights=full, seed=1, lora_rank=8, batch_size=batch_size)
-    return resolve(wanted, Facts(20, TOKENS, 64, "llama", 512))[0]
+    return resolve(wanted, Facts(20, TOKENS, 10, 64, "llama", 512))[0]
 
 
 def example(tokens: int = TOKENS) -> Example:

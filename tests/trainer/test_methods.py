@@ -43,7 +43,7 @@ def given_preferences(server: TrainingServer) -> None:
 @pytest.mark.parametrize("method", ["supervised", "dpo", "continued_pretraining"])
 def test_each_method_has_its_objective(method: str) -> None:
     wanted = Wanted(method=method, full_weights=False, seed=1)  # type: ignore[arg-type]  # one of its names
-    config = resolve(wanted, Facts(10, 10, 64, "llama", 512))[0]
+    config = resolve(wanted, Facts(10, 10, 10, 64, "llama", 512))[0]
 
     assert isinstance(objective_of(config), PreferenceObjective if method == "dpo" else TokenObjective)
 

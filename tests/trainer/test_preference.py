@@ -138,7 +138,7 @@ def test_what_is_preferred_becomes_likelier(base: Path, full_weights: bool) -> N
     wanted = Wanted(
         method="dpo", full_weights=full_weights, seed=1, n_epochs=15, batch_size=2, learning_rate_multiplier=20
     )
-    facts = Facts(rows=4, longest=90, hidden_size=64, model_type="llama", max_context_length=512)
+    facts = Facts(rows=4, longest=90, labelled=10, hidden_size=64, model_type="llama", max_context_length=512)
     config = resolve(wanted, facts)[0]
     model, objective, host = load(base, FLOAT32), PreferenceObjective(config.beta), Onlooker()
     if not full_weights:

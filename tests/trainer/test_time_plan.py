@@ -12,7 +12,7 @@ from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import expected_seconds
 
 ROWS = [Example(row, np.zeros(100, dtype=np.int32), np.arange(100) >= 60) for row in range(20)]
-FACTS = Facts(20, 100, 64, "llama", 512)
+FACTS = Facts(20, 100, 10, 64, "llama", 512)
 
 
 def seconds(base: Path, flops: float, *, full: bool = False, passes: int = 2, rows: int = 20) -> float:

@@ -165,6 +165,7 @@ def _prepared(
     facts = Facts(
         rows=len(examples),
         longest=max(len(example.token_ids) for example in examples),
+        labelled=sum(int(example.labelled.sum()) for example in examples) / len(examples),
         hidden_size=model.hidden_size,
         model_type=model.model_type,
         max_context_length=most,

@@ -60,6 +60,6 @@ class _Narrator(Onlooker):
     def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
         if time.monotonic() - self._told > 60:
             self._told = time.monotonic()
-            left = f"{remaining_seconds / 60:.0f} min left"
-            print(f"step {metrics.step} of {self._total}, loss {metrics.train_loss:.3f}, {left}", file=sys.stderr, flush=True)
+            told = f"step {metrics.step} of {self._total}, loss {metrics.train_loss:.3f}"
+            print(f"{told}, {remaining_seconds / 60:.0f} min left", file=sys.stderr, flush=True)
         return super().step_done(metrics, remaining_seconds)
