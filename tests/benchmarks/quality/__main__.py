@@ -1,6 +1,6 @@
 """Measures what tuning makes of the bundled base model on real data, and whether "auto" chooses a good learning rate.
 
-.venv/bin/python -m tests.benchmarks.quality [--data banking77|gsm8k] [--rows 1000] [--weights lora|full]
+.venv/bin/python -m tests.benchmarks.quality [--data banking77|gsm8k|tickets] [--rows 1000] [--weights lora|full]
     [--test-rows 3080] [--questions 100]
 .venv/bin/python -m tests.benchmarks.quality --sweep [--data …] [--rows 500]
 """
@@ -22,6 +22,12 @@ from tunesmith_trainer.rendering import Example
 
 CACHE = Path.home() / ".cache" / "tunesmith"
 DATA = Path(__file__).parents[4] / "shared" / "data"
+EXAMPLES = Path(__file__).parents[3] / "sdk" / "examples"
+FILES = {
+    "banking77": (DATA / "banking77-train.jsonl", DATA / "banking77-test.jsonl"),
+    "gsm8k": (DATA / "gsm8k-train.jsonl", DATA / "gsm8k-test.jsonl"),
+    "tickets": (EXAMPLES / "support_tickets_train.jsonl", EXAMPLES / "support_tickets_heldout.jsonl"),
+}
 _MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SWEPT_ROWS = 500  # of the test file, whose loss tells the rates apart
 
@@ -29,7 +35,7 @@ _SWEPT_ROWS = 500  # of the test file, whose loss tells the rates apart
 def main() -> None:
     """Prints one table per data set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=["banking77", "gsm8k"], action="append")
+    parser.add_argument("--data", choices=list(FILES), action="append")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--weights", choices=["lora", "full"], action="append")
     parser.add_argument("--test-rows", type=int, help="of the test file; default: all, and 500 of them for --sweep")
@@ -42,11 +48,12 @@ def main() -> None:
     print(f"{hardware.device.type}, {hardware.dtype}: {hardware.reason}", flush=True)
     with tempfile.TemporaryDirectory(prefix="tunesmith-bench-") as folder:
         for data in arguments.data or ["banking77", "gsm8k"]:
+            training, heldout = FILES[data]
             rows = Path(folder) / f"{data}.jsonl"
-            with (DATA / f"{data}-train.jsonl").open() as lines:
+            with training.open() as lines:
                 rows.write_text("".join(islice(lines, arguments.rows)))
             most = arguments.test_rows or (_SWEPT_ROWS if arguments.sweep else None)
-            test = rendered(base, DATA / f"{data}-test.jsonl")[:most]
+            test = rendered(base, heldout)[:most]
             for weights in arguments.weights or ["lora", "full"]:
                 wanted = Wanted(full_weights=weights == "full", seed=arguments.seed)
                 title = f"\n## {data}, {arguments.rows} training rows, {weights}\n"
@@ -67,18 +74,18 @@ def _compare(
     wanted: Wanted,
     hardware: Hardware,
 ) -> None:
-    """Base and tuned model on the test file: exact answers for banking77, the solution's format for gsm8k."""
+    """Base and tuned model on the test file: the solution's format for gsm8k, exact answers for the others."""
     tuned = tune(base, rows, wanted, hardware)
     print(f"{tuned.config.total_steps} steps in {tuned.seconds:.0f} s, {tuned.config.learning_rate:.2e} at the peak\n")
-    of_data = "accuracy" if data == "banking77" else "in format | right"
+    of_data = "in format | right" if data == "gsm8k" else "accuracy"
     print(f"| | loss | {of_data} |\n|---|---|---|{'---|' * of_data.count('|')}")
     for name, model in (("base", load(base, hardware)), ("tuned", tuned.model)):
         measured = summarise(scores(model, test, hardware))
-        if data == "banking77":
-            figures = f"{measured.exact_match:.1%}"
-        else:
+        if data == "gsm8k":
             answered = answer(model, base, questions)
             figures = f"{answered.in_format:.0%} | {answered.right:.0%}"
+        else:
+            figures = f"{measured.exact_match:.1%}"
         print(f"| {name} | {measured.loss:.3f} | {figures} |", flush=True)
 
 
