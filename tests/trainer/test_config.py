@@ -48,7 +48,7 @@ def test_full_weights_take_a_tenth_of_the_rate() -> None:
 
 @pytest.mark.parametrize(
     ("labelled", "batch_size", "share"),
-    [(7, 4, 1), (26, 4, 1), (64, 4, 0.71), (127, 1, 0.5), (127, 4, 0.5), (127, 8, 0.71), (127, 16, 1), (127, 32, 1)],
+    [(7, 4, 1), (26, 4, 1), (40, 4, 0.8), (500, 1, 0.25), (127, 4, 0.5), (127, 8, 0.71), (127, 16, 1), (127, 32, 1)],
 )
 def test_small_batches_of_long_answers_take_less_of_the_rate(labelled: float, batch_size: int, share: float) -> None:
     rate = resolve(replace(AUTO, batch_size=batch_size, n_epochs=1), replace(SMOLLM2, rows=50, labelled=labelled))[0]

@@ -233,14 +233,14 @@ def _learning_rate(wanted: Wanted, facts: Facts, batch_size: int, total_steps: i
     return rate, reason
 
 
-_SHORT_ANSWER, _QUIET_BATCH, _LEAST_SHARE = 32, 16, 0.5
+_SHORT_ANSWER, _QUIET_BATCH = 32, 16
 
 
 def _share_for_noise(labelled: float, batch_size: int) -> float:
     """Long answers are mostly language that the base knows, so that the noise of small batches costs more than large
     steps bring. Short ones, such as names of classes, are new to it, and want large steps in any batch.
     """
-    return min(1.0, max(_LEAST_SHARE, math.sqrt(batch_size / _QUIET_BATCH), math.sqrt(_SHORT_ANSWER / labelled)))
+    return min(1.0, max(math.sqrt(batch_size / _QUIET_BATCH), _SHORT_ANSWER / labelled))
 
 
 def _rank(wanted: Wanted) -> tuple[int, str]:
