@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,7 @@ import pytest
 import tunesmith
 
 FORBIDDEN = ("torch", "fastapi", "grpc", "sqlalchemy", "numpy", "typer", "rich", "tunesmith_server")
-LONGEST_IMPORT_S = 0.3
+LONGEST_IMPORT = 0.4  # of what the openai client takes in the same run
 MOST_PACKAGES = 15
 ROOT = Path(__file__).parents[2]
 
@@ -60,14 +61,16 @@ def test_importing_needs_nothing_heavy() -> None:
 
 
 def test_importing_is_quick() -> None:
+    """Against another client in the same run: the budget of 0.3 s takes longer on a slow machine, for both."""
+    ours, theirs = (statistics.median(import_seconds(name) for _ in range(3)) for name in ("tunesmith", "openai"))
+    assert ours <= theirs * LONGEST_IMPORT, f"import tunesmith takes {ours:.2f} s, import openai {theirs:.2f} s"
+
+
+def import_seconds(name: str) -> float:
+    """Processor time of an import in a fresh interpreter: other work on the machine must not decide."""
     # As installed alone: where click and rich are present, the HTTP library loads them for a command of its own.
     alone = "import sys, time\nsys.modules['click'] = sys.modules['rich'] = None\n"
-    program = f"{alone}start = time.process_time(); import tunesmith; print(time.process_time() - start)"
-    # Processor time, and up to five tries: other work on the machine must not decide.
-    tries = [float(run_python(program))]
-    while tries[-1] > LONGEST_IMPORT_S and len(tries) < 5:
-        tries.append(float(run_python(program)))
-    assert min(tries) <= LONGEST_IMPORT_S, f"import tunesmith takes {min(tries):.2f} s of processor time"
+    return float(run_python(f"{alone}start = time.process_time(); import {name}; print(time.process_time() - start)"))
 
 
 def test_installing_brings_few_packages() -> None:
