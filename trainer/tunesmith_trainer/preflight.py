@@ -13,7 +13,7 @@ from tunesmith_trainer.config import Facts, Method, Resolution, TrainingConfig, 
 from tunesmith_trainer.data import RowKind, held_out_indices
 from tunesmith_trainer.errors import BadData, BadSpec, Problem
 from tunesmith_trainer.findings import Findings
-from tunesmith_trainer.rendering import Example, Renderer, load_tokenizer
+from tunesmith_trainer.rendering import Example, Renderer, labelled_tokens, load_tokenizer
 from tunesmith_trainer.row_cache import RowCache
 from tunesmith_trainer.row_checks import FileRows, RowReader, Watch
 
@@ -48,7 +48,7 @@ class Prepared:
     @property
     def labelled_tokens(self) -> int:
         """Tokens of one pass that are learnt."""
-        return sum(int(example.labelled.sum()) for example in self.training)
+        return labelled_tokens(self.training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _check_rows(training: FileRows, validation: FileRows | None, renderer: Rende
         message = "The base model has no chat template: prompts and completions are trained as plain text."
         findings.add(Problem("no_chat_template", message, "model"), "warning")
     tokens = sum(len(example.token_ids) for example in training.examples)
-    labelled = sum(int(example.labelled.sum()) for example in training.examples)
+    labelled = labelled_tokens(training.examples)
     if labelled < tokens * _LEAST_LABELLED_SHARE:
         message = f"Only {labelled} of {tokens} tokens are answers to learn from; most of the time goes into prompts."
         findings.add(Problem("few_labelled_tokens", message, "training_file"), "warning")
@@ -165,7 +165,7 @@ def _prepared(
     facts = Facts(
         rows=len(examples),
         longest=max(len(example.token_ids) for example in examples),
-        labelled=sum(int(example.labelled.sum()) for example in examples) / len(examples),
+        labelled=labelled_tokens(examples) / len(examples),
         hidden_size=model.hidden_size,
         model_type=model.model_type,
         max_context_length=most,

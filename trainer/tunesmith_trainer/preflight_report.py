@@ -12,6 +12,7 @@ from tunesmith_trainer.machine import Machine
 from tunesmith_trainer.memory_ladder import Choice
 from tunesmith_trainer.memory_plan import Plan
 from tunesmith_trainer.preflight import Examined, Prepared
+from tunesmith_trainer.rendering import labelled_tokens
 
 REJECTS_FILE = "rejects.jsonl"
 _SEVERITIES = {"error": pb.SEVERITY_ERROR, "warning": pb.SEVERITY_WARNING}
@@ -101,9 +102,7 @@ def _counts(examined: Examined) -> pb.PreflightCounts:
         trained_rows=len(prepared.training) if prepared else 0,
         evaluation_rows=len(prepared.evaluation) if prepared else 0,
         tokens=prepared.tokens if prepared else sum(len(one.token_ids) for one in training.examples),
-        labelled_tokens=(
-            prepared.labelled_tokens if prepared else sum(int(one.labelled.sum()) for one in training.examples)
-        ),
+        labelled_tokens=prepared.labelled_tokens if prepared else labelled_tokens(training.examples),
         longest_row_tokens=max((length for file in files for length in file.lengths), default=0),
         refused_rows=findings.rejected("refused"),
         cut_rows=findings.rejected("cut"),

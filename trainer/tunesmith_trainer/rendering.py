@@ -71,6 +71,11 @@ def joined(examples: Sequence[Example]) -> Example:
     )
 
 
+def labelled_tokens(examples: Iterable[Example]) -> int:
+    """How many tokens of these rows are to be predicted."""
+    return sum(int(example.labelled.sum()) for example in examples)
+
+
 class Tokenizer(Protocol):
     """What rendering uses of a transformers tokenizer."""
 

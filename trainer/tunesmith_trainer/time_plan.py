@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.rendering import Example, labelled_tokens
 
 # Operations per multiplied parameter and token, forward and backward; frozen weights get no gradient of their own.
 _FORWARD, _ADAPTERS, _FULL = 2, 4, 6
@@ -59,7 +59,7 @@ def _tokens_both_ways(config: TrainingConfig, training: Sequence[Example], evalu
 def _operations(shapes: BaseShapes, examples: Sequence[Example], per_parameter: float) -> float:
     """Products of layers on every token, of the head on labelled ones, and of attention on pairs of tokens."""
     tokens = sum(len(example.token_ids) for example in examples)
-    labelled = sum(int(example.labelled.sum()) for example in examples)
+    labelled = labelled_tokens(examples)
     pairs = sum(len(example.token_ids) ** 2 for example in examples) / 2
     attention = 2 * per_parameter / _FORWARD * pairs * shapes.queries * shapes.layers * _FORWARD
     return per_parameter * (tokens * shapes.multiplied + labelled * shapes.vocabulary * shapes.hidden) + attention
