@@ -52,7 +52,6 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory, running: HookService
         moderation_api_key="hook-key",
         moderation_model="omni-moderation-latest",
         moderation_stream_characters=12,
-        hook_seconds=2.0,
     ) as made:
         made.control_plane.capturing.add("key-1")
         await made.chat(BASE)
@@ -167,12 +166,19 @@ async def test_without_a_verdict_nothing_passes(gateway: GatewayUnderTest, servi
     response = await gateway.chat(BASE, PROMPT)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "moderation_unavailable")
     assert response.headers["retry-after"] == "5"
-    service.status, service.held = 200, True
-    assert (await gateway.chat(BASE, PROMPT)).status_code == 503, "silence is no verdict"
-    service.held, service.answer = False, {"results": [{"flagged": "no"}]}
+    service.status, service.answer = 200, {"results": [{"flagged": "no"}]}
     assert (await gateway.chat(BASE, PROMPT)).status_code == 503
     assert await asked(gateway) == before
     assert 'side="prompt",verdict="failed"' in (await gateway.http.get("/metrics")).text
+
+
+async def test_silence_is_no_verdict(tmp_path: Path, service: HookService) -> None:
+    service.held = True
+    url = f"{service.url}/v1/moderations"
+    async with gateway_on_simulator(tmp_path, moderation_url=url, hook_seconds=0.2) as gateway:
+        response = await gateway.chat(BASE, PROMPT)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "moderation_unavailable")
+        assert await asked(gateway) == 0
 
 
 async def test_a_service_that_goes_away_ends_a_stream_with_an_error(

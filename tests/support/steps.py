@@ -22,10 +22,11 @@ FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 
 @dataclass(frozen=True)
 class Steps:
-    """Losses of every step, gradients of the first, weights after the last; per row its loss under these weights."""
+    """Losses of every step, gradients of the first; weights before it and after the last; per row its loss then."""
 
     losses: list[float]
     gradients: dict[str, Tensor]
+    start: dict[str, Tensor]
     weights: dict[str, Tensor]
     rows: list[float]
 
@@ -48,16 +49,34 @@ def take_steps(
         lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
     elif distributed.size() > 1:
         model = sharding.shard(model)
+    start = _weights(model, full_weights)
     optimizer = _Watched(sharding.inner(model).named_parameters())
     host = Onlooker()
     trained = Loop(model, optimizer, config, examples, examples, pack_tokens, host).run(Progress(0, 0, "float32", []))
-    weights = sharding.whole_weights(model) if full_weights else lora.tensors(model)
     return Steps(
         [metrics.train_loss for metrics in host.metrics],
         optimizer.gradients[0],
-        {name: tensor.clone() for name, tensor in weights.items()},
+        start,
+        _weights(model, full_weights),
         [row.loss for row in trained.chosen.rows],
     )
+
+
+def assert_moved_alike(start: dict[str, Tensor], found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """That training changed each of these float32 weights as it was to, within a hundredth of the change (L2 norms).
+
+    Not number by number: where a gradient is nothing but rounding, Adam still makes a whole step of its sign.
+    """
+    assert found.keys() >= expected.keys() - {"lm_head.weight"}  # which tied embeddings are, under another name
+    for name, weights in found.items():
+        moved, apart = (expected[name] - start[name]).norm(), (weights - expected[name]).norm()
+        assert moved > 0, f"{name} was not trained"
+        assert apart <= 0.01 * moved, f"{name} moved by {moved:.3g} and is {apart:.3g} off"
+
+
+def _weights(model: nn.Module, full_weights: bool) -> dict[str, Tensor]:
+    weights = sharding.whole_weights(model) if full_weights else lora.tensors(model)
+    return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 class _Watched(Optimizer):

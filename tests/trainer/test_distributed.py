@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ranks import Ranks
-from tests.support.steps import Steps, example, take_steps
+from tests.support.steps import Steps, assert_moved_alike, example, take_steps
 from tunesmith_trainer import distributed
 from tunesmith_trainer.errors import BadData, Problem
 
@@ -102,7 +102,7 @@ def test_a_rank_without_a_row_of_the_step_goes_along(base: Path, two_ranks: Rank
 def assert_equal(steps: Steps, expected: Steps) -> None:
     assert steps.losses == pytest.approx(expected.losses, abs=1e-5)
     assert steps.rows == pytest.approx(expected.rows, abs=1e-5)
-    for found, wanted in ((steps.gradients, expected.gradients), (steps.weights, expected.weights)):
-        assert found.keys() >= wanted.keys() - {"lm_head.weight"}
-        for name in found:
-            torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-5)
+    assert steps.gradients.keys() >= expected.gradients.keys() - {"lm_head.weight"}
+    for name, gradient in steps.gradients.items():
+        torch.testing.assert_close(gradient, expected.gradients[name], rtol=0, atol=1e-6)
+    assert_moved_alike(expected.start, steps.weights, expected.weights)
