@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import strategies
 
@@ -24,6 +26,15 @@ __all__ = [
     "postgres_template",
     "s3_server",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Keeps what was collected out of garbage collections.
+
+    Looking through all tests takes a second or two, in which no server in this process answers.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -139,6 +139,8 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     command = [str(settings.engine_python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(spec.model_folder), "--served-model-name", spec.name, "--uds", str(socket)]
     command += ["--max-model-len", _model_len(spec.model_folder, settings)]
+    # Messages are texts for every template, as they were in training.
+    command += ["--chat-template-content-format", "string"]
     command += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--generation-config", "vllm"]
     if settings.device is Device.CPU:
         command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]

@@ -31,7 +31,7 @@ _STATEFUL = frozenset(["previous_response_id", "conversation", "prompt"])
 _ONLY = {"background": False, "truncation": "disabled", "top_logprobs": 0}
 """Parameters with the one value that can be had."""
 _NOT_INCLUDED = "message.output_text.logprobs"
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_ROLES = frozenset(["user", "assistant", "system", "developer"])
 _TEXT = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """The kinds of content that are text, and where each has it."""
 _PARAMETERS = {
@@ -204,7 +204,7 @@ def _append(messages: list[dict[str, Any]], item: object, at: str) -> None:
         raise invalid_request("invalid_type", "Every item of `input` is an object.", at)
     match item.get("type", "message"):
         case "message" if item.get("role") in _ROLES:
-            messages.append({"role": _ROLES[item["role"]], "content": _text(item.get("content"), f"{at}.content")})
+            messages.append({"role": item["role"], "content": _text(item.get("content"), f"{at}.content")})
         case "function_call":
             function = {name: _string(item, name, at) for name in ("name", "arguments")}
             call = {"id": _string(item, "call_id", at), "type": "function", "function": function}

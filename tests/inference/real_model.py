@@ -20,6 +20,12 @@ TOKENS = 6
 
 SHOWS_TOOLS = "{% if tools %}Call in <tool_call></tool_call>: {{ tools | tojson }}\n{% endif %}"
 """Goes before a chat template that shows no tools."""
+SHOWS_CALLS = (
+    "{% for message in messages %}{% for call in message.tool_calls %}{{ call.type }} {{ call.id }} "
+    "{{ call.function.name }} {{ call.function.arguments | tojson }}\n{% endfor %}{% endfor %}"
+    "{% for message in messages if message.name %}{{ message.name }}\n{% endfor %}"
+)
+"""Goes before one that shows neither calls nor names."""
 
 NO_BLANKS = {str(tiny_model.tokenizer().convert_tokens_to_ids(blank)): -100 for blank in "ĠĊčĉ"}
 """As `logit_bias`: it would write blanks between the parts of a JSON text until its tokens are used up."""
@@ -32,7 +38,7 @@ _HIDDEN, _INNER, _LAYERS = 256, 512, 3
 def build_base(folder: Path) -> Path:
     """Writes the base model: heads 64 wide, the smallest that engines support everywhere."""
     torch.manual_seed(0)
-    tokenizer = tiny_model.tokenizer(SHOWS_TOOLS + tiny_model.CHATML)
+    tokenizer = tiny_model.tokenizer(SHOWS_TOOLS + SHOWS_CALLS + tiny_model.CHATML)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=_HIDDEN,

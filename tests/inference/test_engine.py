@@ -9,14 +9,20 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.inference.conftest import MODEL, Engine
 from tests.inference.gateway import make_base, simulator_command, until
+from tests.support.conversations import ANSWER, CONVERSATIONS
 from tunesmith_inference import engine, engine_guard
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, engine_environment, takes_adapters, vllm_command
+from tunesmith_inference.request_body import Route
 from tunesmith_inference.vllm import EngineUnavailable, VllmClient
+from tunesmith_trainer.data import Row, read_rows
+from tunesmith_trainer.rendering import Renderer, load_tokenizer
 
 STUBBORN = """
 import os, pathlib, signal, sys, time
@@ -180,3 +186,23 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+@pytest.mark.engine
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("name", CONVERSATIONS)
+async def test_a_row_is_trained_behind_the_tokens_that_the_engine_makes_of_its_prompt(
+    vllm: Engine, tmp_path: Path, name: str
+) -> None:
+    row = CONVERSATIONS[name]
+    asked = [{key: part for key, part in message.items() if key != "weight"} for message in row["messages"]]
+    body = {**row, "model": MODEL, "messages": asked, "max_tokens": 1, "return_token_ids": True}
+    served = (await vllm.http.post(Route.CHAT, json=body)).json()["prompt_token_ids"]
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "messages": [*row["messages"], ANSWER]}))
+    (read,) = read_rows(tmp_path / "rows.jsonl", "training_file")
+    assert isinstance(read, Row)
+    tokenizer: Any = load_tokenizer(vllm.base)
+    prompt = Renderer(tokenizer, [2]).render(read).prompt_token_ids
+    assert tokenizer.decode(prompt) == tokenizer.decode(served)
+    assert prompt == served

@@ -1,6 +1,7 @@
 """Every family that is trained: packs, losses and adapters are what its own code and PEFT make of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_families
 from tests.support.adapters import wake
-from tunesmith_trainer import lora
+from tunesmith_trainer import attention, lora
 from tunesmith_trainer.base_model import read_facts
 from tunesmith_trainer.base_shapes import build_empty, read_shapes, stored_shapes
 from tunesmith_trainer.model import Hardware, load, load_for_generation
@@ -122,3 +123,22 @@ def test_its_small_files_tell_what_the_run_needs(family: Path) -> None:
     assert facts.served_merged == (facts.model_type == "gpt2")
     assert shapes.parameters == sum(torch.Size(shape).numel() for shape in stored.values())
     assert len(shapes.linears) in (3 * 4, 3 * 7)
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "capability", "fits"),
+    [
+        (64, torch.bfloat16, (9, 0), True),
+        (256, torch.float16, (8, 0), True),
+        (64, torch.bfloat16, (7, 5), False),
+        (100, torch.bfloat16, (9, 0), False),
+        (264, torch.bfloat16, (9, 0), False),
+        (64, torch.float32, (9, 0), False),
+    ],
+)
+def test_only_what_flash_attention_takes_goes_into_its_kernel(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype, capability: tuple[int, int], fits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 4, 20, width), device="cuda")
+    assert attention._fits_kernel(query) == fits  # type: ignore[arg-type]  # there is no such device here

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from tests.support import tiny_model
@@ -83,6 +84,39 @@ def test_a_folder_with_pickles_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(UnsupportedModel):
         import_base("tiny", str(source), tmp_path / "cache")
     assert list((tmp_path / "cache/base_models").iterdir()) == []
+
+
+def test_a_model_of_a_hub_is_imported_from_the_librarys_cache(tmp_path: Path) -> None:
+    """As the library leaves it: a folder of links into one of contents."""
+    source, revision = tiny_model.build(tmp_path / "source"), "a" * 40
+    repository = tmp_path / "hub/hub/models--org--tiny"
+    for folder in ("blobs", "refs", f"snapshots/{revision}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs/main").write_text(revision)
+    for number, file in enumerate(sorted(source.iterdir())):
+        (repository / f"blobs/{number}").write_bytes(file.read_bytes())
+        (repository / f"snapshots/{revision}" / file.name).symlink_to(f"../../blobs/{number}")
+    command = ["import-base", "--id", "tiny", "--source", "org/tiny", "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith_trainer", *command],
+        env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    made = Path(json.loads(done.stdout.splitlines()[-1])["path"])
+
+    assert made == import_base("tiny", str(source), tmp_path / "cache")[1]
+    assert not any(file.is_symlink() for file in made.iterdir())
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModel, match=r"lack the weights model\.norm\.weight"):
+        load_for_generation(source, torch.device("cpu"))
 
 
 def test_a_folder_is_prepared_once_and_is_what_an_import_gives(tmp_path: Path) -> None:

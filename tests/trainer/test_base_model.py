@@ -75,6 +75,13 @@ def test_remote_code_is_refused(folder: Path, file: str) -> None:
         refuse_unsafe(folder)
 
 
+@pytest.mark.parametrize("name", ["/etc/model.safetensors", "../other/model.safetensors", "sub/model.safetensors"])
+def test_an_index_that_names_files_elsewhere_is_refused(folder: Path, name: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UnsupportedModel, match="outside of the folder"):
+        refuse_unsafe(folder)
+
+
 def test_links_out_of_the_folder_are_refused(folder: Path) -> None:
     (folder / "extra.json").symlink_to("/etc/hostname")
     with pytest.raises(UnsupportedModel, match="link"):

@@ -1,5 +1,6 @@
 """A run that goes on from any of its steps ends as if it had never stopped: bit for bit, for each method."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -111,6 +112,29 @@ def test_progress_comes_back_as_it_was_saved(base: Path, tmp_path: Path) -> None
 
     assert asdict(checkpoint.read_progress(tmp_path / "4", config)) == asdict(course.progress)
     assert course.progress.rung == RUNG
+
+
+def test_a_large_state_is_in_several_files(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path) -> None:
+    config = config_of("supervised", full=False)
+    monkeypatch.setattr(checkpoint, "_FILE_BYTES", 4000)
+    whole = Course(base, config, tmp_path / "whole", "float32")
+    files = list((tmp_path / "whole/1").glob("training_state*.safetensors"))
+
+    assert len(files) > 2
+    assert all(checkpoint.is_state(file.name) and file.stat().st_size < 9000 for file in files), "with their headers"
+    resumed = Course(base, config, tmp_path / "resumed", "float32", tmp_path / "whole/1")
+    assert resumed.history == whole.history
+
+
+def test_a_checkpoint_of_a_release_with_fewer_numbers_is_read(base: Path, tmp_path: Path) -> None:
+    config = config_of("supervised", full=False)
+    Course(base, config, tmp_path, "float32")
+    document = tmp_path / "4/training_state.json"
+    saved = json.loads(document.read_text())
+    del saved["config"]["use_rslora"]
+    document.write_text(json.dumps(saved))
+
+    assert checkpoint.read_progress(tmp_path / "4", config).step == 4
 
 
 def test_a_checkpoint_of_other_numbers_is_refused(base: Path, tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_the_multiplier_multiplies() -> None:
     assert numbers(learning_rate_multiplier=0.5).learning_rate == pytest.approx(numbers().learning_rate / 2)
 
 
+def test_a_rate_that_was_resolved_before_stays() -> None:
+    assert numbers(learning_rate=3e-4, learning_rate_multiplier=2.0).learning_rate == 3e-4
+
+
 def test_the_rank_stays_within_what_serving_accepts() -> None:
     assert numbers().lora_rank == 16
     assert numbers(max_rank=8).lora_rank == 8

@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_trainer.data import Row, count_lines, held_out_indices, indices_of_step, read_rows, steps_per_pass
+from tunesmith_trainer.data import (
+    Message,
+    Row,
+    count_lines,
+    held_out_indices,
+    indices_of_step,
+    read_rows,
+    steps_per_pass,
+)
 from tunesmith_trainer.errors import Problem
 
 USER = {"role": "user", "content": "a"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def read(path: Path) -> tuple[list[Row], list[Problem]]:
@@ -20,26 +29,29 @@ def read(path: Path) -> tuple[list[Row], list[Problem]]:
 
 def test_chat_and_prompt_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    chat = {"messages": [USER, {"role": "assistant", "content": "b", "weight": 0, "name": "n"}], "tools": [{"x": 1}]}
+    chat = {"messages": [USER, {"role": "assistant", "content": "b", "weight": 0, "name": "n"}], "tools": [TOOL]}
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(chat).encode() + b'\r\n\n{"prompt": "p", "completion": "c"}\n')
     rows, problems = read(path)
 
     assert problems == []
     assert count_lines(path) == 4
     assert [row.number for row in rows] == [1, 3]
-    assert rows[0].tools == [{"x": 1}]
+    assert rows[0].tools == [TOOL]
     assert rows[0].messages[1].weight == 0
-    assert rows[0].messages[1].wire() == {"name": "n", "role": "assistant", "content": "b"}
+    assert rows[0].messages[1] == Message("assistant", "b", 0, {"name": "n"})
     assert [(m.role, m.content, m.weight) for m in rows[1].messages] == [("user", "p", 0), ("assistant", "c", 1)]
 
 
 def test_text_parts_are_joined_and_tool_calls_need_no_text(tmp_path: Path) -> None:
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    rows, problems = read(_write(tmp_path, {"messages": [parts, call]}))
+    calls = [{"id": "1", "function": {"name": "f", "arguments": text}} for text in ('{"a": [1]}', "")]
+    answer = {"role": "assistant", "content": None, "tool_calls": calls}
+    rows, problems = read(_write(tmp_path, {"messages": [parts, answer]}))
 
     assert problems == []
-    assert [message.content for message in rows[0].messages] == ["ab", ""]
+    assert [message.content for message in rows[0].messages] == ["a\nb", ""]
+    read_calls = rows[0].messages[1].extra["tool_calls"]
+    assert [call["function"]["arguments"] for call in read_calls] == [{"a": [1]}, {}]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,10 @@ def test_text_parts_are_joined_and_tool_calls_need_no_text(tmp_path: Path) -> No
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
         {"messages": [USER], "tools": "x"},
+        {"messages": [USER], "tools": [{"type": "function"}]},
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{1"}}]}]},
         {"prompt": "a"},
         {"prompt": 1, "completion": "b"},
     ],

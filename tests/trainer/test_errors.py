@@ -16,7 +16,7 @@ from tests.trainer.conftest import RunAttempt
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import checkpoint
 from tunesmith_trainer.__main__ import execute
-from tunesmith_trainer.errors import EXIT_INFRASTRUCTURE, is_disk_full
+from tunesmith_trainer.errors import EXIT_INFRASTRUCTURE, is_disk_full, is_out_of_memory
 from tunesmith_trainer.reporter import Reporter
 
 
@@ -71,6 +71,20 @@ def test_a_full_disk_ends_the_run_after_its_last_checkpoint_and_the_next_goes_on
     next_attempt(server)
     assert run_attempt(server) == 0
     assert [one.train_loss for one in server.metrics] == uninterrupted[5:]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_each_of_its_words(error: BaseException, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
 
 
 def test_a_full_disk_is_known_by_each_of_its_words() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support import tiny_families
 from tests.support.training_server import TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import export_proof, lora
+from tunesmith_server.registry import manifest
+from tunesmith_trainer import artifact, export_proof, lora
 from tunesmith_trainer.artifact import ArtifactWriter
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
 from tunesmith_trainer.errors import RunFailed
@@ -59,6 +61,21 @@ def test_what_was_written_agrees_with_the_model_in_memory(
     write(family, trained(family, full=full, dtype=dtype), tmp_path, full=full, merged=merged)
 
     assert (tmp_path / "golden.json").exists()
+
+
+def test_adapters_are_merged_into_weights_that_are_stored_in_float16(tmp_path: Path) -> None:
+    family = tiny_families.build("gpt2", tmp_path / "family")
+    path = family / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    write(family, trained(family, full=False), tmp_path / "out", full=False, merged=True)
+
+
+def test_only_known_files_of_the_base_go_along(tmp_path: Path) -> None:
+    assert {*artifact.TEXTS} == {*manifest.TEXT_FILES, "config.json"}, "as the control plane takes them"
+    family = tiny_families.build("llama", tmp_path / "family")
+    (family / "eval_results.json").write_text("{}")
+    write(family, trained(family, full=True), tmp_path / "out", full=True)
+    assert not (tmp_path / "out/eval_results.json").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -5,7 +5,9 @@ import pytest
 from tunesmith_trainer.gpus import gpus_of, largest
 
 LISTING = (
-    "0, GPU-a, NVIDIA L4, 23034, 20000\n1, GPU-b, NVIDIA H200, 143771, 100000\n2, GPU-c, NVIDIA H200, 143771, 140000\n"
+    "0, GPU-a, NVIDIA L4, 23034, 20000, 8.9\n"
+    "1, GPU-b, NVIDIA H200, 143771, 100000, 9.0\n"
+    "2, GPU-c, NVIDIA H200, 143771, 140000, 9.0\n"
 )
 
 
@@ -26,6 +28,14 @@ def test_the_largest_visible_gpu_counts(visible: str | None, name: str, free: in
     assert (found[0], found[2]) == (name, free << 20)
 
 
-@pytest.mark.parametrize(("listing", "visible"), [(LISTING, ""), ("", None), ("0, GPU-a, X, [N/A], [N/A]\n", None)])
+@pytest.mark.parametrize(
+    ("listing", "visible"), [(LISTING, ""), ("", None), ("0, GPU-a, X, [N/A], [N/A], 9.0\n", None)]
+)
 def test_without_a_visible_gpu_that_tells_its_memory_there_is_none(listing: str, visible: str | None) -> None:
     assert largest(gpus_of(listing, visible)) is None
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("7.5", False), ("8.0", True), ("12.0", True), ("[N/A]", True)])
+def test_old_gpus_have_no_bfloat16(capability: str, expected: bool) -> None:
+    (gpu,) = gpus_of(f"0, GPU-a, Tesla T4, 15360, 15000, {capability}\n", None)
+    assert gpu.has_bfloat16 == expected

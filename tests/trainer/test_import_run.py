@@ -182,6 +182,26 @@ def test_whole_weights_come_back_with_the_files_of_the_base(
         assert greedy(wanted, prompt["prompt_token_ids"], [2])["token_ids"] == prompt["token_ids"]
 
 
+@pytest.mark.parametrize("names", ["another model", "one of two files"])
+def test_an_uploaded_index_is_not_followed(
+    server: TrainingServer, run_attempt: RunAttempt, base: Path, tmp_path: Path, names: str
+) -> None:
+    """It could have another project's weights read, or leave weights out, which would be random numbers."""
+    tensors = {name: tensor * 1.01 for name, tensor in load_file(base / "model.safetensors").items()}
+    half = sorted(tensors)[::2]
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    for shard, chosen in zip(shards, (half, tensors.keys() - set(half)), strict=True):
+        save_file({name: tensors[name] for name in chosen}, tmp_path / shard, metadata={"format": "pt"})
+    other = dict.fromkeys(tensors, str(base / "model.safetensors"))
+    index = {"metadata": {}, "weight_map": other if names == "another model" else dict.fromkeys(half, shards[0])}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
+    given(server, files_of(tmp_path))
+    made = load_file(imported(server, run_attempt) / "model.safetensors")
+
+    assert all(torch.equal(made[name], tensor) for name, tensor in tensors.items())
+
+
 def test_an_adapter_that_engines_cannot_load_becomes_whole_weights(
     server: TrainingServer, run_attempt: RunAttempt, gpt2: Path, tmp_path: Path
 ) -> None:

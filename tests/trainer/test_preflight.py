@@ -14,6 +14,7 @@ from tunesmith_trainer.preflight import MAX_EVALUATION_ROWS, Examined, Prepared,
 
 WANTED = Wanted(full_weights=False, seed=3)
 ANSWER = {"role": "assistant", "content": "b"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -81,6 +82,18 @@ def test_without_a_validation_file_rows_are_held_out_and_not_trained_on(base: Pa
     assert {one.row for one in data.training}.isdisjoint(one.row for one in data.evaluation)
 
 
+@pytest.mark.parametrize(("distinct", "copies", "kept", "held"), [(50, 2, 90, 5), (1, 12, 11, 1), (2, 20, 36, 4)])
+def test_copies_of_rows_held_out_are_not_trained_on_unless_they_are_most_rows(
+    base: Path, tmp_path: Path, distinct: int, copies: int, kept: int, held: int
+) -> None:
+    data = prepare(base, write(tmp_path / "train.jsonl", *map(pair, [*range(distinct)] * copies)), None, WANTED)
+
+    trained, evaluated = ({one.token_ids.tobytes() for one in rows} for rows in (data.training, data.evaluation))
+    assert (len(data.training), len(data.evaluation)) == (kept, held)
+    assert trained.isdisjoint(evaluated) == (kept + held < distinct * copies)
+    assert any("copies are not trained on" in note for note in data.notes) == trained.isdisjoint(evaluated)
+
+
 def test_with_a_validation_file_all_training_rows_are_trained_on(base: Path, tmp_path: Path) -> None:
     data = prepared(base, tmp_path, 20, validation=3)
 
@@ -114,8 +127,8 @@ def found(examined: Examined, code: str) -> Finding:
     [
         (chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}), "unsupported_content"),
         (chat({"role": "user", "content": "a"}) | {"functions": [{"name": "f"}]}, "functions_unsupported"),
-        (chat({"role": "user", "content": "a"}) | {"tools": [{"type": "function"}]}, "tools_unsupported"),
-        (chat({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}), "tools_unsupported"),
+        (chat({"role": "user", "content": "a"}) | {"tools": [TOOL]}, "tools_unsupported"),
+        (chat({"role": "assistant", "content": None, "tool_calls": [TOOL]}), "tools_unsupported"),
         (pair(1, " "), "empty_answer"),
         (chat({"role": "assistant", "content": "a", "weight": 0}, ANSWER | {"weight": 0}), "no_labelled_tokens"),
         (pair(1, "x" * 600), "row_too_long"),

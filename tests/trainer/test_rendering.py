@@ -140,12 +140,20 @@ def test_an_answer_before_any_question_is_refused_unless_it_is_not_learnt() -> N
     assert "weight 0" in refused.value.problem.message
 
 
-def test_without_a_chat_template_prompt_and_completion_are_plain_text() -> None:
-    renderer = Renderer(tiny_model.tokenizer(None), [STOP])
-    example = renderer.render(row(("user", "2+2="), ("assistant", "4")))
+@pytest.mark.parametrize("begins", [False, True])
+def test_without_a_chat_template_prompt_and_completion_are_plain_text(begins: bool) -> None:
+    tokenizer = tiny_model.tokenizer(None, begins=begins)
+    example = Renderer(tokenizer, [STOP]).render(row(("user", "2+2="), ("assistant", "4")))
 
-    assert tiny_model.tokenizer().decode(example.token_ids) == "<|im_start|>2+2=4<|im_end|>"
+    assert tokenizer.decode(example.token_ids) == "<|im_start|>" * begins + "2+2=4<|im_end|>"
+    assert example.prompt_token_ids == tokenizer("2+2=")["input_ids"], "as a server makes them"
     assert learnt(example) == "4<|im_end|>"
+
+
+def test_a_plain_text_that_nothing_comes_before_does_not_learn_its_first_token() -> None:
+    example = Renderer(tiny_model.tokenizer(None), [STOP]).render(row(("user", ""), ("assistant", "abc")))
+
+    assert learnt(example) == "bc<|im_end|>"
 
 
 def test_special_tokens_inside_texts_are_found(renderer: Renderer) -> None:

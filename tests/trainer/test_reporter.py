@@ -106,7 +106,7 @@ def test_a_stop_ends_the_run_at_its_next_check(server: TrainingServer) -> None:
 def test_a_wrong_token_is_not_retried(server: TrainingServer) -> None:
     reporter = Reporter(f"127.0.0.1:{server.port}", "wrong")
 
-    with pytest.raises(InfrastructureFailed, match="unauthenticated"):
+    with pytest.raises(InfrastructureFailed, match=r"refused a call of the run \(unauthenticated\): unknown token"):
         reporter.get_spec()
     reporter.close()
 

@@ -48,12 +48,7 @@ def test_a_long_text_is_tokenised_line_by_line_with_the_same_tokens(monkeypatch:
 
 
 def test_a_text_begins_as_its_tokenizer_begins_texts() -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny_model.tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
-    )
+    tokenizer = tiny_model.tokenizer(begins=True)
     (one,) = render_text(tokenizer, Row(1, "training_file", (Message("text", "ab", 1, {}),), None), 100)
 
     assert tokenizer.decode(one.token_ids) == "<|im_start|>ab<|im_end|>"

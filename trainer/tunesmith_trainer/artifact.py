@@ -16,7 +16,19 @@ from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.golden import GoldenAnswers
 from tunesmith_trainer.model import load_as_stored
 
-_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
+TEXTS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""What a folder has beside weights, as the control plane takes it."""
 _SHARD_SIZE = "4GB"  # object storage takes no more than 5 GiB at once
 
 
@@ -92,7 +104,7 @@ def write_whole(model: nn.Module, weights: Mapping[str, Tensor], base_folder: Pa
 
 
 def copy_texts(base_folder: Path, folder: Path) -> None:
-    """Copies all of a base model's files but its weights."""
-    for path in base_folder.iterdir():
-        if path.is_file() and path.name != "manifest.json" and not path.name.endswith(_WEIGHT_SUFFIXES):
-            shutil.copyfile(path, folder / path.name)
+    """Copies what a base model has beside its weights and what models are read with; folders hold more than that."""
+    for name in TEXTS:
+        if (base_folder / name).is_file():
+            shutil.copyfile(base_folder / name, folder / name)

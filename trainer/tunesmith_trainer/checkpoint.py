@@ -25,8 +25,10 @@ from tunesmith_trainer.sharding import inner, part_of
 
 logger = logging.getLogger(__name__)
 
-STATE_FILES = ("training_state.json", "training_state.safetensors")
-_DOCUMENT, _TENSORS = STATE_FILES
+_STATE = "training_state"
+_DOCUMENT = f"{_STATE}.json"
+_TENSOR_FILES = f"{_STATE}*.safetensors"
+_FILE_BYTES = 4 * 10**9  # object storage takes no more than 5 GiB at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,21 @@ class Progress:
 
 def save_state(folder: Path, optimizer: dict[str, Tensor], config: TrainingConfig, progress: Progress) -> None:
     """Writes the training state beside the weights. `optimizer` is what the optimizer's `state` gave."""
-    save_file(optimizer, folder / _TENSORS)
+    for number, tensors in enumerate(_in_files(optimizer), start=1):
+        save_file(tensors, folder / (f"{_STATE}-{number}.safetensors" if number > 1 else f"{_STATE}.safetensors"))
     (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), **asdict(progress)}))
+
+
+def is_state(path: str) -> bool:
+    """Whether a file of a saved run is there for resuming only."""
+    return path.startswith(_STATE)
 
 
 def read_progress(folder: Path, config: TrainingConfig) -> Progress:
     """Reads how far a saved run was. Raises BadSpec when it was saved under other numbers."""
     document = json.loads((folder / _DOCUMENT).read_text())
-    if document.pop("config") != json.loads(json.dumps(asdict(config))):
+    saved, wanted = document.pop("config"), json.loads(json.dumps(asdict(config)))
+    if saved != {name: wanted.get(name) for name in saved}:  # a release before may have had fewer
         raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
     best, rung = document.pop("best"), document.pop("rung", None)
     return Progress(
@@ -70,7 +79,10 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer, config: Traini
     else:
         lora.load(model, folder)
     # Where weights are not float32, the master copies in the state hold more than the served weights and replace them.
-    optimizer.load_state(load_file(folder / _TENSORS))
+    state: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(_TENSOR_FILES)):
+        state |= load_file(path)
+    optimizer.load_state(state)
 
 
 @contextmanager
@@ -83,6 +95,19 @@ def reading(step: int) -> Iterator[None]:
             raise
         logger.warning("the checkpoint cannot be read", exc_info=error)
         raise checkpoint_damaged(step, "its files do not hold a saved run of this job") from error
+
+
+def _in_files(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors, in order, in parts that are no larger than a file may be, unless a tensor alone is."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if part and size + tensor.nbytes > _FILE_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    yield part
 
 
 def _measured(document: dict[str, Any]) -> Measured:

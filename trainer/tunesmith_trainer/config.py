@@ -17,6 +17,7 @@ Start = Literal["base", "adapter", "tuned_weights"]
 class Wanted:
     """What the job asks for. None means auto, and no targets mean all linear layers.
 
+    `learning_rate` is the peak where it has been resolved before: rules may have changed since, a job's rate may not.
     `max_rank` and `max_context_length` are what serving accepts.
     `long_rows` is what becomes of rows over the context: the job fails, or they are cut at the end or dropped.
     `start` is what the run goes on from: the base model, a tuned adapter on it, or tuned weights in place of its own.
@@ -27,6 +28,7 @@ class Wanted:
     n_epochs: int | None = None
     batch_size: int | None = None
     learning_rate_multiplier: float | None = None
+    learning_rate: float | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
     lora_targets: tuple[str, ...] = ()
@@ -96,7 +98,7 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
     per_pass = steps_per_pass(facts.rows, batch_size)
     total = per_pass * n_epochs
     multiplier = 1.0 if wanted.learning_rate_multiplier is None else wanted.learning_rate_multiplier
-    base_rate, why_rate = _learning_rate(wanted, facts, batch_size, total)
+    rate, why_rate = _peak(wanted, facts, batch_size, total, multiplier)
     warmup = min(100, max(5, round(0.03 * total)), max(1, total // 4))
     rank, why_rank = _rank(wanted)
     alpha = 32.0 if wanted.lora_alpha is None else wanted.lora_alpha
@@ -109,7 +111,7 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
         n_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=multiplier,
-        learning_rate=base_rate * multiplier,
+        learning_rate=rate,
         warmup_steps=warmup,
         total_steps=total,
         steps_per_pass=per_pass,
@@ -125,7 +127,7 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
     resolutions = [
         Resolution("n_epochs", str(n_epochs), why_epochs),
         Resolution("batch_size", str(batch_size), why_batch),
-        Resolution("learning_rate", f"{config.learning_rate:.3g}", f"{why_rate}, times the multiplier {multiplier:g}"),
+        Resolution("learning_rate", f"{rate:.3g}", why_rate),
         Resolution("warmup_steps", str(warmup), f"3 % of {total} steps, 5 to 100, at most a quarter; then linear to 0"),
         Resolution("context_length", str(config.context_length), why_context),
     ]
@@ -212,6 +214,13 @@ _METHOD_RATES = {
     "dpo": (1 / 30, "a thirtieth of it for dpo"),
     "continued_pretraining": (0.5, "half of it for raw text"),
 }
+
+
+def _peak(wanted: Wanted, facts: Facts, batch_size: int, total: int, multiplier: float) -> tuple[float, str]:
+    if wanted.learning_rate is not None:
+        return wanted.learning_rate, "as the job began"
+    rate, why = _learning_rate(wanted, facts, batch_size, total)
+    return rate * multiplier, f"{why}, times the multiplier {multiplier:g}"
 
 
 def _learning_rate(wanted: Wanted, facts: Facts, batch_size: int, total_steps: int) -> tuple[float, str]:

@@ -30,16 +30,15 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `weight` 0 keeps an assistant's turn out of the loss; `extra` is passed to the chat template as is."""
+    """One turn. `weight` 0 keeps an assistant's turn out of the loss; `extra` is what else the line says of it.
+
+    Arguments of tool calls in `extra` are objects and no longer texts.
+    """
 
     role: str
     content: str
     weight: int
     extra: dict[str, Any]
-
-    def wire(self) -> dict[str, Any]:
-        """The message as chat templates know it."""
-        return {**self.extra, "role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +171,19 @@ def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
         if not isinstance(messages, list) or not messages:
             raise _BadRow('needs a non-empty list "messages"')
         tools = value.get("tools")
-        if tools is not None and not isinstance(tools, list):
-            raise _BadRow('has "tools" that are not a list')
+        if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
+            raise _BadRow('has "tools" that are not a list of {"function": {"name", …}}', "invalid_tools")
         return Row(number, param, tuple(_message(message) for message in messages), tools or None)
     prompt, completion = value.get("prompt"), value.get("completion")
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise _BadRow('needs "messages", or "prompt" and "completion" as texts')
     pair = (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {}))
     return Row(number, param, pair, None)
+
+
+def _is_tool(tool: object) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def _message(value: object) -> Message:
@@ -192,11 +196,28 @@ def _message(value: object) -> Message:
         what = "has a function_call, which chat templates do not know; write it as tool_calls"
         raise _BadRow(what, "functions_unsupported")
     extra = {key: part for key, part in value.items() if key not in ("role", "content", "weight")}
+    if extra.get("tool_calls"):
+        extra["tool_calls"] = _calls(extra["tool_calls"])
     return Message(value["role"], _text(value.get("content"), extra), int(weight), extra)
 
 
+def _calls(calls: object) -> list[dict[str, Any]]:
+    """Tool calls with their arguments read, which chat templates write in their own way."""
+    read = []
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(call, dict) or not isinstance(function, dict):
+            raise _BadRow('has a tool call that is not {"function": {"name", "arguments"}}', "invalid_tool_calls")
+        given = function.get("arguments") or "{}"
+        arguments = json.loads(given) if isinstance(given, str) else given
+        if not isinstance(arguments, dict):
+            raise _BadRow("has a tool call whose arguments are not a JSON object", "invalid_tool_calls")
+        read.append({**call, "function": {**function, "arguments": arguments}})
+    return read
+
+
 def _text(content: object, extra: dict[str, Any]) -> str:
-    """Text of a message; parts of type text are joined. Empty only where a tool call says the rest."""
+    """Text of a message; parts of type text are joined as engines do. Empty only where a tool call says the rest."""
     if isinstance(content, list):
         parts = [
             part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
@@ -204,7 +225,7 @@ def _text(content: object, extra: dict[str, Any]) -> str:
         if not all(isinstance(part, str) for part in parts):
             what = "has a message part that is not text; models here are tuned on text only"
             raise _BadRow(what, "unsupported_content")
-        return "".join(str(part) for part in parts)
+        return "\n".join(str(part) for part in parts)
     if content is None and extra.get("tool_calls"):
         return ""
     if not isinstance(content, str):

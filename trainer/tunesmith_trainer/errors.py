@@ -15,7 +15,14 @@ EXIT_OUT_OF_MEMORY = 71
 EXIT_YIELDED = 75
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    # Outside of what torch allocates itself: contexts, pinned memory, libraries' workspaces.
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,9 @@ def require_fitting_weights(folder: Path, empty: nn.Module) -> None:
             for name in file.keys():  # noqa: SIM118  no mapping
                 tensor = file.get_tensor(name)
                 _check(name, tensor, wanted)
+                if name in seen:
+                    message = f"{name} is in more than one of the files. Upload one model."
+                    raise BadData(Problem("weights_repeated", message, "file"))
                 seen.add(name)
                 heads += [tensor] if name in tied else []
     if len(heads) > 1 and not torch.equal(heads[0], heads[1]):

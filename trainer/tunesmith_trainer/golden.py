@@ -19,6 +19,7 @@ from tunesmith_trainer.rendering import Example
 
 GOLDEN_FILE = "golden.json"
 _PROMPTS = 3
+_PROMPT_TOKENS = 512
 _TOKENS = 8
 _ROOM = 1.2  # of its weights, that a model needs to answer
 
@@ -70,14 +71,18 @@ class GoldenAnswers:
         return [greedy(model, prompt, self._stop_ids) for prompt in self._prompts]
 
 
-def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example]) -> list[list[int]]:
-    """The shortest prompts, evaluation rows first: cheap to prove, and none is seen in training if it can be helped."""
+def golden_prompts(evaluation: Sequence[Example], training: Sequence[Example], context: int) -> list[list[int]]:
+    """The shortest prompts, evaluation rows first: cheap to prove, and none is seen in training if it can be helped.
+
+    Of long ones the beginning, so that answers have room in a `context` of so many tokens: any tokens prove as much.
+    """
+    most = min(_PROMPT_TOKENS, context - _TOKENS)
     ordered = [
         example.prompt_token_ids
         for examples in (evaluation, training)
         for example in sorted(examples, key=lambda example: len(example.prompt_token_ids))[:_PROMPTS]
     ]
-    return [prompt for prompt in ordered if prompt][:_PROMPTS]
+    return [prompt[:most] for prompt in ordered if prompt][:_PROMPTS]
 
 
 def greedy(model: nn.Module, prompt: list[int], stop_ids: Sequence[int], tokens: int = _TOKENS) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def greedy(model: nn.Module, prompt: list[int], stop_ids: Sequence[int], tokens:
             max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=list(stop_ids),
-            pad_token_id=stop_ids[0],
+            pad_token_id=stop_ids[0] if stop_ids else 0,
             return_dict_in_generate=True,
             output_logits=True,
         ),

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _NVIDIA_SECONDS = 30.0
-_QUERY = ("--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits")
+_QUERY = ("--query-gpu=index,uuid,name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits")
+FIRST_WITH_BFLOAT16 = 8
+"""The compute capability (Ampere) from which GPUs multiply bfloat16 and run flash attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One device. Memory in bytes; None where the driver does not tell, as for a part of a device."""
+    """One device. Memory in bytes; None where the driver does not tell, as for a part of a device.
+
+    `has_bfloat16` is taken to be so where nothing is known of it.
+    """
 
     name: str
     capacity: int | None
     available: int | None
+    has_bfloat16: bool = True
 
 
 def visible_gpus() -> list[Gpu]:
@@ -43,16 +49,22 @@ def gpus_of(listing: str, visible: str | None) -> list[Gpu]:
     gpus = []
     named = None if visible is None else {name.strip() for name in visible.split(",")}
     for line in listing.splitlines():
-        index, uuid, name, total, free = (part.strip() for part in line.split(","))
+        index, uuid, name, total, free, capability = (part.strip() for part in line.split(","))
         if named is None or index in named or uuid in named:
-            gpus.append(Gpu(name, _bytes(total), _bytes(free)))
+            major = capability.partition(".")[0]
+            has_bfloat16 = not major.isdecimal() or int(major) >= FIRST_WITH_BFLOAT16
+            gpus.append(Gpu(name, _bytes(total), _bytes(free), has_bfloat16))
     return gpus
 
 
-def largest(gpus: Sequence[Gpu]) -> tuple[str, int, int] | None:
-    """Name, bytes and free bytes of the one with the most memory, of those that tell it."""
-    told = [(gpu.name, gpu.capacity, gpu.available) for gpu in gpus if gpu.capacity and gpu.available is not None]
-    return max(told, key=lambda gpu: gpu[1:], default=None)
+def largest(gpus: Sequence[Gpu]) -> tuple[str, int, int, bool] | None:
+    """Name, bytes, free bytes and whether it has bfloat16, of the one with the most memory, of those that tell it."""
+    told = [
+        (gpu.name, gpu.capacity, gpu.available, gpu.has_bfloat16)
+        for gpu in gpus
+        if gpu.capacity and gpu.available is not None
+    ]
+    return max(told, key=lambda gpu: gpu[1:3], default=None)
 
 
 def _bytes(mebibytes: str) -> int | None:

@@ -1,12 +1,14 @@
 """Owns the course of an import: the uploaded archive, its files held against the base, the artifact, golden answers.
 Must not know how any of them is done."""
 
+import json
 import math
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.adapter_file import CONFIG_FILE
@@ -49,7 +51,7 @@ def run_import(spec: pb.TrainingSpec, base: Path, work: Path, reporter: Reporter
         kind = _write_weights(source, base, work / "whole", folder)
     reporter.check()
     guard = examples_of(guard_items(Renderer(tokenizer, facts.stop_ids), facts.max_context_length))
-    golden = GoldenAnswers(base, golden_prompts(guard, []), facts.stop_ids)
+    golden = GoldenAnswers(base, golden_prompts(guard, [], facts.max_context_length), facts.stop_ids)
     _require_numbers(golden.record(folder, torch.device("cpu"), whole=kind == pb.ARTIFACT_KIND_FULL))
     reporter.report(phase="uploading")
     files = deliver(folder, f"{_PREFIX}/", reporter)
@@ -110,8 +112,18 @@ def _write_weights(source: Path, base: Path, whole: Path, folder: Path) -> pb.Ar
     require_fitting_weights(source, build_empty(base))
     whole.mkdir()
     copy_texts(base, whole)
-    for path in (*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")):
-        path.rename(whole / path.name)
+    _move_shards(source, whole)
     model = load_as_stored(whole)
     write_whole(model, model.state_dict(), base, folder)
     return pb.ARTIFACT_KIND_FULL
+
+
+def _move_shards(source: Path, whole: Path) -> None:
+    """With an index of our own: that of an upload could name any file of the machine, or leave weights out."""
+    places: dict[str, str] = {}
+    for number, path in enumerate(sorted(source.glob("*.safetensors")), start=1):
+        shard = f"model-{number:05}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            places |= dict.fromkeys(file.keys(), shard)
+        path.rename(whole / shard)
+    (whole / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))

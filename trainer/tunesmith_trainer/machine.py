@@ -62,9 +62,10 @@ def survey() -> Machine:
     gpu = largest(visible_gpus() or ([promised] if promised else []))
     free, main = memory_of(torch.device("cpu"))
     if gpu is not None:
-        name, capacity, available = gpu
+        name, capacity, available, has_bfloat16 = gpu
+        dtype = "bfloat16" if has_bfloat16 else "float32"
         flops = next((flops for part, flops in _GPU_FLOPS if part in name), None)
-        return Machine(name, True, "bfloat16", GPU_PACK_TOKENS, available, capacity, flops, main)
+        return Machine(name, True, dtype, GPU_PACK_TOKENS, available, capacity, flops, main)
     dtype, flops_of_cpu, _ = choose_cpu_dtype()
     return Machine("cpu", False, dtype, CPU_PACK_TOKENS, free, main, flops_of_cpu, main)
 

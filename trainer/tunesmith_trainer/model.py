@@ -7,10 +7,12 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tunesmith_trainer import attention, four_bit_linear, processor_linear
+from tunesmith_trainer.base_model import unsupported
 from tunesmith_trainer.base_shapes import decoder_layers
+from tunesmith_trainer.gpus import FIRST_WITH_BFLOAT16
 from tunesmith_trainer.processor import choose_cpu_dtype
 from tunesmith_trainer.products import uses_onednn
 
@@ -32,9 +34,11 @@ class Hardware:
 def choose_hardware(dtype: str | None = None) -> Hardware:
     """Picks the device, and the dtype that it multiplies fastest unless one is given (as when resuming)."""
     if torch.cuda.is_available():
-        return Hardware(
-            torch.device("cuda"), dtype or "bfloat16", GPU_PACK_TOKENS, "a GPU multiplies bfloat16 natively"
-        )
+        if torch.cuda.get_device_capability()[0] >= FIRST_WITH_BFLOAT16:
+            fastest, reason = "bfloat16", "this GPU multiplies bfloat16 natively"
+        else:
+            fastest, reason = "float32", "this GPU is too old for bfloat16"
+        return Hardware(torch.device("cuda"), dtype or fastest, GPU_PACK_TOKENS, reason)
     device = torch.device("cpu")
     if dtype is not None:
         return Hardware(device, dtype, CPU_PACK_TOKENS, "as before the run was resumed")
@@ -67,9 +71,11 @@ def load_in_four_bits(folder: Path, hardware: Hardware) -> nn.Module:
 def load_for_generation(folder: Path, device: torch.device, *, as_four_bits: bool = False) -> nn.Module:
     """Loads a model folder in float32, the dtype in which proofs are recorded, for `generate`.
 
+    It is left no settings of its own for that: engines do not follow the model's repetition penalty either.
     `as_four_bits`: with the weights that `load_in_four_bits` computes with.
     """
     model = _load(folder, torch.float32, device, "eager")  # all families have it
+    model.generation_config = GenerationConfig()
     if as_four_bits:
         four_bit_linear.round_weights(decoder_layers(model))
     return model
@@ -81,12 +87,15 @@ def load_as_stored(folder: Path) -> nn.Module:
 
 
 def _load(folder: Path, dtype: torch.dtype | str, device: torch.device, attention_name: str) -> nn.Module:
-    model = AutoModelForCausalLM.from_pretrained(
+    model, loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         attn_implementation=attention_name,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    if loaded["missing_keys"]:  # they would be random numbers
+        raise unsupported(f"its files lack the weights {sorted(loaded['missing_keys'])[0]}")
     return cast("nn.Module", model).to(device).eval()

@@ -171,7 +171,8 @@ def _prepared(
         max_context_length=most,
     )
     config, resolutions = resolve(wanted, facts)
-    notes = _evaluation_notes(validation, evaluation)
+    copies = len(training.examples) - len(examples) - len(evaluation) if validation is None else 0
+    notes = _evaluation_notes(validation, evaluation, copies)
     merged = not wanted.full_weights and (model.served_merged or wanted.start == "tuned_weights")
     if merged:
         which = f"for {model.model_type}" if model.served_merged else "on tuned weights"
@@ -182,18 +183,31 @@ def _prepared(
 def _split(training: list[Example], validation: list[Example] | None, seed: int) -> tuple[list[Example], list[Example]]:
     """Rows to train on and rows to evaluate on; without a validation file some rows are held out of training."""
     if validation is None:
-        held = set(held_out_indices(len(training), seed))
-        kept = [example for index, example in enumerate(training) if index not in held]
-        return kept, [training[index] for index in sorted(held)]
+        return _without_held_out(training, seed)
     if len(validation) <= MAX_EVALUATION_ROWS:
         return training, validation
     chosen = np.random.default_rng([seed, 0]).permutation(len(validation))[:MAX_EVALUATION_ROWS]
     return training, [validation[index] for index in sorted(chosen)]
 
 
-def _evaluation_notes(validation: FileRows | None, evaluation: list[Example]) -> list[str]:
+def _without_held_out(rows: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Rows to train on, and rows held out with all their copies; copies stay where most of the rows would go."""
+    contents = [example.token_ids.tobytes() for example in rows]
+    first = {content: index for index, content in reversed(list(enumerate(contents)))}
+    places = sorted(first.values())
+    held = [places[place] for place in held_out_indices(len(places), seed)]
+    gone = {contents[index] for index in held}
+    kept = [example for example, content in zip(rows, contents, strict=True) if content not in gone]
+    if not held or 2 * len(kept) <= len(rows):
+        held = held_out_indices(len(rows), seed)
+        kept = [example for index, example in enumerate(rows) if index not in set(held)]
+    return kept, [rows[index] for index in held]
+
+
+def _evaluation_notes(validation: FileRows | None, evaluation: list[Example], copies: int) -> list[str]:
     if validation is None:
-        return [f"No validation file: {len(evaluation)} training rows are held out for evaluation."]
+        also = f" Their {copies} copies are not trained on." if copies else ""
+        return [f"No validation file: {len(evaluation)} training rows are held out for evaluation.{also}"]
     if len(validation.examples) > len(evaluation):
         rows = len(validation.examples)
         return [f"Evaluation uses {len(evaluation)} of {rows} validation rows, chosen by the seed."]

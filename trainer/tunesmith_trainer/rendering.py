@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
+from tunesmith_trainer.conversation import messages_as_served, tools_as_served
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
 
@@ -107,6 +108,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return cast("Tokenizer", AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
+def begin_of_text(tokenizer: Tokenizer) -> list[int]:
+    """The token that this tokenizer puts before a text, and with it every server; none where it puts none."""
+    frame = tokenizer([""], add_special_tokens=True, return_attention_mask=False)["input_ids"][0]
+    return frame[:1] if frame and frame[0] == tokenizer.bos_token_id else []
+
+
 class Renderer:
     """Renders rows for one tokenizer. `stop_ids` are the tokens that end an answer when serving."""
 
@@ -120,6 +127,7 @@ class Renderer:
         # Markers for filling in code act like special tokens, though some tokenizers do not call them so.
         markers = [token.content for token in added.values() if "fim_" in token.content]
         self._controlling = _any_of([*special.values(), *tokenizer.all_special_tokens, *markers])
+        self._knows_developer = any(f"{quote}developer{quote}" in self._templates for quote in "'\"")
         self._remembered: dict[str, NDArray[np.int32]] = {}
 
     @property
@@ -129,9 +137,7 @@ class Renderer:
 
     def mentions(self, word: str) -> bool:
         """Whether the chat template knows of `word`, for example `tools`."""
-        templates = self._tokenizer.chat_template or ""
-        text = templates if isinstance(templates, str) else "\n".join(templates.values())
-        return re.search(rf"\b{word}\b", text) is not None
+        return re.search(rf"\b{word}\b", self._templates) is not None
 
     def render(self, row: Row) -> Example:
         """Tokenises the row once and finds what is to be learnt in it. Raises CannotRender.
@@ -157,6 +163,12 @@ class Renderer:
         """Special tokens spelled out inside the row's texts: they would act as control tokens."""
         found = (token for message in row.messages for token in self._controlling.findall(message.content))
         return list(dict.fromkeys(found))
+
+    @property
+    def _templates(self) -> str:
+        """The chat template, or all of them where there are several; empty where there is none."""
+        templates = self._tokenizer.chat_template or ""
+        return templates if isinstance(templates, str) else "\n".join(templates.values())
 
     def _draft(self, row: Row) -> list["_Draft"]:
         """The row's documents: one, or one for each answer where the template writes an answer in another way once
@@ -212,19 +224,21 @@ class Renderer:
         self, row: Row, token_ids: NDArray[np.int32], labelled: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Plain text between the tokens that begin and end a text; the end is learnt."""
-        first, last = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        bos = np.array([] if first is None else [first], dtype=np.int32)
+        last = self._tokenizer.eos_token_id
+        bos = np.array(begin_of_text(self._tokenizer), dtype=np.int32)
         eos = np.array([] if last is None else [last], dtype=np.int32)
         framed = np.concatenate([bos, token_ids, eos])
         marks = np.concatenate([np.zeros(len(bos), np.bool_), labelled, np.ones(len(eos), np.bool_)])
+        marks[:1] = False  # nothing is before it
         self._answer_length(row, framed[marks])
         return framed, marks
 
     def _template(self, row: Row, count: int, *, asks: bool) -> str:
-        messages = [message.wire() for message in row.messages[:count]]
+        messages = messages_as_served(row.messages[:count], knows_developer=self._knows_developer)
+        tools = tools_as_served(row.tools)
         try:
             return self._tokenizer.apply_chat_template(
-                messages, tools=row.tools, tokenize=False, add_generation_prompt=asks
+                messages, tools=tools, tokenize=False, add_generation_prompt=asks
             )
         except TemplateError as error:
             what = f"does not fit the base model's chat template, which says: {str(error)[:200]}"

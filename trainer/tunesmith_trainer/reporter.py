@@ -263,7 +263,8 @@ def _verdict(error: grpc.RpcError) -> Exception | None:
         return Yielded("a newer attempt has replaced this one")
     if status in _AWAY:
         return None
-    problem = Problem("control_plane_refused", f"The control plane refused a call of the run: {status.name.lower()}.")
+    said = f"The control plane refused a call of the run ({status.name.lower()}): {error.details()}"
+    problem = Problem("control_plane_refused", said)
     if status in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
         return RunFailed(problem)
     return InfrastructureFailed(problem)

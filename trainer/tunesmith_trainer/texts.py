@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith_trainer.data import Row
-from tunesmith_trainer.rendering import Example, Tokenizer
+from tunesmith_trainer.rendering import Example, Tokenizer, begin_of_text
 
 _SECTION_CHARACTERS = 1 << 20  # tokenised at once: what a tokenizer remembers of a text is many times its size
 _PROMPT_TOKENS = 16
@@ -38,8 +38,7 @@ def render_text(tokenizer: Tokenizer, row: Row, limit: int) -> list[Example]:
 
 
 def _framed(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
-    frame = tokenizer([""], add_special_tokens=True, return_attention_mask=False)["input_ids"][0]
-    first = frame[:1] if frame and frame[0] == tokenizer.bos_token_id else []
+    first = begin_of_text(tokenizer)
     last = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = [np.array(first, dtype=np.int32)]
     for section in _sections(text):

@@ -73,7 +73,7 @@ class Training:
             base,
             spec.base_model.id,
             data.config,
-            golden_prompts(data.evaluation, data.training),
+            golden_prompts(data.evaluation, data.training, data.config.context_length),
             data.model.stop_ids,
             merged=data.merged,
         )
@@ -266,12 +266,14 @@ class Training:
         folder = self._work / prefix
         files = deliver(folder, f"{prefix}/", self._reporter)
         whole = self._data.config.full_weights or self._data.merged
-        state_files = {*checkpoint.STATE_FILES, *self._artifacts.state_files}
+        for_resuming = [
+            file for file in files if checkpoint.is_state(file.path) or file.path in self._artifacts.state_files
+        ]
         artifact = pb.Artifact(
             kind=pb.ARTIFACT_KIND_FULL if whole else pb.ARTIFACT_KIND_ADAPTER,
             prefix=prefix,
-            files=[file for file in files if file.path not in state_files],
-            training_state=[file for file in files if file.path in state_files],
+            files=[file for file in files if file not in for_resuming],
+            training_state=for_resuming,
         )
         self._reporter.commit_checkpoint(progress.step, artifact, pb.StepMetrics(**asdict(metrics)))
         self._committed[progress.step] = artifact

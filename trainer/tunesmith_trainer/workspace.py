@@ -96,6 +96,7 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         learning_rate_multiplier=(
             numbers.learning_rate_multiplier if numbers.HasField("learning_rate_multiplier") else None
         ),
+        learning_rate=spec.learning_rate if spec.HasField("learning_rate") else None,
         lora_rank=numbers.lora_rank if numbers.HasField("lora_rank") else None,
         lora_alpha=numbers.lora_alpha if numbers.HasField("lora_alpha") else None,
         lora_targets=tuple(numbers.lora_targets),

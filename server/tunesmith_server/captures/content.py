@@ -43,7 +43,7 @@ def decoded(stored: bytes) -> Content:
 
 def prompt_sha256(content: Content) -> str:
     """Hex digest of messages and tools, the same for the same prompt however its keys are ordered."""
-    return hashlib.sha256(_json([content.messages, content.tools])).hexdigest()
+    return hashlib.sha256(_json([content.messages, content.tools], sort_keys=True)).hexdigest()
 
 
 def training_line(content: Content) -> bytes | None:
@@ -61,5 +61,6 @@ def training_line(content: Content) -> bytes | None:
     return None if check_dataset(io.BytesIO(line)).problem_count else line
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+def _json(value: object, *, sort_keys: bool = False) -> bytes:
+    """Keys stay in their order: templates write tools in it, so that sorted ones would be another prompt."""
+    return json.dumps(value, sort_keys=sort_keys, separators=(",", ":")).encode("ascii")

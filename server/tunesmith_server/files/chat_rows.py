@@ -5,6 +5,7 @@ It must not know lines or files; dataset_check.py reads those.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -120,7 +121,10 @@ def _tool_call_faults(message: dict[str, Any], call_ids: set[str]) -> Iterator[F
             return
         for entry in calls:
             if not _is_tool_call(entry):
-                what = 'has a tool call that is not {"id", "type": "function", "function": {"name", "arguments"}}'
+                what = (
+                    'has a tool call that is not {"id", "type": "function", "function": {"name", "arguments"}}, '
+                    "with the arguments as the text of a JSON object"
+                )
                 yield Fault("invalid_tool_calls", what)
             else:
                 call_ids.add(entry["id"])
@@ -151,4 +155,14 @@ def _is_tool_call(call: object) -> bool:
 
 
 def _is_function_call(call: object) -> bool:
-    return isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), str)
+    return isinstance(call, dict) and isinstance(call.get("name"), str) and _is_object(call.get("arguments"))
+
+
+def _is_object(arguments: object) -> bool:
+    """Whether it is the text of a JSON object, or empty, as some write calls without arguments."""
+    if not isinstance(arguments, str):
+        return False
+    try:
+        return isinstance(json.loads(arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        return False

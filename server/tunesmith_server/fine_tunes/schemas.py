@@ -87,7 +87,7 @@ class CreateFineTune(BaseModel):
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
-    """Deprecated by OpenAI for those of the method, which win where both are sent."""
+    """Deprecated by OpenAI for those of the method, which win where a number is in both."""
     training: Training = Training()
     scheduling: SchedulingOptions = SchedulingOptions()
     auto_start: Annotated[bool, Field(strict=True)] = True
@@ -95,9 +95,13 @@ class CreateFineTune(BaseModel):
 
     @property
     def effective_hyperparameters(self) -> Hyperparameters:
-        """What was asked for, in whichever of the two places."""
+        """What was asked for, each number in whichever of the two places."""
+        elsewhere = self.hyperparameters or Hyperparameters()
         of_method = self.method.hyperparameters if self.method is not None else None
-        return of_method or self.hyperparameters or Hyperparameters()
+        if of_method is None:
+            return elsewhere
+        only_there = elsewhere.model_fields_set - of_method.model_fields_set
+        return of_method.model_copy(update={name: getattr(elsewhere, name) for name in only_there})
 
 
 class JobError(BaseModel):

@@ -84,6 +84,8 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         memory_failures=job.retries.get(Cause.OUT_OF_MEMORY, 0),
         devices=0 if preflight and chooses_devices(job) else job.devices,
     )
+    if job.resolved is not None:
+        spec.learning_rate = job.resolved["learning_rate"]
     if inputs.validation_file is not None:
         spec.validation_file.CopyFrom(await _dataset(inputs.validation_file, store, settings))
     if inputs.start_kind is not None:

@@ -27,6 +27,14 @@ def test_prompts_are_equal_however_their_keys_are_ordered() -> None:
     assert prompt_sha256(one) != prompt_sha256(Content(one.messages, [TOOL], ANSWER))
 
 
+def test_tools_keep_the_order_in_which_the_model_was_shown_them() -> None:
+    tool = {"type": "function", "function": {"parameters": {"required": ["b"], "properties": {"b": {}, "a": {}}}}}
+    tool["function"] |= {"name": "add"}  # type: ignore[operator]  # it is a dict
+    line = training_line(decoded(encoded(Content(ASKED, [tool], ANSWER))))
+    assert line is not None
+    assert json.dumps(json.loads(line)["tools"]) == json.dumps([tool])
+
+
 def test_only_the_captured_answer_is_learnt() -> None:
     said = Content(
         [*ASKED, ANSWER, {"role": "user", "content": "Sure?"}], [TOOL], {"role": "assistant", "content": "Yes"}

@@ -23,6 +23,24 @@ def test_numbers_within_the_ranges_are_kept(n_epochs: int, batch_size: int, mult
 
 
 @pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        ({"type": "supervised"}, (8, "auto")),
+        ({"type": "supervised", "supervised": {}}, (8, "auto")),
+        ({"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 4}}}, (8, 4)),
+        ({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}, (2, "auto")),
+        ({"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}, (8, "auto")),
+    ],
+)
+def test_each_number_may_be_in_either_place_and_the_methods_wins(
+    method: dict[str, Any], found: tuple[Any, Any]
+) -> None:
+    request = CreateFineTune.model_validate(MINIMAL | {"method": method, "hyperparameters": {"n_epochs": 8}})
+    numbers = request.effective_hyperparameters
+    assert (numbers.n_epochs, numbers.batch_size) == found
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("hyperparameters.n_epochs", 0),

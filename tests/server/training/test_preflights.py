@@ -188,6 +188,13 @@ async def test_a_job_that_fits_on_more_devices_than_there_are_fails_and_says_so(
     assert job.error.message.startswith("The job needs 2 devices, but this installation has 1.")
 
 
+async def test_the_rate_that_was_resolved_is_the_jobs(platform: Platform) -> None:
+    identity = await platform.start_training()
+    spec, job = await platform.training.get_spec(identity), await platform.row(identity.job_id)
+    assert job.resolved is not None
+    assert spec.learning_rate == job.resolved["learning_rate"] > 0
+
+
 async def test_an_estimate_ends_paused(platform: Platform) -> None:
     identity = await platform.start_preflight()
     await change(platform, identity.job_id, kind="estimate")
