@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.server.files.test_dataset_check import GOOD_ROWS
 from tunesmith_trainer.data import (
     Message,
     Row,
+    RowKind,
     count_lines,
     held_out_indices,
     indices_of_step,
@@ -54,6 +57,46 @@ def test_text_parts_are_joined_and_tool_calls_need_no_text(tmp_path: Path) -> No
     assert [call["function"]["arguments"] for call in read_calls] == [{"a": [1]}, {}]
 
 
+@pytest.mark.parametrize("name", GOOD_ROWS)
+def test_what_passes_at_upload_is_read(tmp_path: Path, name: str) -> None:
+    row = GOOD_ROWS[name]
+    kind: RowKind = "text" if "text" in row else "preference" if "input" in row else "chat"
+    (found,) = read_rows(_write(tmp_path, row), "training_file", kind)
+    assert isinstance(found, Row), found
+
+
+def test_functions_of_before_tools_become_tools(tmp_path: Path) -> None:
+    function, call = {"name": "f", "parameters": {}}, {"name": "f", "arguments": '{"a": 1}'}
+    conversation = [
+        USER,
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "f", "content": "5"},
+        {"role": "assistant", "content": "Five."},
+    ]
+    (row,), problems = read(_write(tmp_path, {"messages": conversation, "functions": [function]}))
+
+    assert problems == []
+    assert row.tools == [{"type": "function", "function": function}]
+    asks, answers = row.messages[1:3]
+    (made,) = asks.extra["tool_calls"]
+    assert made["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert (answers.role, answers.content, answers.extra) == ("tool", "5", {"name": "f", "tool_call_id": made["id"]})
+
+
+def test_a_refusal_is_an_answer(tmp_path: Path) -> None:
+    part = {"type": "refusal", "refusal": "No."}
+    answers: list[dict[str, Any]] = [
+        {"content": [part]},
+        {"content": None, "refusal": "No."},
+        {"content": "No.", "refusal": None},
+    ]
+    rows = [{"messages": [USER, {"role": "assistant"} | answer]} for answer in answers]
+    read_rows, problems = read(_write(tmp_path, *rows))
+
+    assert problems == []
+    assert [row.messages[1].content for row in read_rows] == ["No."] * 3
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -91,7 +134,8 @@ def test_a_bad_line_is_named(tmp_path: Path, value: object) -> None:
     ("message", "code"),
     [
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "unsupported_content"),
-        ({"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, "functions_unsupported"),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": "no"}}, "invalid_file_format"),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": "[]"}}, "invalid_tool_calls"),
     ],
 )
 def test_what_no_text_model_learns_has_a_code_of_its_own(tmp_path: Path, message: object, code: str) -> None:
@@ -119,7 +163,7 @@ def test_the_order_depends_on_pass_and_seed_only() -> None:
     assert indices_of_step(50, 8, 1, 3) != indices_of_step(50, 8, 1, 3 + steps_per_pass(50, 8))
 
 
-def _write(tmp_path: Path, value: object) -> Path:
-    path = tmp_path / "one.jsonl"
-    path.write_text(json.dumps(value))
+def _write(tmp_path: Path, *values: object) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
     return path

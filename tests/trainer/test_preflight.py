@@ -126,7 +126,7 @@ def found(examined: Examined, code: str) -> Finding:
     ("row", "code"),
     [
         (chat({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}), "unsupported_content"),
-        (chat({"role": "user", "content": "a"}) | {"functions": [{"name": "f"}]}, "functions_unsupported"),
+        (chat({"role": "user", "content": "a"}) | {"functions": [{"name": "f"}]}, "tools_unsupported"),
         (chat({"role": "user", "content": "a"}) | {"tools": [TOOL]}, "tools_unsupported"),
         (chat({"role": "assistant", "content": None, "tool_calls": [TOOL]}), "tools_unsupported"),
         (pair(1, " "), "empty_answer"),

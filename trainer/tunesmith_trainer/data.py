@@ -25,6 +25,8 @@ _EXPECTED = {
     "preference": 'dpo needs "input", "preferred_output" and "non_preferred_output"',
     "text": 'continued pretraining needs "text"',
 }
+_CALL_ID = "call00001"
+"""Of calls without one, which never overlap; some templates take only ids of nine letters and digits."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -164,13 +166,11 @@ def _only_answer(value: dict[str, Any], name: str) -> Message:
 
 
 def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
-    if value.get("functions"):
-        raise _BadRow("has functions, which chat templates do not know; write them as tools", "functions_unsupported")
     if "messages" in value:
         messages = value["messages"]
         if not isinstance(messages, list) or not messages:
             raise _BadRow('needs a non-empty list "messages"')
-        tools = value.get("tools")
+        tools = _tools(value)
         if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
             raise _BadRow('has "tools" that are not a list of {"function": {"name", …}}', "invalid_tools")
         return Row(number, param, tuple(_message(message) for message in messages), tools or None)
@@ -179,6 +179,14 @@ def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
         raise _BadRow('needs "messages", or "prompt" and "completion" as texts')
     pair = (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {}))
     return Row(number, param, pair, None)
+
+
+def _tools(value: dict[str, Any]) -> Any:
+    """The tools of a row; functions are what OpenAI had before them."""
+    functions = value.get("functions")
+    if isinstance(functions, list) and functions:
+        return [{"type": "function", "function": one} for one in functions]
+    return functions or value.get("tools")
 
 
 def _is_tool(tool: object) -> bool:
@@ -192,13 +200,18 @@ def _message(value: object) -> Message:
     weight = value.get("weight", 1)
     if weight not in (0, 1):
         raise _BadRow("has a message whose weight is neither 0 nor 1")
-    if value.get("function_call"):
-        what = "has a function_call, which chat templates do not know; write it as tool_calls"
-        raise _BadRow(what, "functions_unsupported")
+    value = _with_tool_calls(value)
     extra = {key: part for key, part in value.items() if key not in ("role", "content", "weight")}
     if extra.get("tool_calls"):
         extra["tool_calls"] = _calls(extra["tool_calls"])
     return Message(value["role"], _text(value.get("content"), extra), int(weight), extra)
+
+
+def _with_tool_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """A message in today's form, where it calls a function, or answers one, in that which OpenAI had before tools."""
+    if message.get("function_call"):
+        return message | {"tool_calls": [{"id": _CALL_ID, "type": "function", "function": message["function_call"]}]}
+    return message | {"role": "tool", "tool_call_id": _CALL_ID} if message["role"] == "function" else message
 
 
 def _calls(calls: object) -> list[dict[str, Any]]:
@@ -219,15 +232,21 @@ def _calls(calls: object) -> list[dict[str, Any]]:
 def _text(content: object, extra: dict[str, Any]) -> str:
     """Text of a message; parts of type text are joined as engines do. Empty only where a tool call says the rest."""
     if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
+        parts = [_part(part) for part in content]
         if not all(isinstance(part, str) for part in parts):
             what = "has a message part that is not text; models here are tuned on text only"
             raise _BadRow(what, "unsupported_content")
         return "\n".join(str(part) for part in parts)
+    if content is None and isinstance(extra.get("refusal"), str):
+        return str(extra["refusal"])
     if content is None and extra.get("tool_calls"):
         return ""
     if not isinstance(content, str):
         raise _BadRow("has a message without text")
     return content
+
+
+def _part(part: object) -> object:
+    """The text of a part, which may be one of a refusal; None where it is none."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return part.get(kind) if isinstance(part, dict) and kind in ("text", "refusal") else None

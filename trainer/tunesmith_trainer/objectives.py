@@ -33,6 +33,8 @@ class Scored:
 def score(model: nn.Module, batch: Pack) -> Scored:
     """Runs the model over a pack and scores its labelled tokens; the head sees only their positions."""
     hidden, head, targets = states_at_labels(model, batch)
+    if not torch.is_grad_enabled():  # otherwise a trained head's gradient would be formed as well
+        head = head.detach()
     total, losses, hits = _HeadLoss.apply(hidden, head, targets, logit_cap(model))  # type: ignore[no-untyped-call]  # torch
     return Scored(total, losses, hits)
 

@@ -14,6 +14,8 @@ from tunesmith_server.files.faults import Fault, shown
 
 _ROW_KEYS = {"messages", "tools", "parallel_tool_calls", "functions"}
 _MESSAGE_KEYS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call"}
+_ANSWER_KEYS = {"refusal", "audio"}
+"""What OpenAI's answers have besides, mostly null."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -39,9 +41,9 @@ def message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
     if not isinstance(message, dict):
         yield Fault("data_type", "has a message that is not a JSON object")
         return
-    for key in sorted(message.keys() - _MESSAGE_KEYS):
-        yield Fault("message_unrecognized_key", f"has a message with the unknown key {shown(key)}; remove it")
     role = message.get("role")
+    for key in sorted(message.keys() - _MESSAGE_KEYS - (_ANSWER_KEYS if role == "assistant" else set())):
+        yield Fault("message_unrecognized_key", f"has a message with the unknown key {shown(key)}; remove it")
     if role is None:
         yield Fault("message_missing_key", 'has a message without "role"')
     elif role not in _ROLES:
@@ -89,10 +91,15 @@ def _weight_faults(message: dict[str, Any]) -> Iterator[Fault]:
 def _content_faults(message: dict[str, Any]) -> Iterator[Fault]:
     content, role = message.get("content"), message.get("role")
     calls = role == "assistant" and (message.get("tool_calls") or message.get("function_call"))
+    refusal = message.get("refusal") if role == "assistant" else None
+    if message.get("audio") is not None and role == "assistant":
+        yield Fault("unsupported_content", 'has "audio"; models here are tuned on text only')
+    if refusal is not None and not (isinstance(refusal, str) and refusal.strip()):
+        yield Fault("data_type", 'has a "refusal" that is neither null nor a text')
     if isinstance(content, list) and content:
         yield from _part_faults(content)
     elif content is None:
-        if not calls:
+        if not calls and refusal is None:
             yield Fault("missing_content", 'has a message without "content"')
     elif not isinstance(content, str):
         yield Fault("missing_content", 'has a message whose "content" is not a text')
@@ -105,10 +112,10 @@ def _part_faults(parts: list[Any]) -> Iterator[Fault]:
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str):
             yield Fault("data_type", 'has a part of "content" that is not an object with a "type"')
-        elif kind != "text":
+        elif kind not in ("text", "refusal"):
             yield Fault("unsupported_content", f"has a part of type {shown(kind)}; models here are tuned on text only")
-        elif not isinstance(part.get("text"), str) or not part["text"].strip():
-            yield Fault("missing_content", 'has a text part without "text"')
+        elif not isinstance(part.get(kind), str) or not part[kind].strip():
+            yield Fault("missing_content", f'has a {kind} part without "{kind}"')
 
 
 def _tool_call_faults(message: dict[str, Any], call_ids: set[str]) -> Iterator[Fault]:

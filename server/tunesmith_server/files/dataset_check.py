@@ -128,8 +128,8 @@ def _prompt_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
         text = row.get(key)
         if not isinstance(text, str):
             yield Fault(f"missing_{key}", f'needs "{key}" as a text')
-        elif not text.strip():
-            yield Fault(f"missing_{key}", f'has an empty "{key}"')
+        elif key == "completion" and not text.strip():
+            yield Fault("missing_completion", 'has an empty "completion"')
     for key in sorted(row.keys() - {"prompt", "completion"}):
         yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
 

@@ -167,11 +167,12 @@ async def list_page(
 
 
 async def find_repeated(session: AsyncSession, project_id: str, body_hash: str, since: int) -> FineTuneRow | None:
-    """The newest job that the same create call made since then, or None."""
+    """The newest job that the same create call made since then and that can still be of use, or None."""
     query = (
         select(FineTuneRow)
         .where(FineTuneRow.project_id == project_id, FineTuneRow.body_hash == body_hash)
         .where(FineTuneRow.created_at >= since, FineTuneRow.kind == JOB)
+        .where(FineTuneRow.state.not_in((State.CANCELLED, State.FAILED)), FineTuneRow.cancel_requested.is_(False))
         .order_by(FineTuneRow.created_at.desc(), FineTuneRow.position.desc())
     )
     return await session.scalar(query.limit(1))

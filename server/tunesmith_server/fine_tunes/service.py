@@ -16,10 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FineTuneRow
+from tunesmith_server.errors import TunesmithError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import events, idempotency, policy, references, repository, steering, views
 from tunesmith_server.fine_tunes.lookup import require_job
 from tunesmith_server.fine_tunes.references import Origin
+from tunesmith_server.fine_tunes.repeats import Refusals
 from tunesmith_server.fine_tunes.schemas import CreateFineTune, FineTuneObject, FineTunePage
 from tunesmith_server.fine_tunes.state import State
 from tunesmith_server.ids import new_id
@@ -47,6 +49,7 @@ class FineTunesService:
         self._core = core
         self._wake = wake
         self._outlook = outlook
+        self._refusals = Refusals(_REPEAT_WINDOW_SECONDS)
 
     async def create(
         self,
@@ -59,17 +62,22 @@ class FineTunesService:
         """Makes a job in state validating_files, or returns the one that the same key made from the same body.
 
         `repeated`: the client says that it sends the call again; without a key, a job that the same body made in
-        the last ten minutes is the answer.
+        the last ten minutes is the answer, unless the call was refused the time before.
         Raises InvalidRequestError or NotFoundError with the parameter at fault, ConflictError (`idempotency_conflict`)
         or QuotaExceededError.
         """
         policy.check_idempotency_key(idempotency_key)
         policy.check_options(request, self._core.settings)
+        call, now = (principal.project_id, body_hash(request)), int(self._core.clock())
+        repeated = repeated and not self._refusals.take(*call, now)
         try:
             job = await self._create(principal, request, idempotency_key, repeated)
         except IntegrityError:
             # The same key arrived twice at the same moment; the other call's job is there now.
             job = await self._create(principal, request, idempotency_key, repeated)
+        except TunesmithError:
+            self._refusals.add(*call, now)
+            raise
         self._wake()
         return views.fine_tune(job)
 

@@ -89,7 +89,7 @@ BAD_ROWS: dict[str, list[Any]] = {
     "missing_messages_list": [{}, {"messages": []}, {"messages": "Hi"}, {"messages": None}],
     "row_unrecognized_key": [{"messages": [USER, ASSISTANT], "id": 1}, {"prompt": "a", "completion": "b", "c": 1}],
     "missing_text": [{"text": 1}, {"text": " "}],
-    "missing_prompt": [{"completion": "4"}, {"prompt": 4, "completion": "4"}, {"prompt": " ", "completion": "4"}],
+    "missing_prompt": [{"completion": "4"}, {"prompt": 4, "completion": "4"}],
     "missing_completion": [{"prompt": "2+2="}, {"prompt": "2+2=", "completion": ""}],
     "data_type": [
         {"messages": ["Hi", ASSISTANT]},

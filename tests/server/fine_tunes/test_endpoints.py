@@ -18,6 +18,7 @@ from tests.support.clock import MovableClock
 from tests.support.factories import PRINCIPAL, Platform, preflight_report, step_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import Authenticator
+from tunesmith_server.db.tables import ProjectRow
 from tunesmith_server.fine_tunes.endpoints import create_history_router, create_limits_router, create_router
 from tunesmith_server.fine_tunes.logs import RunLogs
 from tunesmith_server.fine_tunes.model_limits import ModelLimitsService
@@ -221,6 +222,31 @@ async def test_a_create_call_that_a_client_repeats_makes_one_job(
     assert await again({"x-stainless-retry-count": "many"}) != first
     clock.advance(601)
     assert await again(repeated) != first
+
+
+async def allow(platform: Platform, max_jobs: int) -> None:
+    async with platform.core.database.write() as session:
+        project = await session.get(ProjectRow, PRINCIPAL.project_id)
+        assert project is not None
+        project.quotas = {"max_jobs": max_jobs}
+
+
+@pytest.mark.parametrize("gone", ["cancel", "refused"])
+async def test_a_repeated_call_is_not_answered_with_a_job_that_it_did_not_make(
+    platform: Platform, client: httpx.AsyncClient, gone: str
+) -> None:
+    """Clients repeat calls that were refused as well as those whose answer was lost."""
+    body = {"model": BASE_ID, "training_file": platform.training_file}
+    repeated = {"x-stainless-retry-count": "1"}
+    first = (await client.post(JOBS, json=body)).json()["id"]
+    if gone == "refused":
+        await allow(platform, max_jobs=1)
+        assert [(await client.post(JOBS, json=body, headers=each)).status_code for each in ({}, repeated)] == [429] * 2
+        await allow(platform, max_jobs=2)
+    else:
+        await client.post(f"{JOBS}/{first}/cancel")
+    again = await client.post(JOBS, json=body, headers=repeated)
+    assert (again.status_code, again.json()["id"] != first) == (200, True)
 
 
 async def test_events_are_streamed_with_ids_to_the_end_and_again_from_any_of_them(
