@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import secrets
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -96,12 +97,22 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
 @contextlib.asynccontextmanager
 async def _running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     tasks = {asyncio.create_task(work) for work in works}
+    for task in tasks:
+        task.add_done_callback(_end_if_broken)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+def _end_if_broken(work: asyncio.Task[None]) -> None:
+    """Ends the process, to be started anew, where one of its works has failed: it would answer nothing right."""
+    error = None if work.cancelled() else work.exception()
+    if error is not None:
+        _log.critical("the gateway ends: one of its works has failed", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.asynccontextmanager

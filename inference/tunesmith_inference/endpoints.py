@@ -217,7 +217,8 @@ async def _answer(
             chunks = noting_whole(chunks, note, MAX_CAPTURE_BYTES)
         if response:
             return HeldStream(response_events(chunks, response, meter), stack.pop_all())
-        return HeldStream(relay(chunks, asked.model, asked.usage_wanted, meter), stack.pop_all())
+        answers = asked.parameters.get("n", 1)
+        return HeldStream(relay(chunks, asked.model, asked.usage_wanted, meter, answers), stack.pop_all())
     answer = await _unless_gone(request, target.client.answer(asked.route, body))
     meter(answer.get("usage") or {})
     answer = await _unless_gone(request, gateway.moderation.checked(answer))

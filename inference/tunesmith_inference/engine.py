@@ -23,7 +23,7 @@ from typing import Any
 
 from tunesmith_inference import engine_guard, tool_calls
 from tunesmith_inference.config import Device, Settings
-from tunesmith_inference.vllm import EngineUnavailable, VllmClient
+from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class EngineProcess:
         """Starts the engine again and again; awaits `ready` when it answers and `gone` when it is of no use any more.
 
         Raises EngineUnavailable after so many starts in a row that gave no answer, and whatever else `ready` raises.
+        A machine that is out of files, processes or disk is waited for like an engine that does not answer.
         """
         backoff, failed_starts = _FIRST_BACKOFF_SECONDS, 0
         while True:
@@ -92,11 +93,11 @@ class EngineProcess:
                         self.last_error = await _until_unusable(spec.name, client, process, condemned)
                     finally:
                         gone()
-            except EngineUnavailable as error:
+            except (EngineUnavailable, AdapterRefused, OSError) as error:
                 self.last_error = str(error)
                 failed_starts += 1
                 if failed_starts == max_failed_starts:
-                    raise
+                    raise EngineUnavailable(self.last_error) from error
             _log.error("engine %s ended: %s", spec.name, self.last_error)
             steady = time.monotonic() - began > _STEADY_SECONDS
             backoff = _FIRST_BACKOFF_SECONDS if steady else min(backoff * 2, _MAX_BACKOFF_SECONDS)

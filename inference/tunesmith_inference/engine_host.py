@@ -211,6 +211,9 @@ class EngineHost:
             self._fail(error)
         except (RevisionRefused, proof.ProofFailed, EngineUnavailable, ValueError) as error:
             self._fail(Unservable(str(error)))
+        except Exception as error:  # whatever it is: those who wait are told, and a new engine is tried later
+            _log.exception("engine %s failed in a way that was not foreseen", self._name)
+            self._fail(Unservable(f"its engine failed: {type(error).__name__}"))
 
     def _fail(self, error: Exception) -> None:
         _log.error("engine %s is given up: %s", self._name, error)

@@ -184,6 +184,8 @@ class Fleet:
         What engines have lost by themselves is found here, too.
         """
         for key, host in list(self._hosts.items()):
+            if self._hosts.get(key) is not host:
+                continue  # it made room for another one while an engine was waited for
             if host.kind is Kind.BASE:
                 with contextlib.suppress(EngineUnavailable):
                     await host.reconcile(self._named)

@@ -28,7 +28,10 @@ def repeated(answer: dict[str, Any], copies: int) -> dict[str, Any]:
 
 
 async def repeated_chunks(chunks: AsyncIterator[dict[str, Any]], copies: int) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a stream, each as often as there are copies and with one choice, as OpenAI sends them."""
+    """The chunks of a stream, each as often as there are copies and with one choice, as OpenAI sends them.
+
+    Only the first copy says what has been used.
+    """
     async for chunk in chunks:
         choices = chunk.get("choices")
         if copies == 1 or not choices:
@@ -37,6 +40,7 @@ async def repeated_chunks(chunks: AsyncIterator[dict[str, Any]], copies: int) ->
         for choice in choices:
             for each in _copied(choice, copies):
                 yield {**chunk, "choices": [each]}
+                chunk.pop("usage", None)
 
 
 def _copied(choice: dict[str, Any], copies: int) -> Iterator[dict[str, Any]]:

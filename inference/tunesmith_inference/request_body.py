@@ -79,6 +79,8 @@ _IGNORED = frozenset(
 _CONTENT = {Route.CHAT: "messages", Route.COMPLETIONS: "prompt"}
 _MAX_ANSWERS = 128
 _MAX_DEPTH = 64
+_MOST = {"logit_bias": 1024, "stop_token_ids": 64}
+"""Entries of parameters that would end the engine on a GPU where they have more (vLLM's sample/logit_bias.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,10 @@ def _check_values(route: Route, parameters: dict[str, Any]) -> None:
     answers = parameters.get("n", 1)
     if isinstance(answers, bool) or not isinstance(answers, int) or not 1 <= answers <= _MAX_ANSWERS:
         raise invalid_request("invalid_value", f"`n` is a number from 1 to {_MAX_ANSWERS}.", "n")
+    for name, most in _MOST.items():
+        given = parameters.get(name)
+        if isinstance(given, (dict, list)) and len(given) > most:
+            raise invalid_request("invalid_value", f"`{name}` has at most {most} entries.", name)
     if "stream_options" in parameters and not parameters.get("stream"):
         raise invalid_request("invalid_value", "`stream_options` goes only with `stream`.", "stream_options")
     if "chat_template_kwargs" in parameters:

@@ -58,9 +58,11 @@ def chat_parameters(body: Mapping[str, Any], open_weights: frozenset[str]) -> di
         elif name not in _TRANSLATED | _IGNORED:
             _refuse_unless_harmless(name, value)
     parameters["messages"] = _instructions(body) + _messages(body["input"])
-    if "tools" in body:
-        parameters["tools"] = _tools(body["tools"])
-    if "tool_choice" in body:
+    tools = _tools(body.get("tools", []))
+    if tools:
+        parameters["tools"] = tools
+    # Without tools it is what a response says of itself, and what engines refuse.
+    if "tool_choice" in body and (tools or body["tool_choice"] != "auto"):
         parameters["tool_choice"] = _tool_choice(body["tool_choice"])
     parameters |= _response_format(_object(body, "text"))
     effort = _object(body, "reasoning").get("effort")
@@ -261,7 +263,9 @@ def _without_type(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _object(body: Mapping[str, Any], name: str, at: str | None = None) -> dict[str, Any]:
-    value = body.get(name) or {}
+    value = body.get(name)
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise invalid_request("invalid_type", f"`{at or name}` is an object.", at or name)
     return value

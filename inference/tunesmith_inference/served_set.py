@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from tunesmith_inference.retries import Sleep, persistently
 from tunesmith_inference.revisions import NotFetched, RevisionRefused
 from tunesmith_inference.router import Kind, Servable
 from tunesmith_inference.turns import Turns
-from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
+from tunesmith_inference.vllm import AdapterRefused, Completion, EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class ServedSet:
         Raises Unservable, NotFetched, or EngineUnavailable.
         """
         if servable.kind is not Kind.ADAPTER:
-            async with self._turns.turn(self._base_name) if self._base_is_adapter else contextlib.nullcontext():
+            async with self._turn(self._base_name):
                 yield self._base_name
             return
         slot = self._slot(servable)
@@ -121,7 +121,7 @@ class ServedSet:
             if slot.loading.cancelled():
                 raise EngineUnavailable("the engine went away while the adapter was loading")
             slot.loading.result()
-            async with self._turns.turn(slot.name):
+            async with self._turn(slot.name):
                 yield slot.name
         finally:
             slot.users -= 1
@@ -237,11 +237,9 @@ class ServedSet:
         for _, other in others:
             other.users += 1
         beside = {name: other.proven for name, other in others if other.proven}
-        complete, slot = self.client.complete_greedily, self._slots[revision]
+        slot, neighbours = self._slots[revision], list(beside.values())
         try:
-            slot.proven = await proof.prove(
-                complete, golden, slot.name, self._base_name, self._dtype, list(beside.values())
-            )
+            slot.proven = await proof.prove(self._complete, golden, slot.name, self._base_name, self._dtype, neighbours)
         except proof.ProofFailed:
             await self._check_alone(revision, beside)
             raise
@@ -254,7 +252,7 @@ class ServedSet:
         """Has the engine replaced, and raises EngineUnavailable, if a revision `beside` fails by itself, too."""
         for revision, neighbour in beside.items():
             try:
-                await proof.check(self.client.complete_greedily, neighbour)
+                await proof.check(self._complete, neighbour)
             except proof.ProofFailed as error:
                 reason = f"it answered as recorded before and does not any more: {error}"
                 self._trouble.suspects[newcomer] += 1
@@ -262,6 +260,16 @@ class ServedSet:
                 self.close()
                 self._recycle(reason)
                 raise EngineUnavailable("the engine is replaced: it answers wrongly for a proven adapter") from error
+
+    async def _complete(self, model: str, prompt: Sequence[int], tokens: int) -> Completion:
+        """A greedy answer in its turn: beside as many busy adapters as there are places it would never be made."""
+        async with self._turn(model):
+            return await self.client.complete_greedily(model, prompt, tokens)
+
+    def _turn(self, model: str) -> contextlib.AbstractAsyncContextManager[None]:
+        if model == self._base_name and not self._base_is_adapter:
+            return contextlib.nullcontext()
+        return self._turns.turn(model)
 
     async def _make_room(self, revision: str) -> None:
         """Unloads the least recently used idle adapters, waiting for one to become idle if it must.

@@ -39,29 +39,33 @@ class HeldStream(StreamingResponse):
 
 
 async def relay(
-    chunks: AsyncIterator[dict[str, Any]], model: str, usage_wanted: bool, meter: Callable[[dict[str, Any]], None]
+    chunks: AsyncIterator[dict[str, Any]],
+    model: str,
+    usage_wanted: bool,
+    meter: Callable[[dict[str, Any]], None],
+    answers: int = 1,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events for the client.
+    """Server-sent events for the client, of so many answers to each prompt.
 
-    The engine is always asked for usage with every chunk; `meter` gets the last one, however the stream ends, and the
+    The engine is always asked for usage with every chunk; `meter` gets it once, however the stream ends, and the
     client gets it at the end if it is wanted. An engine that fails on the way ends the stream with an error event and
     without `[DONE]`, which no client can take for a whole answer.
     """
-    used: dict[str, Any] = {}
+    used = _Used(answers)
     try:
         async for chunk in chunks:
-            used = chunk.pop("usage", None) or used
+            used.take(chunk)
             if not chunk.get("choices"):
                 if not usage_wanted:
                     continue
-                chunk["usage"] = used
+                chunk["usage"] = used.total()
             yield event(public(chunk, model))
     except GatewayError as error:
         yield event(envelope(error))
         return
     finally:
-        if used:
-            meter(used)
+        if total := used.total():
+            meter(total)
     yield DONE
 
 
@@ -69,6 +73,32 @@ def public(answer: dict[str, Any], model: str) -> dict[str, Any]:
     """An answer or chunk under the client's name for the model."""
     answer["model"] = model
     return answer
+
+
+class _Used:
+    """What a stream has used so far. Engines tell it for each choice by itself, and for all of them at the end."""
+
+    def __init__(self, answers: int) -> None:
+        self._answers = answers
+        self._of_choices: dict[int, dict[str, Any]] = {}
+        self._of_all: dict[str, Any] = {}
+
+    def take(self, chunk: dict[str, Any]) -> None:
+        """Takes a chunk's usage out of it."""
+        usage = chunk.pop("usage", None)
+        if usage and chunk.get("choices"):
+            self._of_choices[chunk["choices"][0].get("index", 0)] = usage
+        elif usage:
+            self._of_all = usage
+
+    def total(self) -> dict[str, Any]:
+        """Usage of all choices; each prompt counts once. Empty where nothing has been told."""
+        if self._of_all or len(self._of_choices) < 2:
+            return self._of_all or next(iter(self._of_choices.values()), {})
+        prompts = {index // self._answers: usage["prompt_tokens"] for index, usage in self._of_choices.items()}
+        made = sum(usage["completion_tokens"] for usage in self._of_choices.values())
+        asked = sum(prompts.values())
+        return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
 
 
 def event(content: dict[str, Any]) -> bytes:

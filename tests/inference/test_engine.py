@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -92,6 +93,24 @@ async def test_it_comes_back_when_it_dies(
         assert seen[1] is None
         assert process.starts == 2
         assert process.last_error == "it ended; its log tells why"
+
+
+async def test_it_is_started_again_when_the_machine_has_had_no_room_for_it(
+    settings: Settings, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_FIRST_BACKOFF_SECONDS", 0.01)
+    full = [OSError(errno.EMFILE, "Too many open files")]
+
+    def command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str]:
+        if full:
+            raise full.pop()
+        return simulator_command(spec, settings, socket)
+
+    process = EngineProcess(settings, command)
+    async with _running(process, spec) as seen:
+        await until(lambda: seen)
+        assert process.starts == 2
+        assert process.last_error == "[Errno 24] Too many open files"
 
 
 async def test_one_that_never_starts_is_given_up(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.inference.gateway import (
     until,
 )
 from tunesmith_inference import retries
+from tunesmith_inference.engine_host import EngineHost
 from tunesmith_inference.engine_memory import GIBIBYTE
 from tunesmith_proto.registry.v1 import serving_pb2
 
@@ -299,6 +301,39 @@ async def test_engines_of_deleted_models_and_of_idle_ones_are_stopped_and_come_b
         gateway.control_plane.undeploy("bot")
         gateway.control_plane.delete("pinned")
         await until(lambda: _engine_states(gateway, ["ready"]))
+
+
+async def test_an_engine_that_makes_room_while_another_is_looked_at_harms_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, answered, reconcile = asyncio.Event(), asyncio.Event(), EngineHost.reconcile
+
+    async def slowly(host: EngineHost, revisions: Set[str]) -> None:
+        looking.set()
+        await answered.wait()
+        await reconcile(host, revisions)
+
+    async with gateway_on_simulator(tmp_path, max_engines=2) as gateway:
+        gateway.add_full("one", "one")
+        assert [(await gateway.chat(name)).status_code for name in (BASE, "one")] == [200, 200]
+        monkeypatch.setattr(EngineHost, "reconcile", slowly)
+        monkeypatch.setattr("tunesmith_inference.fleet._NEWS_SECONDS", 0)
+        gateway.control_plane.delete("one")
+        await looking.wait()
+        gateway.add_full("two", "two")
+        assert (await gateway.chat("two")).status_code == 200
+        looking.clear()
+        answered.set()
+        await looking.wait()
+        assert [(await gateway.chat(name)).status_code for name in (BASE, "two")] == [200, 200]
+
+
+async def test_an_engine_that_fails_as_nobody_thought_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith_inference.tool_calls.parser_for", lambda folder: dict[str, str]()["surprise"])
+    async with gateway_on_simulator(tmp_path) as gateway:
+        assert (await gateway.chat(BASE)).json()["error"]["code"] == "model_failed_verification"
+        (engine,) = await gateway.engines()
+        assert engine["reason"] == "its engine failed: KeyError"
 
 
 async def test_engines_share_a_memory_budget_and_the_least_used_one_makes_room(tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ def test_each_prompts_answers_stand_together() -> None:
 
 async def test_chunks_have_one_choice_each_and_usage_comes_once() -> None:
     async def chunks() -> AsyncIterator[dict[str, Any]]:
-        yield {"id": "c", "choices": [{"index": 0, "delta": {"content": "a"}}]}
+        yield {"id": "c", "choices": [{"index": 0, "delta": {"content": "a"}}], "usage": {"completion_tokens": 1}}
         yield {"id": "c", "choices": [], "usage": {"completion_tokens": 1}}
 
     seen = [chunk async for chunk in repeated_chunks(chunks(), 2)]
     assert [[choice["index"] for choice in chunk["choices"]] for chunk in seen] == [[0], [1], []]
+    assert ["usage" in chunk for chunk in seen] == [True, False, True]
     assert [chunk async for chunk in repeated_chunks(chunks(), 1)] == [seen[0], seen[2]]

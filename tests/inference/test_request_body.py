@@ -105,6 +105,8 @@ def test_everything_else_is_named_and_refused(name: str) -> None:
         ({"stream": True, "stream_options": []}, "invalid_type", "stream_options"),
         ({"chat_template_kwargs": "x"}, "invalid_type", "chat_template_kwargs"),
         ({"best_of": 3}, "unknown_parameter", "best_of"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "invalid_value", "logit_bias"),
+        ({"stop_token_ids": [5] * 65}, "invalid_value", "stop_token_ids"),
     ],
 )
 def test_wrong_values_are_refused_with_the_parameter(changes: dict[str, Any], code: str, param: str) -> None:

@@ -104,6 +104,14 @@ async def test_a_tool_is_called_whole_and_streamed(client: openai.AsyncOpenAI) -
     assert "response.function_call_arguments.done" in kinds
 
 
+async def test_what_a_response_says_of_itself_may_be_sent_again(client: openai.AsyncOpenAI) -> None:
+    first = await client.responses.create(model=BASE, input="one", max_output_tokens=2)
+    echoed: dict[str, Any] = first.model_dump(include={"tools", "tool_choice", "text", "parallel_tool_calls", "top_p"})
+    assert (echoed["tools"], echoed["tool_choice"]) == ([], "auto")
+    again = await client.responses.create(model=BASE, input="one", max_output_tokens=2, **echoed)
+    assert again.output_text == first.output_text
+
+
 async def test_an_answer_of_a_given_form_is_asked_for(client: openai.AsyncOpenAI) -> None:
     class Said(BaseModel):
         said: str
@@ -128,6 +136,8 @@ async def test_an_engine_that_dies_ends_the_stream_with_an_error(client: openai.
         ({"background": True}, "unsupported_value", "background"),
         ({"tools": [{"type": "web_search"}]}, "unsupported_tool", "tools.0.type"),
         ({"temperature": 9}, "invalid_value", "temperature"),
+        ({"text": ""}, "invalid_type", "text"),
+        ({"reasoning": []}, "invalid_type", "reasoning"),
         ({"max_output_tokens": 100_000}, "context_length_exceeded", "max_output_tokens"),
         ({"nonsense": 1}, "unknown_parameter", "nonsense"),
         ({"include": ["message.output_text.logprobs"]}, "unsupported_value", "include"),

@@ -127,6 +127,25 @@ async def test_an_engine_is_not_asked_for_more_adapters_than_it_computes_at_once
         assert {(await task).status_code for task in slow} == {200}
 
 
+async def test_a_newcomer_is_proven_in_its_turn_beside_as_many_busy_adapters_as_there_are_places(
+    tmp_path: Path,
+) -> None:
+    """Engines that compute so many at once would leave its proof waiting for as long as the others have requests."""
+    async with gateway_on_simulator(tmp_path, max_loras=2) as gateway:
+        for name in ("one", "two"):
+            gateway.add_adapter(name, name, checkpoint=True)
+            await _answers(gateway, name)
+        slow = [asyncio.create_task(gateway.chat(name, "fault:slow", max_tokens=40)) for name in ("one", "two")]
+        await until(lambda: gateway.works_on(2))
+        newcomer = f"r-{gateway.add_adapter('three', 'three', checkpoint=True)[:16]}"
+        coming = asyncio.create_task(_answers(gateway, "three"))
+        await until(lambda: _is_loaded(gateway, newcomer))
+        assert newcomer not in (await gateway.simulator())["asked"]
+        await coming
+        assert any(task.done() for task in slow)
+        assert {(await task).status_code for task in slow} == {200}
+
+
 async def test_an_engine_that_restarted_gets_no_traffic_until_what_is_deployed_is_back(tmp_path: Path) -> None:
     async with gateway_on_simulator(tmp_path) as gateway:
         names = [f"model-{number}" for number in range(4)]
@@ -143,6 +162,10 @@ async def _answers(gateway: GatewayUnderTest, model: str) -> None:
     response = await gateway.chat(model, "one", max_tokens=2)
     assert response.status_code == 200, response.text
     assert response.json()["choices"][0]["message"]["content"] == answer(model, "one", 2)
+
+
+async def _is_loaded(gateway: GatewayUnderTest, adapter: str) -> bool:
+    return adapter in (await gateway.simulator())["adapters"]
 
 
 async def _adapters(gateway: GatewayUnderTest) -> dict[str, str]:

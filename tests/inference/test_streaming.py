@@ -42,6 +42,23 @@ async def test_an_engine_that_fails_ends_the_stream_with_an_error_and_not_with_d
     assert DONE not in events
 
 
+async def test_who_leaves_a_stream_of_several_answers_has_used_all_of_them() -> None:
+    async def chunks() -> AsyncIterator[dict[str, Any]]:
+        for made in (1, 2):
+            for index in range(4):  # two answers to each of two prompts
+                usage = {"prompt_tokens": 10 + index // 2, "completion_tokens": made, "total_tokens": 0}
+                yield {"model": "r-1", "choices": [{"index": index, "text": "a"}], "usage": usage}
+        yield {"model": "r-1", "choices": [], "usage": {"prompt_tokens": 21, "completion_tokens": 9}}
+
+    for left_after, used in ((8, (21, 8)), (9, (21, 9))):
+        metered: list[Any] = []
+        events = relay(chunks(), "ft:mine", True, metered.append, answers=2)
+        for _ in range(left_after):
+            await anext(events)
+        await events.aclose()  # type: ignore[attr-defined]  # a generator, whatever its type says
+        assert [(usage["prompt_tokens"], usage["completion_tokens"]) for usage in metered] == [used]
+
+
 async def test_who_leaves_early_has_used_what_was_made() -> None:
     metered: list[Any] = []
     events = relay(_chunks(), "ft:mine", False, metered.append)
