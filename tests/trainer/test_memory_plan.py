@@ -10,7 +10,7 @@ from tests.support import tiny_families
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_shapes import BaseShapes, build_empty, read_shapes
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
-from tunesmith_trainer.memory_plan import Plan, plan
+from tunesmith_trainer.memory_plan import _PROCESS, Plan, checkpoint_bytes, plan
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
@@ -133,3 +133,15 @@ def test_full_weights_are_split_among_ranks_and_adapters_are_not(shapes: BaseSha
     assert four.terms["gathered"] <= one.terms["weights"]
     assert four.needed < one.needed
     assert on(4, full=False) == on(1, full=False)
+
+
+@pytest.mark.parametrize(("full", "dtype"), [(False, "bfloat16"), (True, "bfloat16"), (True, "float32")])
+def test_a_checkpoint_takes_main_memory_for_its_state_and_where_the_gpu_is_full_for_its_proof(
+    shapes: BaseShapes, full: bool, dtype: str
+) -> None:
+    numbers, count = config(full=full), shapes.parameters
+    need = plan(shapes, numbers, [example()], dtype, TOKENS, gpu=True)
+    sizes = (1 << 40, need.terms["process"] + need.terms["weights"])
+    roomy, tight = (checkpoint_bytes(shapes, numbers, dtype, need, size) for size in sizes)
+    state = count * {"bfloat16": 2 + 12, "float32": 4 + 8}[dtype] * full
+    assert (roomy, tight) == (_PROCESS[False] + state, _PROCESS[False] + state + 4 * count)

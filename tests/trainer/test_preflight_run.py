@@ -170,6 +170,16 @@ def test_a_job_that_leaves_it_open_gets_as_few_gpus_as_it_fits_on(
     assert report.memory.needed_bytes == size
 
 
+@pytest.mark.parametrize(("main_memory", "warned"), [(16 << 20, True), (16 << 30, False)])
+def test_a_gpu_whose_machine_has_too_little_memory_to_save_is_warned_of(
+    server: TrainingServer, base: Path, tmp_path: Path, main_memory: int, warned: bool
+) -> None:
+    gpu = Machine("gpu", True, "bfloat16", 1024, 8 << 30, 8 << 30, 1e14, main_memory)
+    codes = [finding.code for finding in checked(server, base, tmp_path, gpu).findings]
+    assert codes == ["main_memory_tight"] * warned
+    assert server.preflight is not None
+
+
 def test_a_job_that_no_number_of_gpus_helps_is_refused_as_on_one(
     server: TrainingServer, base: Path, tmp_path: Path
 ) -> None:

@@ -90,15 +90,11 @@ def _fits_kernel(query: Tensor) -> bool:
 
 
 def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    # Repeated here: told of groups, a GPU that lacks flash attention writes down the scores of all pairs of tokens.
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     seen = window_mask(query, window)
     return functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=seen,
-        is_causal=seen is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, attn_mask=seen, is_causal=seen is None, scale=scaling
     )
 
 

@@ -22,6 +22,8 @@ _NO_MEMORY = (
     # Outside of what torch allocates itself: contexts, pinned memory, libraries' workspaces.
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to CUDA calloc",
+    "failure 2 'out of memory'",  # NCCL's
 )
 
 

@@ -1,6 +1,7 @@
 """Owns linear layers whose frozen weight is kept in four bits (NF4), and what those bits stand for.
 Must not know adapters, models' families or when that is needed."""
 
+import functools
 from typing import Any
 
 import torch
@@ -88,10 +89,15 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def restore(codes: Tensor, scales: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that codes and scales stand for."""
-    levels = torch.tensor(_LEVELS, device=codes.device)
-    pairs = torch.stack([levels.repeat_interleave(len(levels)), levels.repeat(len(levels))], 1)  # of each byte
-    numbers = nn.functional.embedding(codes.int(), pairs).view(-1, _BLOCK).mul_(scales)
+    numbers = nn.functional.embedding(codes.int(), _pairs(codes.device)).view(-1, _BLOCK).mul_(scales)
     return numbers.flatten()[: shape[0] * shape[1]].view(shape).to(dtype)
+
+
+@functools.cache
+def _pairs(device: torch.device) -> Tensor:
+    """The two levels (256, 2) of each byte. Kept: made anew, each would have the host wait for the GPU."""
+    levels = torch.tensor(_LEVELS, device=device)
+    return torch.stack([levels.repeat_interleave(len(levels)), levels.repeat(len(levels))], 1)
 
 
 # An operator of its own, so that the whole weight is not kept for the backward pass, which makes it once more.

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_shapes import stored_shapes
 from tunesmith_trainer.machine import memory_of
+from tunesmith_trainer.memory_plan import PROOF_ROOM
 from tunesmith_trainer.model import load_for_generation
 from tunesmith_trainer.rendering import Example
 
@@ -21,7 +22,6 @@ GOLDEN_FILE = "golden.json"
 _PROMPTS = 3
 _PROMPT_TOKENS = 512
 _TOKENS = 8
-_ROOM = 1.2  # of its weights, that a model needs to answer
 
 
 class GoldenAnswers:
@@ -112,5 +112,5 @@ def _with_room(device: torch.device, folder: Path) -> torch.device:
     if device.type == "cpu":
         return device
     torch.cuda.empty_cache()
-    needed = 4 * _ROOM * sum(math.prod(shape) for shape in stored_shapes(folder).values())
+    needed = 4 * PROOF_ROOM * sum(math.prod(shape) for shape in stored_shapes(folder).values())
     return device if needed <= memory_of(device)[0] else torch.device("cpu")

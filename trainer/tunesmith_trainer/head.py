@@ -31,7 +31,7 @@ def logits_of(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
 
 def slope_of(logits: Tensor, cap: float | None) -> Tensor | None:
     """What `logits_of` multiplies gradients with because of the cap; None where there is none."""
-    return None if cap is None else 1 - (logits / cap).square()
+    return None if cap is None else (logits / cap).square_().neg_().add_(1)
 
 
 class HeadGradients:

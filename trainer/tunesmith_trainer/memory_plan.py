@@ -14,6 +14,8 @@ from tunesmith_trainer.rendering import Example
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FULL = 4  # bytes of a float32
+PROOF_ROOM = 1.2
+"""Of its weights, that a model needs to answer."""
 # Of scores that are bounded, for each pair of tokens and head: capped, softmaxed, and the gradients of both.
 _BYTES_PER_SCORE = 4 * _FULL
 # Between what is kept, main memory is left with gaps that the next large tensor does not fit into: measured, they come
@@ -96,6 +98,19 @@ def offloaded_bytes(shapes: BaseShapes) -> int:
     return 3 * shapes.parameters * _FULL + _stepped(shapes, shapes.parameters)
 
 
+def checkpoint_bytes(shapes: BaseShapes, config: TrainingConfig, dtype: str, need: Plan, capacity: int) -> int:
+    """Main memory that a run takes while it saves, on a GPU of so many bytes on which it needs as much as `need`.
+
+    The proof's model is in main memory where the GPU has no room for it; trained weights and their optimizer's state
+    pass through it as a whole.
+    """
+    lasting = sum(need.terms.get(name, 0) for name in ("process", "weights", "adapters", "optimizer"))
+    proof = shapes.parameters * _FULL
+    beside = 0 if lasting + PROOF_ROOM * proof <= capacity else proof
+    state = shapes.parameters * (_BYTES[dtype] + _FULL * (2 if dtype == "float32" else 3)) if config.full_weights else 0
+    return _PROCESS[False] + beside + state
+
+
 def _stepped(shapes: BaseShapes, trained: int) -> int:
     """Gradients that there are in float32 at once while parameters are stepped."""
     largest = max(shapes.vocabulary * shapes.hidden, *(out * width for out, width in shapes.linears.values()))
@@ -145,7 +160,8 @@ def _bytes_per_layer(shapes: BaseShapes, config: TrainingConfig, size: int, *, g
     layer keeps four tensors. Norms that learn keep their normalised input too, some families in float32.
     """
     norms = shapes.normed * _FULL + 2 * shapes.hidden * size
-    attention = ((2 if gpu else 3) * shapes.queries + 2 * shapes.keys) * size
+    keys = shapes.queries if gpu and size == _FULL else shapes.keys  # repeated for GPUs without flash attention
+    attention = ((2 if gpu else 3) * shapes.queries + 2 * keys) * size
     gated = 4 * shapes.intermediate * size
     if config.full_weights:
         return norms + attention + gated + shapes.normed * _FULL

@@ -97,6 +97,7 @@ class _HeadLoss(torch.autograd.Function):
             grad_logits = logits.div_(sums)
             grad_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
             gradients.add(part, grad_logits, slope)
+            del logits, grad_logits, slope  # or they would lie beside the next part's
         ctx.save_for_backward(gradients.hidden, gradients.head)
         ctx.mark_non_differentiable(losses, hits)
         return losses.sum(), losses, hits

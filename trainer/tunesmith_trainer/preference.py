@@ -135,4 +135,5 @@ class _LabelLogprobs(torch.autograd.Function):
             grad_logits = logits.sub_(normalizers[part, None]).exp_().mul_(-grad[part, None])
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
             gradients.add(part, grad_logits, slope)
+            del logits, grad_logits, slope  # or they would lie beside the next part's
         return gradients.hidden, None if gradients.head is None else gradients.head.to(head.dtype), None, None

@@ -13,7 +13,7 @@ from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.machine import Machine, survey
 from tunesmith_trainer.memory_ladder import TIGHT, Ladder, ladder_of
-from tunesmith_trainer.memory_plan import Plan, gib
+from tunesmith_trainer.memory_plan import Plan, checkpoint_bytes, gib
 from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.preflight_report import (
     completion,
@@ -99,6 +99,9 @@ def _foresee(
     report.resolved.append(wire_choice(choice))
     if not _check_memory(ladder, choice.need, machine, findings):
         findings.add(_too_large(ladder, machine, _enough(ladder_on, devices, machine)))
+    elif machine.is_gpu:
+        saving = checkpoint_bytes(shapes, config, machine.dtype, choice.need, machine.capacity)
+        _check_main_memory(saving, machine, findings)
     if machine.flops is not None:
         report.seconds = expected_seconds(
             shapes,
@@ -118,6 +121,16 @@ def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findin
         free = f"{gib(machine.available)} of {machine.device} are free now"
         findings.add(Problem("memory_tight", f"{_told(need)}; {free}. {ladder.advice} if it fails."), "warning")
     return ladder.least.needed <= machine.capacity * _MARGIN
+
+
+def _check_main_memory(saving: int, machine: Machine, findings: Findings) -> None:
+    """A warning: a run may be given another machine's memory than this one's."""
+    if saving > machine.main_memory:
+        message = (
+            f"Saving a checkpoint needs about {gib(saving)} of main memory; this machine has "
+            f"{gib(machine.main_memory)}. Run it where there is more, or take a smaller base model."
+        )
+        findings.add(Problem("main_memory_tight", message, "model"), "warning")
 
 
 def _too_large(ladder: Ladder, machine: Machine, enough: int | None) -> Problem:

@@ -104,7 +104,8 @@ class Training:
         choice = self._choice
         needed = f"about {gib(choice.need.needed)} are needed at the peak"
         self._reporter.add_event(f"A step is computed in {choice.rung}, {needed}: {choice.reason}.")
-        allocator.keep_freed_memory()
+        if hardware.device.type == "cpu" or choice.rung.offloaded:  # elsewhere main memory is for checkpoints only
+            allocator.keep_freed_memory()
         apart = config.full_weights and distributed.size() > 1
         if choice.rung.in_four_bits:
             self._model: nn.Module = load_in_four_bits(self._base, hardware)
