@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import re
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ Run = Callable[[Callable[[], object]], Awaitable[object]]
 _CHUNK_BYTES = 1 << 20
 _ADAPTER_CONFIG, _MODEL_CONFIG = "adapter_config.json", "config.json"
 _ADAPTER_FILES = frozenset({_ADAPTER_CONFIG, "adapter_model.safetensors"})
+_OTHER_CONFIG = {_ADAPTER_CONFIG: _MODEL_CONFIG, _MODEL_CONFIG: _ADAPTER_CONFIG}
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _TEXT_FILES = frozenset(
     {
@@ -40,12 +41,14 @@ async def unpack(archive: AsyncIterator[bytes], directory: Path, run: Run) -> li
 
     Raises:
         APIConnectionError: the archive ended early; files that were complete stay.
+        FileExistsError: an adapter comes into the directory of a whole model, or the other way round.
         UnexpectedResponseError: it is no archive, or a name in it leads out of the directory.
     """
     reader = _Reader(archive)
-    written = []
+    written: list[Path] = []
     while (info := _info(await reader.read(tarfile.BLOCKSIZE))) is not None:
         target = _target(directory, info.name)
+        _check_kind(target, written)
         draft = target.with_name(f"{target.name}.part")
         with draft.open("wb") as file:
             await _copy(reader, info.size, file, run)
@@ -62,7 +65,7 @@ def pack(directory: Path, target: BinaryIO) -> None:
         FileNotFoundError: there is no model in the directory.
     """
     names = _model_files(directory)
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name in names:
             info = tarfile.TarInfo(name)  # without times and owners: the same files give the same bytes
             info.size = (directory / name).stat().st_size
@@ -125,6 +128,16 @@ def _target(directory: Path, name: str) -> Path:
     target = directory / path
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _check_kind(target: Path, written: Sequence[Path]) -> None:
+    """Loaders go by the configuration that they find first: of two kinds in one folder, one is loaded unasked."""
+    other = target.with_name(_OTHER_CONFIG.get(target.name, target.name))
+    if other == target or other in written or not other.exists():
+        return
+    held, coming = ("an adapter", "whole model") if other.name == _ADAPTER_CONFIG else ("a whole model", "adapter")
+    what = f"Choose another folder for the {coming}: {held} ({other.name}) is in"
+    raise FileExistsError(errno.EEXIST, what, str(target.parent))
 
 
 def _unexpected() -> UnexpectedResponseError:

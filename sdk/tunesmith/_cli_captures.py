@@ -4,13 +4,14 @@ Must not know HTTP, nor how anything is drawn.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from tunesmith._cli_context import AsJson, Limit, client_of
+from tunesmith._cli_context import MOST_AT_ONCE, AsJson, Limit, client_of
 from tunesmith._cli_output import local_time, print_json, print_line, print_table
 from tunesmith.types import Capture
 
@@ -18,7 +19,7 @@ captures_app = typer.Typer(no_args_is_help=True, help="Chat completions that wer
 
 Model = Annotated[str | None, typer.Option(help="Only of requests for this model.")]
 Pairs = Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE that must match; may be repeated.")]
-Time = Annotated[datetime | None, typer.Option(help="In UTC; an end is exclusive.")]
+Time = Annotated[datetime | None, typer.Option(help="In UTC, unless it has an offset; an end is exclusive.")]
 
 
 @captures_app.command("list")
@@ -26,7 +27,9 @@ def list_captures(
     ctx: typer.Context, model: Model = None, metadata: Pairs = None, limit: Limit = 20, as_json: AsJson = False
 ) -> None:
     """List captures, newest first."""
-    found = client_of(ctx).captures.list(model=model, metadata=_pairs(metadata), order="desc", limit=limit).data
+    captures = client_of(ctx).captures
+    pages = captures.list(model=model, metadata=_pairs(metadata), order="desc", limit=min(limit, MOST_AT_ONCE))
+    found = list(itertools.islice(pages, limit))
     if as_json:
         print_json(found)
         return
@@ -112,4 +115,4 @@ def _pairs(given: Sequence[str] | None) -> dict[str, str] | None:
 
 
 def _seconds(given: datetime | None) -> int | None:
-    return None if given is None else int(given.replace(tzinfo=UTC).timestamp())
+    return None if given is None else int(given.replace(tzinfo=given.tzinfo or UTC).timestamp())

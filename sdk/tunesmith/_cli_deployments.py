@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from tunesmith._cli_context import AsJson, Limit, client_of
+from tunesmith._cli_context import MOST_AT_ONCE, AsJson, Limit, client_of
 from tunesmith._cli_output import local_time, print_json, print_line, print_table
-from tunesmith.types import Deployment, DeploymentTarget
+from tunesmith._client import Tunesmith
+from tunesmith.types import Deployment, DeploymentTarget, DeploymentVersion
 
 deployments_app = typer.Typer(no_args_is_help=True, help="Names that stand for models and move between them.")
 
@@ -75,7 +76,7 @@ def roll_back(
 @deployments_app.command("versions")
 def versions(ctx: typer.Context, name: Name, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List what a name stood for, newest first."""
-    found = client_of(ctx).deployments.versions(name, limit=limit)
+    found = _newest(client_of(ctx), name, limit)
     if as_json:
         print_json(found)
         return
@@ -88,6 +89,17 @@ def delete(ctx: typer.Context, name: Name) -> None:
     """End a name; its models stay."""
     client_of(ctx).deployments.delete(name)
     print_line(f"Deleted {name}")
+
+
+def _newest(client: Tunesmith, name: str, limit: int) -> Sequence[DeploymentVersion]:
+    found: list[DeploymentVersion] = []
+    while len(found) < limit:
+        asked = min(limit - len(found), MOST_AT_ONCE)
+        page = client.deployments.versions(name, limit=asked, after=found[-1].version if found else None)
+        found += page
+        if len(page) < asked:
+            break
+    return found
 
 
 def _show(deployment: Deployment, as_json: bool) -> None:
@@ -109,5 +121,8 @@ def _weights(targets: Sequence[str]) -> dict[str, int]:
         model, given, weight = target.rpartition("=")
         if given and not weight.isdecimal():
             raise ValueError(f"A weight is a whole number, as in {model}=1.")
-        weights[model if given else target] = int(weight) if given else 1
+        named = model if given else target
+        if named in weights:
+            raise ValueError(f"{named} is named twice.")
+        weights[named] = int(weight) if given else 1
     return weights

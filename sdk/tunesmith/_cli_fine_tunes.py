@@ -5,18 +5,18 @@ Must not know HTTP, nor how anything is drawn.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from tunesmith._cli_context import AsJson, Limit, client_of
+from tunesmith._cli_context import MOST_AT_ONCE, AsJson, Limit, client_of, finite, resumable
 from tunesmith._cli_output import (
     FollowDisplay,
     event_text,
     local_time,
-    print_error,
     print_estimate,
     print_fine_tune,
     print_json,
@@ -27,9 +27,10 @@ from tunesmith._cli_output import (
 )
 from tunesmith._client import Tunesmith
 from tunesmith._errors import ConfigurationError
+from tunesmith.resources.fine_tunes import FineTuneUpdate
 from tunesmith.types import FineTune
 
-_INTERRUPTED = 130
+_PAUSED = "paused"
 
 JobId = Annotated[str, typer.Argument(help="The id of the fine-tune, ftjob-….")]
 TrainingFile = Annotated[str, typer.Argument(help="A local path, or the id of an uploaded file.")]
@@ -37,12 +38,12 @@ BaseModelName = Annotated[str, typer.Option("--model", help="A base model, or a 
 ValidationFile = Annotated[str | None, typer.Option(help="A local path or a file id.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")]
 BatchSize = Annotated[int | None, typer.Option(help="Rows per step, 1 to 256.")]
-LearningRate = Annotated[float | None, typer.Option(help="Factor on the learning rate.")]
-Beta = Annotated[float | None, typer.Option(help="Of dpo: weight of staying near the model.")]
+LearningRate = Annotated[float | None, typer.Option(callback=finite, help="Factor on the learning rate.")]
+Beta = Annotated[float | None, typer.Option(callback=finite, help="Of dpo: weight of staying near the model.")]
 MethodName = Annotated[str, typer.Option(help="supervised, dpo or continued_pretraining.")]
 Weights = Annotated[Literal["lora", "full"] | None, typer.Option(help="Train an adapter or every weight.")]
 LoraRank = Annotated[int | None, typer.Option(help="Size of the adapter.")]
-LoraAlpha = Annotated[float | None, typer.Option(help="Strength of the adapter.")]
+LoraAlpha = Annotated[float | None, typer.Option(callback=finite, help="Strength of the adapter.")]
 LoraTargets = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="attention, mlp or a module's name; may be repeated.")
 ]
@@ -85,7 +86,7 @@ def create_fine_tune(
     wandb_project: WandbProject = None,
     mlflow_experiment: MlflowExperiment = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or let it wait for `resume`.")] = True,
-    follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has finished.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show progress until it has ended or is paused.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a fine-tune; what is left out is chosen by the server."""
@@ -118,7 +119,8 @@ def create_fine_tune(
 @fine_tunes_app.command("list")
 def list_fine_tunes(ctx: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List fine-tunes, newest first."""
-    jobs = client_of(ctx).fine_tunes.list(limit=limit).data
+    pages = client_of(ctx).fine_tunes.list(limit=min(limit, MOST_AT_ONCE))
+    jobs = list(itertools.islice(pages, limit))
     if as_json:
         print_json(jobs)
         return
@@ -217,16 +219,18 @@ def write_report(
 def print_events(
     ctx: typer.Context,
     fine_tune_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has finished.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has finished or is paused.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what has happened so far, oldest first."""
     client = client_of(ctx)
     if follow and not as_json:
         _exit_by(_followed(client, fine_tune_id))
-    with _resumable(fine_tune_id):
-        for event in client.fine_tunes.events(fine_tune_id, follow=follow):
-            print_json_line(event) if as_json else print_line(event_text(event))
+    if follow:
+        _stream_json(client, fine_tune_id)
+        return
+    for event in client.fine_tunes.events(fine_tune_id):
+        print_json_line(event) if as_json else print_line(event_text(event))
 
 
 @fine_tunes_app.command("checkpoints")
@@ -274,31 +278,53 @@ def _report_created(client: Tunesmith, job: FineTune, *, follow: bool, as_json: 
 
 
 def _awaited(client: Tunesmith, fine_tune_id: str) -> FineTune:
+    """Return the job once it has finished or is paused."""
     with _resumable(fine_tune_id):
-        return client.fine_tunes.wait(fine_tune_id, raise_on_failure=False)
+        for update in _updates(client, fine_tune_id):
+            job = update.fine_tune
+    _tell_of_pause(job)
+    return job
 
 
 def _followed(client: Tunesmith, fine_tune_id: str) -> FineTune:
-    """Show the job until it has finished, then how it ended."""
+    """Show the job until it has finished or is paused, then how it ended."""
     with _resumable(fine_tune_id), FollowDisplay() as display:
-        for update in client.fine_tunes.follow(fine_tune_id):
-            display.show(update.fine_tune, update.events)
-    job = client.fine_tunes.retrieve(fine_tune_id)
+        for update in _updates(client, fine_tune_id):
+            job = update.fine_tune
+            display.show(job, update.events)
     print_outcome(job)
     return job
+
+
+def _stream_json(client: Tunesmith, fine_tune_id: str) -> None:
+    """Print each event as it happens until the job has finished or is paused."""
+    with _resumable(fine_tune_id):
+        for update in _updates(client, fine_tune_id):
+            job = update.fine_tune
+            for event in update.events:
+                print_json_line(event)
+    _tell_of_pause(job)
+
+
+def _updates(client: Tunesmith, fine_tune_id: str) -> Iterator[FineTuneUpdate]:
+    """Follow the job; a paused one may wait for ever, so it ends the following, too."""
+    for update in client.fine_tunes.follow(fine_tune_id):
+        yield update
+        if update.fine_tune.status == _PAUSED:
+            return
+
+
+def _tell_of_pause(job: FineTune) -> None:
+    if job.status == _PAUSED:
+        print_outcome(job)
 
 
 def _exit_by(job: FineTune) -> NoReturn:
     raise typer.Exit(0 if job.status == "succeeded" else 1)
 
 
-@contextlib.contextmanager
-def _resumable(fine_tune_id: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print_error(f"{fine_tune_id} goes on without you. Follow it again: {_follow_command(fine_tune_id)}")
-        raise typer.Exit(_INTERRUPTED) from None
+def _resumable(fine_tune_id: str) -> contextlib.AbstractContextManager[None]:
+    return resumable(fine_tune_id, f"Follow it again: {_follow_command(fine_tune_id)}")
 
 
 def _follow_command(fine_tune_id: str) -> str:

@@ -20,7 +20,7 @@ from rich.progress import Progress as LiveProgress
 from rich.text import Text
 
 from tunesmith._errors import FineTuneFailedError, Problem
-from tunesmith.types import Estimate, Evaluation, FineTune, FineTuneEvent, Progress
+from tunesmith.types import Estimate, Evaluation, FineTune, FineTuneEvent, Model, Progress
 
 
 def print_line(text: str, *, style: str = "") -> None:
@@ -31,6 +31,11 @@ def print_line(text: str, *, style: str = "") -> None:
 def print_error(message: str, code: str | None = None) -> None:
     """Print one red sentence with its code to standard error."""
     _print_to_stderr(f"{message} (code: {code})" if code else message, style="red")
+
+
+def print_aside(text: str) -> None:
+    """Print one line to standard error: what a person should know and a program must not read as the answer."""
+    _print_to_stderr(text)
 
 
 def print_problems(problems: Sequence[Problem]) -> None:
@@ -115,13 +120,28 @@ def print_estimate(estimate: Estimate) -> None:
         print_error(estimate.error.message, estimate.error.code)
 
 
+def print_model(model: Model) -> None:
+    """Print what a person wants to know about a model."""
+    rows: list[tuple[str, object]] = [
+        ("name", model.id),
+        ("status", model.status),
+        ("owner", model.owned_by),
+        ("created", local_time(model.created)),
+    ]
+    if model.error is not None:
+        rows.append(("error", f"{model.error.message} (code: {model.error.code})"))
+    print_table(("", ""), rows)
+
+
 def print_outcome(job: FineTune) -> None:
-    """Print how a finished job ended and what to do next; a failure goes to standard error."""
+    """Print how a job ended or that it is paused, and what to do next; all but success goes to standard error."""
     if job.status == "failed":
         failure = FineTuneFailedError(job)
         print_error(failure.message, failure.code)
     elif job.status == "cancelled":
         print_error(f"{job.id} was cancelled.")
+    elif job.status == "paused":
+        print_error(f"{job.id} is paused. Let it go on: tunesmith fine-tunes resume {job.id}")
     else:
         if job.evaluation is not None:
             print_line(_evaluation_text(job.evaluation))

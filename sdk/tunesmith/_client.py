@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from tunesmith._blocking import run_blocking
 from tunesmith._errors import ConfigurationError
 from tunesmith._http import AsyncTransport, BlockingTransport, HttpClient
+from tunesmith._http_settings import is_base_url
 from tunesmith.resources.captures import AsyncCaptures, Captures
 from tunesmith.resources.chat import AsyncChat, Chat
 from tunesmith.resources.completions import AsyncCompletions, Completions
@@ -36,7 +37,7 @@ class AsyncTunesmith:
         max_retries: how often to repeat a request after connection errors, 408, 429 and 500 or above.
 
     Raises:
-        ConfigurationError: there is no usable key or URL.
+        ConfigurationError: there is no usable key or URL, or the environment names an unusable proxy or certificate.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Tunesmith:
         max_retries: how often to repeat a request after connection errors, 408, 429 and 500 or above.
 
     Raises:
-        ConfigurationError: there is no usable key or URL.
+        ConfigurationError: there is no usable key or URL, or the environment names an unusable proxy or certificate.
     """
 
     def __init__(
@@ -136,10 +137,11 @@ class Tunesmith:
 def _resolved_base_url(base_url: str | None) -> str:
     url = (base_url or os.environ.get("TUNESMITH_BASE_URL") or DEFAULT_BASE_URL).strip().rstrip("/")
     url = url.removesuffix("/v1").rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+    if not is_base_url(url):
         raise ConfigurationError(
-            f"{url!r} is not a base URL; one looks like {DEFAULT_BASE_URL}.", code="invalid_base_url"
+            f"{url!r} is not a base URL; one looks like {DEFAULT_BASE_URL}. "
+            "Correct base_url=… (in a shell --base-url) or TUNESMITH_BASE_URL.",
+            code="invalid_base_url",
         )
     return url
 

@@ -4,7 +4,7 @@ Must not know how requests are sent or retried.
 ::
 
     TunesmithError
-    ├── ConfigurationError              no API key, or a base URL that is none
+    ├── ConfigurationError              no API key, a base URL that is none, or a proxy or certificates of no use
     ├── FineTuneFailedError             a fine-tune that was waited for has failed
     ├── ModelFailedError                an uploaded model that was waited for cannot be served
     ├── WaitTimeoutError                what was waited for took longer than allowed (also a TimeoutError)
@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.types import FineTune, Model
@@ -48,6 +48,10 @@ class TunesmithError(Exception):
         super().__init__(message)
         self.message = message
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its attributes: what errors are built from differs from class to class.
+        return _rebuilt, (type(self), self.args), self.__dict__
 
 
 class ConfigurationError(TunesmithError):
@@ -240,6 +244,13 @@ def stream_error(envelope: Mapping[str, object], request_id: str | None) -> APIS
         param=_text(envelope.get("param")),
         request_id=request_id,
     )
+
+
+def _rebuilt(kind: type[TunesmithError], args: tuple[object, ...]) -> TunesmithError:
+    """Return an error without its attributes, which unpickling adds."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 def _envelope_of(body: bytes) -> Mapping[str, object]:

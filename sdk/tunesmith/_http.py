@@ -1,5 +1,5 @@
 """Owns the one way a request goes out: retries, time-outs, idempotency keys, and the HTTP library.
-Must not know any resource; nothing else in the SDK imports the HTTP library.
+Must not know any resource; beside `_http_settings` nothing else in the SDK imports the HTTP library.
 """
 
 from __future__ import annotations
@@ -7,9 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import functools
 import random
-import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,6 +19,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from tunesmith._errors import APIConnectionError, APIError, APITimeoutError, UnexpectedResponseError, status_error
+from tunesmith._http_settings import explained_settings, tls_context
 from tunesmith._version import __version__
 
 ShapeT = TypeVar("ShapeT", bound=BaseModel)
@@ -102,7 +101,8 @@ class BlockingTransport(Transport):
     """Blocks in every method and therefore never suspends (see `_blocking`)."""
 
     def __init__(self, trust_env: bool) -> None:
-        self._client = httpx.Client(trust_env=trust_env, verify=_tls_context())
+        with explained_settings():
+            self._client = httpx.Client(trust_env=trust_env, verify=tls_context())
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         return self._client.send(request, stream=True)
@@ -131,7 +131,8 @@ class AsyncTransport(Transport):
     """Waits on the running event loop."""
 
     def __init__(self, trust_env: bool) -> None:
-        self._client = httpx.AsyncClient(trust_env=trust_env, verify=_tls_context())
+        with explained_settings():
+            self._client = httpx.AsyncClient(trust_env=trust_env, verify=tls_context())
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         return await self._client.send(request, stream=True)
@@ -261,12 +262,6 @@ class AsyncResource:
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """Return the context that all clients share: reading the certificates takes longer than all else in a client."""
-    return httpx.create_ssl_context()
 
 
 def _connection_error(error: Exception, base_url: str) -> APIError:

@@ -14,9 +14,10 @@ try:
     import typer.core
 
     from tunesmith._cli_captures import captures_app
-    from tunesmith._cli_context import AsJson, Limit, client_of
+    from tunesmith._cli_context import AsJson, Limit, client_of, finite
     from tunesmith._cli_deployments import deployments_app
     from tunesmith._cli_fine_tunes import fine_tunes_app
+    from tunesmith._cli_models import models_app
     from tunesmith._cli_output import (
         local_time,
         print_error,
@@ -57,7 +58,6 @@ class ReportingGroup(typer.core.TyperGroup):
 
 app = typer.Typer(cls=ReportingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 files_app = typer.Typer(no_args_is_help=True, help="Upload, list, read and delete files.")
-models_app = typer.Typer(no_args_is_help=True, help="List, download, upload and delete models.")
 app.add_typer(files_app, name="files")
 app.add_typer(fine_tunes_app, name="fine-tunes")
 app.add_typer(models_app, name="models")
@@ -152,63 +152,15 @@ def delete_files(
         print_line(f"Deleted {file_id}")
 
 
-@models_app.command("list")
-def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """List base models and tuned models."""
-    models = list(client_of(ctx).models.list())
-    if as_json:
-        print_json(models)
-        return
-    print_table(("NAME", "OWNER", "CREATED"), [(m.id, m.owned_by, local_time(m.created)) for m in models])
-
-
-@models_app.command("download")
-def download_model(
-    ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A tuned model or a checkpoint, ft:….")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", file_okay=False, help="The folder; by default named as the model.")
-    ] = None,
-    merged: Annotated[bool, typer.Option("--merged", help="The whole model, with the adapter added to it.")] = False,
-) -> None:
-    """Write a tuned model's files into a folder."""
-    folder = output or Path(model.replace(":", "-").replace("/", "-"))
-    for path in client_of(ctx).models.download(model, folder, merged=merged):
-        print_line(str(path))
-
-
-@models_app.command("upload")
-def upload_model(
-    ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="PEFT's LoRA adapter, or a whole model.", file_okay=False)],
-    base: Annotated[str, typer.Option(help="The base model that it was tuned from.")],
-    suffix: Annotated[str | None, typer.Option(help="A word of yours for the model's name.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait until it is ready.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Bring a model that was tuned elsewhere."""
-    models = client_of(ctx).models
-    with upload_display(folder.name) as progress:
-        model = models.upload(folder, base=base, suffix=suffix, progress=progress)
-    if follow:
-        model = models.wait(model.id)
-    print_json(model) if as_json else print_line(model.id)
-
-
-@models_app.command("delete")
-def delete_model(ctx: typer.Context, model: Annotated[str, typer.Argument(help="A tuned model, ft:….")]) -> None:
-    """Delete a tuned model; it stops answering."""
-    client_of(ctx).models.delete(model)
-    print_line(f"Deleted {model}")
-
-
 @app.command("chat")
 def chat(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A base model, a tuned model, a checkpoint or a deployment.")],
     message: Annotated[str | None, typer.Argument(help="What to say; without it, a conversation starts.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(callback=finite, help="0 always takes the likeliest token.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
 ) -> None:
     """Talk to a model; without a message, one line after another until end of file (Ctrl-D)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +82,33 @@ async def test_a_name_that_leads_outside_is_refused(tmp_path: Path, name: str) -
 async def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnexpectedResponseError):
         await unpack(arriving(b"<html>" * 200, 512), tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("held", "coming"), [("adapter_config.json", "config.json"), ("config.json", "adapter_config.json")]
+)
+async def test_a_model_is_not_mixed_with_one_of_the_other_kind(tmp_path: Path, held: str, coming: str) -> None:
+    (tmp_path / held).touch()
+    with pytest.raises(FileExistsError, match=held) as caught:
+        await unpack(arriving(tar_of({coming: b"{}", "model.safetensors": b"x"}), 512), tmp_path, run)
+    assert caught.value.filename == str(tmp_path)
+    assert files_below(tmp_path) == {held}
+    assert len(await unpack(arriving(tar_of({held: b"{}"}), 512), tmp_path, run)) == 1
+
+
+class HeaderOnly(io.BytesIO):
+    """Takes one write."""
+
+    def write(self, content: Any, /) -> int:
+        if self.getbuffer():
+            raise BlockingIOError
+        return super().write(content)
+
+
+def test_a_file_may_be_larger_than_8_gib(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 2**33 + 1)
+    target = HeaderOnly()
+    with pytest.raises(BlockingIOError):
+        pack(tmp_path, target)
+    assert tarfile.TarInfo.frombuf(target.getvalue()[:512], "utf-8", "strict").size == 2**33 + 1

@@ -44,3 +44,17 @@ def test_a_weight_is_a_number(run: Run) -> None:
     result = run("create", "bot", f"{A}=much")
     assert result.exit_code == 1
     assert "whole number" in result.stderr
+
+
+def test_a_model_is_named_once(run: Run, server: tuple[Deployments, str]) -> None:
+    for verb in ("create", "update"):
+        result = run(verb, "bot", f"{A}=9", A)
+        assert (result.exit_code, result.stderr) == (1, f"{A} is named twice.\n")
+    assert server[0].calls == []
+
+
+def test_versions_are_more_than_a_page(run: Run, server: tuple[Deployments, str]) -> None:
+    server[0].history += [[{"model": A, "weight": 1}]] * 130
+    for limit, oldest in ((120, 11), (500, 1), (100, 31)):
+        listed = json.loads(run("versions", "bot", "--limit", limit, "--json").stdout)
+        assert [each["version"] for each in listed] == list(range(130, oldest - 1, -1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -11,7 +13,8 @@ import tunesmith
 from tests.support.fake_answers import error_answer, json_answer
 from tests.support.fake_api import FakeApi, Fault
 from tests.support.loopback_http import Answer
-from tunesmith import APIStatusError, NotFoundError, Problem, Tunesmith, TunesmithError, _errors
+from tunesmith import APIError, APIStatusError, NotFoundError, Problem, Tunesmith, TunesmithError, _errors
+from tunesmith.types import FineTune, JobError, Model
 
 
 class TestStatusError:
@@ -90,3 +93,30 @@ def test_the_docstring_draws_the_real_hierarchy() -> None:
         if isinstance(thing, type) and issubclass(thing, TunesmithError)
     ]
     assert sorted(drawn) == sorted(real)
+
+
+def errors_of_every_class() -> list[TunesmithError]:
+    """One of each class, with all that it tells."""
+    told: dict[str, Any] = {"code": "c", "type": "t", "param": "p", "request_id": "req-1"}
+    status = {**told, "status_code": 418, "problems": (Problem("c", "m", line=7),)}
+    job = {"id": "ftjob-1", "created_at": 1, "model": "m", "status": "failed", "training_file": "file-1"}
+    special: dict[type[TunesmithError], TunesmithError] = {
+        tunesmith.FineTuneFailedError: tunesmith.FineTuneFailedError(FineTune.model_validate(job)),
+        tunesmith.ModelFailedError: tunesmith.ModelFailedError(Model(id="m", error=JobError(code="c", message="Why."))),
+    }
+    classes = [kind for kind in vars(_errors).values() if isinstance(kind, type) and issubclass(kind, TunesmithError)]
+    return [
+        special[kind]
+        if kind in special
+        else kind(
+            "Why.", **(status if issubclass(kind, APIStatusError) else told if issubclass(kind, APIError) else {})
+        )
+        for kind in classes
+    ]
+
+
+@pytest.mark.parametrize("error", errors_of_every_class(), ids=lambda error: type(error).__name__)
+def test_errors_travel_between_processes(error: TunesmithError) -> None:
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is type(error)
+        assert (str(twin), twin.args, vars(twin)) == (str(error), error.args, vars(error))

@@ -20,8 +20,9 @@ from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._pagination import PageRequest, paging
 from tunesmith.types import CompletedUpload, Deleted, File, Identified, ListAnswer
 
-FileSource = str | os.PathLike[str] | bytes | BinaryIO | tuple[str, bytes | BinaryIO]
-"""A local path, bytes, an open binary file, or a pair of file name and one of the last two."""
+Content = bytes | bytearray | BinaryIO
+FileSource = str | os.PathLike[str] | Content | tuple[str, os.PathLike[str] | Content]
+"""A local path, bytes, an open binary file, or a pair of file name and one of these; a path in it is a `Path`."""
 
 Progress = Callable[[int, int], object]
 """Hears how many bytes have arrived, and of how many."""
@@ -52,6 +53,7 @@ class AsyncFiles(AsyncResource):
 
         Raises:
             OSError: the path cannot be read.
+            TypeError: the file is nothing that could be sent.
             BadRequestError: the server found mistakes in it; the message names their lines.
         """
         with _opened(file) as (name, content):
@@ -174,22 +176,35 @@ class Files(BlockingResource[AsyncFiles]):
 
 @contextlib.contextmanager
 def _opened(source: FileSource) -> Iterator[tuple[str, BinaryIO | bytes]]:
-    if isinstance(source, str | os.PathLike):
-        with Path(source).open("rb") as stream:
-            yield Path(source).name, stream
-    elif isinstance(source, tuple):
-        yield source[0], _repeatable(source[1])
+    content: str | os.PathLike[str] | Content
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise TypeError(f"A file with a name is a pair of name and content, not a tuple of {len(source)}.")
+        name, content = source
+        if isinstance(content, str):
+            raise TypeError("Beside a file's name belongs a Path, bytes or an open file, not text.")
     else:
-        name = getattr(source, "name", None)
-        yield Path(name).name if isinstance(name, str) else _NAME_OF_NAMELESS, _repeatable(source)
+        name, content = _name_of(source), source
+    if isinstance(content, str | os.PathLike):
+        with Path(content).open("rb") as stream:
+            yield name, _repeatable(stream)
+    else:
+        yield name, _repeatable(content)
 
 
-def _repeatable(content: bytes | BinaryIO) -> bytes | BinaryIO:
+def _name_of(source: str | os.PathLike[str] | Content) -> str:
+    named = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+    return Path(named).name if isinstance(named, str | os.PathLike) else _NAME_OF_NAMELESS
+
+
+def _repeatable(content: Content) -> bytes | BinaryIO:
     """Return content that a retry can send a second time: a pipe is read into memory."""
-    if isinstance(content, bytes):
-        return content
+    if isinstance(content, bytes | bytearray):
+        return bytes(content)
     if isinstance(content, io.TextIOBase):
         raise TypeError("Open the file in binary mode: open(path, 'rb').")
+    if not hasattr(content, "seekable"):
+        raise TypeError(f"A file is a path, bytes or a file open in binary mode, not {type(content).__name__}.")
     return content if content.seekable() else content.read()
 
 

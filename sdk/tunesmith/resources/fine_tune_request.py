@@ -4,6 +4,7 @@ Must not know how it is sent.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypedDict
@@ -71,8 +72,10 @@ def fine_tune_body(asked: FineTuneRequest) -> dict[str, object]:
 
     Raises:
         TypeError: an argument is unknown or missing.
+        ValueError: a number is not finite, or a method object and its hyperparameters are given side by side.
     """
     _check_names(asked)
+    _check_numbers(asked)
     body: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
     numbers, training, scheduling = (_taken(body, names) for names in (_NUMBERS, _TRAINING, _SCHEDULING))
     body["method"] = _method_object(asked.get("method", "supervised"), numbers)
@@ -95,6 +98,12 @@ def _check_names(asked: FineTuneRequest) -> None:
     missing = [name for name in ("model", "training_file") if name not in asked]
     if missing:
         raise TypeError(f"The argument {', '.join(missing)} is missing.")
+
+
+def _check_numbers(asked: FineTuneRequest) -> None:
+    for name, value in asked.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}.")
 
 
 def _taken(body: dict[str, object], names: Sequence[str]) -> dict[str, object]:

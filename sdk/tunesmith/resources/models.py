@@ -49,6 +49,9 @@ class AsyncModels(AsyncResource):
             model: the name of a tuned model or of a checkpoint of it.
             directory: where the files go; files of the same names are replaced.
             merged: the whole model, with an adapter's weights added to the base's; else an adapter comes as it is.
+
+        Raises:
+            FileExistsError: the directory holds an adapter and a whole model comes, or the other way round.
         """
         query = {"merged": "true"} if merged else None
         body = await self._http.open_stream(Call("GET", path_of("model_archives", model), query=query, slow=True))

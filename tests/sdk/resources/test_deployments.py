@@ -27,7 +27,8 @@ class Deployments:
         body: Any = request.json if request.body else None
         self.calls.append((request.method, request.path, body))
         if request.path.endswith("/versions"):
-            newest = list(enumerate(self.history, 1))[::-1][: int(request.query["limit"])]
+            below = int(request.query.get("after", len(self.history) + 1))
+            newest = list(enumerate(self.history, 1))[: below - 1][::-1][: int(request.query["limit"])]
             data = [{"version": number, "created_at": 1, "targets": targets} for number, targets in newest]
             return json_answer({"object": "list", "data": data, "has_more": False})
         if request.method == "DELETE":

@@ -15,6 +15,7 @@ from tests.sdk.conftest import Pauses
 from tests.support.fake_api import FakeApi, Fault
 from tunesmith import AsyncTunesmith, NotFoundError, Tunesmith, WaitTimeoutError
 from tunesmith.resources import files
+from tunesmith.resources.files import FileSource
 
 ROWS = '{"messages": ["é"]}\n{"messages": []}\n'.encode()
 
@@ -41,9 +42,26 @@ class TestCreate:
             file = client.files.create(file=stream)
         assert (file.filename, api.files[file.id][1]) == ("rows.jsonl", ROWS)
 
-    def test_with_a_name(self, client: Tunesmith) -> None:
-        assert client.files.create(file=("mine.jsonl", ROWS)).filename == "mine.jsonl"
-        assert client.files.create(file=("mine.jsonl", io.BytesIO(ROWS))).filename == "mine.jsonl"
+    def test_with_a_name(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(ROWS)
+        for content in (ROWS, bytearray(ROWS), io.BytesIO(ROWS), path):
+            file = client.files.create(file=("mine.jsonl", content))
+            assert (file.filename, api.files[file.id][1]) == ("mine.jsonl", ROWS)
+
+    @pytest.mark.parametrize(
+        ("wrong", "told"),
+        [
+            (("a.jsonl", "text"), "not text"),
+            (("a.jsonl", ROWS, "text/plain"), "a pair of name and content"),
+            (("a.jsonl", 7), "not int"),
+            (None, "not NoneType"),
+        ],
+    )
+    def test_what_cannot_be_sent(self, api: FakeApi, client: Tunesmith, wrong: FileSource, told: str) -> None:
+        with pytest.raises(TypeError, match=told):
+            client.files.create(file=wrong)
+        assert api.received == []
 
     def test_from_a_pipe_that_cannot_be_read_twice(self, api: FakeApi, client: Tunesmith) -> None:
         reading, writing = os.pipe()
@@ -52,6 +70,14 @@ class TestCreate:
         api.faults.append(Fault())
         with os.fdopen(reading, "rb") as stream:
             file = client.files.create(file=stream)
+        assert api.files[file.id][1] == ROWS
+
+    def test_from_the_path_of_a_pipe(self, api: FakeApi, client: Tunesmith) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, ROWS)
+        os.close(writing)
+        file = client.files.create(file=f"/dev/fd/{reading}")
+        os.close(reading)
         assert api.files[file.id][1] == ROWS
 
     def test_text_mode_is_refused(self, client: Tunesmith, tmp_path: Path) -> None:

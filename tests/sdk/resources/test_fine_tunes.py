@@ -192,6 +192,12 @@ class TestOtherVerbs:
         with pytest.raises(TypeError, match="model"):
             client.fine_tunes.create(training_file="file-abc")  # type: ignore[call-arg]
 
+    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
+    def test_a_number_that_is_none_is_named(self, api: FakeApi, client: Tunesmith, number: float) -> None:
+        with pytest.raises(ValueError, match="learning_rate_multiplier must be a finite number"):
+            client.fine_tunes.create(model=MODEL, training_file="file-abc", learning_rate_multiplier=number)
+        assert api.received == []
+
     def test_checkpoints(self, api: FakeApi, client: Tunesmith) -> None:
         job_id = api.add_job()
         for step in (10, 20):
