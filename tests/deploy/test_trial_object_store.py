@@ -1,17 +1,21 @@
 """The trial's S3 server, started as its manifest says, takes objects into a bucket that nobody has made.
 
-The port beside S3, which would give keys to whoever asks, speaks to nobody.
+It has as much room as its disk, and so has the one of the compose file, which is started in the same way. The port
+beside S3, which would give keys to whoever asks, speaks to nobody.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
+import httpx
+import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.deploy.manifests import rendered
@@ -22,6 +26,8 @@ LISTENERS = (
     *("s3.port.grpc", "s3.port.lance", "master.port", "master.port.grpc"),
     *("volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"),
 )
+COMPOSE = Path(__file__).resolve().parents[2] / "deploy" / "compose.yaml"
+VOLUME_MEGABYTES = 64
 
 
 def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
@@ -31,8 +37,9 @@ def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
     port, *others = free_ports(1 + len(LISTENERS))
     listeners = dict(zip(LISTENERS, others, strict=True))
     weed, *arguments = placed(container["command"], tmp_path)
-    # The last of a flag counts.
+    # The last of a flag counts. Small volumes, of which this machine's disk has room for many.
     arguments += [f"-s3.port={port}", *(f"-{name}={other}" for name, other in listeners.items())]
+    arguments += [f"-master.volumeSizeLimitMB={VOLUME_MEGABYTES}"]
     server = S3Server(f"http://127.0.0.1:{port}", "access", "secret")
     environment = {
         variable["name"]: placed([variable["value"]], tmp_path)[0]
@@ -64,11 +71,24 @@ def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
 
         wait_until(takes_objects, 60, lambda: (tmp_path / "log").read_text()[-4000:])
         assert server.client().get_object(Bucket=bucket, Key="platform/files/one")["Body"].read() == b"rows"
+        room = volumes(listeners["master.port"]) * VOLUME_MEGABYTES << 20
+        assert room > shutil.disk_usage(tmp_path).free / 2, "the object store would be full before its disk"
         assert speaks_grpc(listeners["filer.port.grpc"]), "this is how a port looks that asks for no certificate"
         assert not speaks_grpc(listeners["s3.port.grpc"])
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_one_of_the_compose_file_is_started_in_the_same_way() -> None:
+    pod = rendered("trial").named("StatefulSet", "object-store")["spec"]["template"]["spec"]
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["s3"]
+    assert service["entrypoint"] + service["command"] == pod["containers"][0]["command"]
+
+
+def volumes(port: int) -> int:
+    """How many volumes the master that listens here would have its server make."""
+    return int(httpx.get(f"http://127.0.0.1:{port}/dir/status").json()["Topology"]["Max"])
 
 
 def placed(words: list[str], folder: Path) -> list[str]:

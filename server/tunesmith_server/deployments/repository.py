@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.db.tables import DeploymentRow, DeploymentVersionRow
@@ -73,6 +73,18 @@ async def deployments_of(session: AsyncSession, models: Collection[str]) -> dict
     """Those of the models that a deployment of any project stands for, with its project and name."""
     rows = await session.scalars(select(DeploymentRow).where(DeploymentRow.deleted_at.is_(None)))
     return {model: (row.project_id, row.name) for row in rows for model in _models(row) if model in models}
+
+
+async def models_within_reach(session: AsyncSession) -> set[str]:
+    """Every model that a deployment of any project stands for, or would stand for if it were rolled back now."""
+    query = select(DeploymentVersionRow.targets).join(
+        DeploymentRow,
+        and_(
+            DeploymentRow.project_id == DeploymentVersionRow.project_id, DeploymentRow.name == DeploymentVersionRow.name
+        ),
+    )
+    query = query.where(DeploymentRow.deleted_at.is_(None), DeploymentVersionRow.number >= DeploymentRow.number - 1)
+    return {target["model"] for targets in await session.scalars(query) for target in targets}
 
 
 async def end(session: AsyncSession, row: DeploymentRow, now: int, version: int) -> None:

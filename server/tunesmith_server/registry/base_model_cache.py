@@ -2,6 +2,7 @@
 
 It must not know the database or object storage. Several processes may share a cache: a file lock per model
 lets one of them import while the others wait for what it finds. What was imported elsewhere is taken as it is.
+Folders of unfinished work bear the name of that lock, so that the next import removes what a killed one has left.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ class BaseModelCache:
             async with _exclusive(note.with_suffix(".lock")):
                 found = await asyncio.to_thread(self._recall, note)
                 if found is None:
+                    await asyncio.to_thread(self._remove_leftovers, key)
                     progress(f"importing {entry.id} from {entry.source} (once per machine; kept in {self._folder})")
-                    found = await self._import(entry, progress)
+                    found = await self._import(entry, key, progress)
                     await asyncio.to_thread(_write_atomically, note, canonical_json({"revision": found.revision}))
         except OSError as error:
             raise ImportFailedError(f"The cache {self._folder} cannot be used: {error}.") from error
@@ -107,28 +109,41 @@ class BaseModelCache:
         except ImportFailedError as error:
             _log.warning("a cached base model is damaged and is imported again: %s", error)
             # Moved first: whatever of it cannot be deleted no longer stands in the way of the new one.
-            damaged = self._folder / f".damaged-{uuid4().hex}"
+            damaged = self._folder / f".damaged-{_unfinished(note.stem)}"
             with contextlib.suppress(OSError):
                 (self._folder / revision).rename(damaged)
             shutil.rmtree(damaged, ignore_errors=True)
             return None
 
-    async def _import(self, entry: CatalogueEntry, progress: Progress) -> CachedModel:
+    def _remove_leftovers(self, key: str) -> None:
+        """Removes what killed processes have left of this import, and of those that nobody has under way."""
+        places = ((self._cache_dir / "downloads", "*"), (self._folder, ".taking-*"), (self._folder, ".damaged-*"))
+        for folder in [folder for place, names in places for folder in place.glob(names)]:
+            owner = folder.name.rpartition("-")[2]
+            if owner == key:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            # No such lock, or somebody holds it: not ours to judge.
+            with contextlib.suppress(OSError), (self._folder / "index" / f"{owner}.lock").open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    async def _import(self, entry: CatalogueEntry, key: str, progress: Progress) -> CachedModel:
         source = entry.source
-        downloads = self._cache_dir / "downloads" / uuid4().hex
+        downloads = self._cache_dir / "downloads" / _unfinished(key)
         try:
             if source.startswith("s3://"):
                 downloads.mkdir(parents=True)
                 await self._fetch(entry, downloads)
                 source = str(downloads)
-            revision = await asyncio.to_thread(self._take_prepared, entry.id, Path(source))
+            revision = await asyncio.to_thread(self._take_prepared, entry.id, Path(source), key)
             if revision is None:
                 revision = await self._run_importer(entry.id, source, progress)
         finally:
             await asyncio.to_thread(shutil.rmtree, downloads, ignore_errors=True)
         return await asyncio.to_thread(self._load, revision, hashes=True)
 
-    def _take_prepared(self, model_id: str, source: Path) -> str | None:
+    def _take_prepared(self, model_id: str, source: Path, key: str) -> str | None:
         """Copies a folder that `import-base --folder` has made; None where the source is anything else."""
         try:
             content = (source / MANIFEST_NAME).read_bytes()
@@ -138,7 +153,7 @@ class BaseModelCache:
         if manifest.id != model_id:
             raise ImportFailedError(f"{source} was prepared as {manifest.id!r}. Use that id, or prepare it anew.")
         revision = revision_id(content)
-        draft = self._folder / f".taking-{uuid4().hex}"
+        draft = self._folder / f".taking-{_unfinished(key)}"
         try:
             for path in (MANIFEST_NAME, *(file.path for file in manifest.files)):
                 (draft / path).parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +222,11 @@ def _index_key(entry: CatalogueEntry) -> str:
     return hashlib.sha256(canonical_json([entry.id, entry.source, fingerprint])).hexdigest()
 
 
+def _unfinished(key: str) -> str:
+    """A new name for a folder of the import that holds the lock of this key."""
+    return f"{uuid4().hex}-{key}"
+
+
 @asynccontextmanager
 async def _exclusive(path: Path) -> AsyncIterator[None]:
     with path.open("wb") as file:
@@ -220,7 +240,7 @@ async def _exclusive(path: Path) -> AsyncIterator[None]:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    draft = path.with_name(f".{path.name}")  # its writer holds the lock; what a killed one left is overwritten
     draft.write_bytes(content)
     draft.replace(path)
 

@@ -235,6 +235,13 @@ async def retire_model(session: AsyncSession, name: str, now: int) -> None:
     await session.execute(statement.values(deleted_at=now, version=version))
 
 
+async def revive_model(session: AsyncSession, name: str, retired_at: int) -> None:
+    """Takes away the tombstone that `retire_model` left at this time; one that a user left stays."""
+    version = await next_version(session)
+    statement = update(ModelRow).where(ModelRow.name == name, ModelRow.deleted_at == retired_at)
+    await session.execute(statement.values(deleted_at=None, version=version))
+
+
 async def current_version(session: AsyncSession) -> int:
     """The number of the newest committed change; 0 before the first."""
     return await session.scalar(select(CounterRow.value).where(CounterRow.name == _COUNTER)) or 0

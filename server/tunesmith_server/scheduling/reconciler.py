@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import Counter
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
@@ -59,7 +61,7 @@ class Reconciler:
             if not self._may_act():
                 return
             with log_fields(job_id=each.job.id, attempt_id=each.attempt.id):
-                await self._reconcile(each)
+                await self._reconcile_alone(each)
         ids = {each.attempt.id for each in live}
         self._asked_to_end_since = {each: since for each, since in self._asked_to_end_since.items() if each in ids}
         self._silence_told &= ids
@@ -73,10 +75,20 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._background.values(), return_exceptions=True)
 
+    async def _reconcile_alone(self, live: LiveAttempt) -> None:
+        """The same, without harm to the attempts that come after it."""
+        try:
+            await self._reconcile(live)
+        except (OperationalError, InterfaceError, PoolTimeoutError):
+            raise  # the database is away for all of them
+        except Exception:
+            _log.exception("attempt %s cannot be reconciled now; the next pass tries again", live.attempt.id)
+
     async def _reconcile(self, live: LiveAttempt) -> None:
         attempt_id = live.attempt.id
         observation = await self._executor.observe(attempt_id)
         await self._note_reachability(live, observation)
+        await self._note_start(live, observation)
         verdict = judge(self._facts(live, observation))
         if isinstance(verdict, LaunchAgain):
             identity = AttemptIdentity(job_id=live.job.id, attempt_id=attempt_id, epoch=live.attempt.epoch)
@@ -86,6 +98,8 @@ class Reconciler:
         elif isinstance(verdict, EndAttempt):
             await self._end(live, verdict, observation)
         else:
+            if observation.state is not RunState.PENDING:
+                await self._pause_at_limit(live)
             await self._wait(live, verdict)
 
     def _facts(self, live: LiveAttempt, observation: Observation) -> Facts:
@@ -114,8 +128,13 @@ class Reconciler:
         async with self._core.database.write() as session:
             await repository.set_unreachable_since(session, live.attempt.id, since)
 
+    async def _note_start(self, live: LiveAttempt, observation: Observation) -> None:
+        if observation.state is not RunState.RUNNING or live.attempt.started_at is not None:
+            return
+        async with self._core.database.write() as session:
+            await accounting.begin(session, live.attempt.id, self._now())
+
     async def _wait(self, live: LiveAttempt, verdict: Wait) -> None:
-        await self._pause_at_limit(live)
         if verdict.silent_seconds <= 0 or live.attempt.id in self._silence_told:
             return
         self._silence_told.add(live.attempt.id)
@@ -165,9 +184,14 @@ class Reconciler:
 
     async def _keep_log(self, attempt_id: str) -> None:
         text = await self._executor.read_log(attempt_id)
-        if text:
-            folder = self._core.settings.home / "logs"
-            await asyncio.to_thread(_write_private, folder / f"{attempt_id}.log", text)
+        if not text:
+            return
+        path = self._core.settings.home / "logs" / f"{attempt_id}.log"
+        try:
+            await asyncio.to_thread(_write_private, path, text)
+        except OSError:
+            # The end of a run is worth more than its last words.
+            _log.exception("the log of attempt %s cannot be kept; make room for %s", attempt_id, path)
 
     def _in_background(self, attempt_id: str, work: Coroutine[Any, Any, None]) -> None:
         """One piece of slow work per attempt; a failed one is started again by the next pass."""

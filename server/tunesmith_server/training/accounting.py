@@ -1,12 +1,13 @@
 """Owns what the attempts of a job took: seconds and device-seconds, on the job and in its project's usage.
 
-It must not know why an attempt ended. A preflight takes no device and costs nothing.
+It must not know why an attempt ended. A preflight takes no device and costs nothing; nor does a wait in a queue.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.db.tables import AttemptRow, FineTuneRow
@@ -17,11 +18,17 @@ _TRAINING = "training"
 _DAY = 86400
 
 
+async def begin(session: AsyncSession, attempt_id: str, now: int) -> None:
+    """Counts the attempt's time from now on, unless it counts already."""
+    begun = update(AttemptRow).where(AttemptRow.id == attempt_id, AttemptRow.started_at.is_(None))
+    await session.execute(begun.values(started_at=now).execution_options(synchronize_session=False))
+
+
 def spent_live(attempt: AttemptRow, now: float) -> Spent:
     """What the attempt has taken until now."""
-    if attempt.kind != _TRAINING:
+    if attempt.kind != _TRAINING or attempt.started_at is None:
         return Spent(0.0, 0.0)
-    seconds = max(now - attempt.created_at, 0.0)
+    seconds = max(now - attempt.started_at, 0.0)
     # An attempt of a version that did not write devices down had one.
     return Spent(seconds, seconds * max(len(attempt.device_ids), 1))
 

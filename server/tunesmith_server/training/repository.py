@@ -47,9 +47,9 @@ async def upsert_metrics(session: AsyncSession, job_id: str, metrics: Sequence[J
 
 
 async def put_checkpoint(session: AsyncSession, row: CheckpointRow) -> bool:
-    """Adds a checkpoint, under the id of the job's damaged one of this step if there is one.
+    """Adds a checkpoint, under the id of the job's damaged or retired one of this step if there is one.
 
-    False, and nothing is written, where the job has a sound one of this step.
+    False, and nothing is written, where the job keeps a sound one of this step.
     """
     values = {column.name: getattr(row, column.name) for column in CheckpointRow.__table__.columns}
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
@@ -57,7 +57,7 @@ async def put_checkpoint(session: AsyncSession, row: CheckpointRow) -> bool:
     statement = statement.on_conflict_do_update(
         index_elements=["job_id", "step"],
         set_={name: statement.excluded[name] for name in values if name != "id"},
-        where=CheckpointRow.damaged_at.is_not(None),
+        where=or_(CheckpointRow.damaged_at.is_not(None), CheckpointRow.removed_at.is_not(None)),
     )
     return await session.scalar(statement.returning(CheckpointRow.id)) is not None
 

@@ -38,20 +38,20 @@ async def commit_checkpoint(
 ) -> str:
     """Makes the checkpoint exist and returns its model name; a step that was committed before stays as it is.
 
-    Only where that one is damaged, this one takes its place and its name.
+    Only where that one is damaged or not kept any more, this one takes its place and its name.
     Raises InvalidRequestError when the uploaded bytes are not what they are said to be or could not be served.
     """
     async with core.database.read() as session:
         job = await owned(session, identity)
         known = await repository.find_checkpoint(session, job.id, request.step)
-    if known is not None and known.damaged_at is None:
+    if known is not None and known.damaged_at is None and known.removed_at is None:
         return known.model_name
     if job.state not in _TRAINING_STATES or request.step < 1:
         raise InvalidRequestError("invalid_checkpoint", "Only a training run has checkpoints, from step 1 on.")
     revision, row = await _verified_checkpoint(core, registry, identity, job, request, mend=known is not None)
     reach("checkpoint.verified")
     try:
-        await _write_checkpoint(core, identity, job, revision, row, known)
+        await _write_checkpoint(core, identity, job, revision, row)
     except _CommittedError:
         # The same call, repeated while the first one was still verifying, has been faster.
         return row.model_name
@@ -154,7 +154,7 @@ async def _verified_checkpoint(
 
 
 class _CommittedError(Exception):
-    """The step has a sound checkpoint."""
+    """The step has a sound checkpoint that is kept."""
 
 
 async def _write_checkpoint(
@@ -163,14 +163,17 @@ async def _write_checkpoint(
     job: FineTuneRow,
     revision: Revision,
     row: CheckpointRow,
-    damaged: CheckpointRow | None,
 ) -> None:
     async with core.database.write() as session:
         line = events.checkpoint_created(row.step, row.model_name)
         await amend(session, identity, row.created_at, events=[line])
         await registry_repository.record_revision(session, revision, row.created_at)
+        # Read once nobody else can retire it.
+        replaced = await repository.find_checkpoint(session, job.id, row.step)
         if not await repository.put_checkpoint(session, row):
             raise _CommittedError
+        if replaced is not None and replaced.removed_at is not None:
+            await registry_repository.revive_model(session, row.model_name, replaced.removed_at)
         await registry_repository.publish_model(
             session,
             name=row.model_name,
@@ -180,8 +183,8 @@ async def _write_checkpoint(
             checkpoint=True,
             now=row.created_at,
         )
-        if damaged is not None:
-            await registry_repository.retire_revisions(session, {damaged.revision}, row.created_at)
+        if replaced is not None:
+            await registry_repository.retire_revisions(session, {replaced.revision}, row.created_at)
         reach("checkpoint.writing")
 
 

@@ -42,7 +42,7 @@ class CheckpointRetention:
             await registry.hold_changes(session)
             rows = await repository.all_checkpoints(session, job_id)
             referred = await repository.referred_checkpoints(session, job_id)
-            deployed = await deployments.deployments_of(session, [row.model_name for row in rows])
+            deployed = await deployments.models_within_reach(session)
             retired = superfluous(rows, referred | {row.id for row in rows if row.model_name in deployed})
             for row in retired:
                 row.removed_at = now

@@ -24,7 +24,7 @@ from tunesmith_server.fine_tunes.views import chooses_devices
 from tunesmith_server.registry import repository as registry_repository
 from tunesmith_server.registry.manifest import ArtifactKind
 from tunesmith_server.registry.service import RegistryService
-from tunesmith_server.training import deliveries, imports, preflights, reports, repository, results, spec
+from tunesmith_server.training import accounting, deliveries, imports, preflights, reports, repository, results, spec
 from tunesmith_server.training.fallback import step_back
 from tunesmith_server.training.outcomes import Cause, Ending
 from tunesmith_server.training.ownership import amend, owned
@@ -61,6 +61,7 @@ class TrainingService:
                     # From now on the base is this one, whatever is imported under its name meanwhile.
                     changes["resolved"] = {"base_revision": await _base_revision(session, job)}
                 await amend(session, identity, self._now(), changes=changes)
+                await accounting.begin(session, identity.attempt_id, self._now())
         if training_file is None or missing is not None:
             raise FencedError
         if job.kind == jobs.IMPORT:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import httpx
 
 from tunesmith_server.errors import InvalidRequestError
-from tunesmith_server.webhooks.targets import Resolve, checked_addresses, parse_url, resolve_by_system
+from tunesmith_server.webhooks.resolver import SystemResolver
+from tunesmith_server.webhooks.targets import Resolve, checked_addresses, parse_url
 
 _MAX_ERROR_LENGTH = 300
 # A kept connection would be found again by its address alone, also for another name at the same address.
@@ -35,18 +36,18 @@ class Answer:
 
 
 class WebhookSender:
-    """Sends to public addresses only, unless `allow_private`."""
+    """Sends to public addresses only, unless `allow_private`. Without `resolve`, the system's resolver is asked."""
 
     def __init__(
         self,
         *,
         allow_private: bool,
-        resolve: Resolve = resolve_by_system,
+        resolve: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
         timeout_seconds: float = 15.0,
     ) -> None:
         self._allow_private = allow_private
-        self._resolve = resolve
+        self._resolve = resolve or SystemResolver()
         self._timeout_seconds = timeout_seconds
         self._client = httpx.AsyncClient(
             verify=tls or True, limits=_LIMITS, trust_env=False, follow_redirects=False, timeout=timeout_seconds

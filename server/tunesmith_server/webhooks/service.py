@@ -51,6 +51,8 @@ class WebhooksService:
         """Makes an endpoint and shows its secret, once; raises InvalidRequestError, also for a refused target."""
         _check_text(request.name, request.url)
         _check_event_types(request.event_types)
+        async with self._core.database.read() as session:
+            await _require_room(session, principal)
         await self._sender.check(request.url)
         now = int(self._core.clock())
         row = WebhookEndpointRow(
@@ -64,9 +66,7 @@ class WebhooksService:
             updated_at=now,
         )
         async with self._core.database.write() as session:
-            if await repository.count_endpoints(session, principal.project_id) >= MAX_ENDPOINTS:
-                message = f"A project may have {MAX_ENDPOINTS} webhook endpoints. Delete one that is not needed."
-                raise InvalidRequestError("too_many_webhook_endpoints", message)
+            await _require_room(session, principal)
             session.add(row)
         return self._with_secret(row)
 
@@ -215,6 +215,12 @@ async def _require(session: AsyncSession, principal: Principal, endpoint_id: str
         message = f"There is no webhook endpoint {endpoint_id[:80]!r} in this project. GET /v1/webhook_endpoints lists."
         raise NotFoundError("webhook_endpoint_not_found", message, param="webhook_endpoint_id")
     return endpoint
+
+
+async def _require_room(session: AsyncSession, principal: Principal) -> None:
+    if await repository.count_endpoints(session, principal.project_id) >= MAX_ENDPOINTS:
+        message = f"A project may have {MAX_ENDPOINTS} webhook endpoints. Delete one that is not needed."
+        raise InvalidRequestError("too_many_webhook_endpoints", message)
 
 
 async def _require_delivery(

@@ -5,9 +5,7 @@ It must not know what is sent. The address that was checked is the one to connec
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import socket
 from collections.abc import Awaitable, Callable
 
 import httpx
@@ -41,13 +39,6 @@ _REFUSED_V4 = tuple(
         "192.88.99.0/24",  # 6to4 relays
     )
 )
-
-
-async def resolve_by_system(host: str, port: int) -> list[str]:
-    """The addresses that the system's resolver knows; raises OSError when there are none."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return [str(address[0]) for *_, address in found]
 
 
 def parse_url(text: str, *, allow_private: bool) -> httpx.URL:

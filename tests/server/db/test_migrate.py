@@ -29,7 +29,7 @@ from tests.support.postgres import PostgresServer
 from tunesmith_server.db import guards, migrate
 from tunesmith_server.db.migrate import NewerSchemaError, _config, _locked_connection, upgrade
 from tunesmith_server.db.session import sync_url
-from tunesmith_server.db.tables import ApiKeyRow, Base, FineTuneRow
+from tunesmith_server.db.tables import ApiKeyRow, AttemptRow, Base, FineTuneRow
 
 VERSIONS = Path(migrate.__file__).with_name("migrations") / "versions"
 RELEASED = sorted(path.name[:4] for path in VERSIONS.glob("[0-9]*.py"))[1:]
@@ -151,6 +151,27 @@ def test_all_that_the_first_schema_held_is_kept(url: str) -> None:
             session.scalars(select(mapper.class_)).all()
         job = session.scalars(select(FineTuneRow)).one()
         assert (job.kind, job.auto_start, job.preempt_requested, job.devices) == ("job", True, False, 1)
+    engine.dispose()
+
+
+def test_attempts_from_before_their_starts_were_known_go_on_counting(url: str) -> None:
+    with _locked_connection(url) as connection:
+        command.upgrade(_config(connection), "0010")
+        older = MetaData()
+        older.reflect(connection)
+        older.remove(older.tables["alembic_version"])
+        for table in older.sorted_tables:
+            connection.execute(table.insert().values(row_of(table)))
+    upgrade(url)
+    engine = engine_of(url)
+    with Session(engine) as session:
+        attempt = session.scalars(select(AttemptRow)).one()
+        assert attempt.started_at == attempt.created_at
+    with _locked_connection(url) as connection:
+        command.downgrade(_config(connection), "0010")
+    with engine.connect() as connection:
+        assert "started_at" not in {column["name"] for column in inspect(connection).get_columns("attempts")}
+        assert connection.execute(text("SELECT count(*) FROM attempts")).scalar() == 1
     engine.dispose()
 
 

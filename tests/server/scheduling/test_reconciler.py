@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tests.support.clock import MovableClock
 from tests.support.executor import GONE, UNREACHABLE, exited
@@ -13,6 +14,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import FencedError
+from tunesmith_server.executors.base import Observation
 from tunesmith_server.scheduling.reconciler import Reconciler
 
 
@@ -229,39 +231,6 @@ async def test_who_does_not_lead_changes_nothing(platform: Platform) -> None:
     assert platform.executor.forgotten == []
 
 
-async def test_a_run_at_its_limit_is_paused_and_gets_as_much_again_when_it_is_resumed(
-    platform: Platform, reconciler: Reconciler, clock: MovableClock
-) -> None:
-    identity = await platform.start_training()
-    await change(platform, identity.job_id, max_run_seconds=100)
-    for seconds, state in ((99, "running"), (1, "pausing")):
-        clock.advance(seconds)
-        answer = await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=1))
-        await reconcile(reconciler)
-        assert (await platform.row(identity.job_id)).state == state
-    assert answer.command == pb.COMMAND_UNSPECIFIED
-    answer = await platform.training.heartbeat(identity, pb.HeartbeatRequest(sequence=2))
-    assert answer.command == pb.COMMAND_PAUSE
-    assert "max_run_seconds of 100" in (await platform.messages(identity.job_id))[-1]
-
-    clock.advance(5)
-    platform.executor.observations[identity.attempt_id] = exited(75)
-    await reconcile(reconciler)
-    job = await platform.row(identity.job_id)
-    assert (job.state, job.lease_token, job.run_seconds) == ("paused", None, 105.0)
-    assert (await platform.attempt(identity.attempt_id)).state == "ended"
-
-    await change(platform, identity.job_id, state="queued")
-    again = await platform.claim(identity.job_id)
-    clock.advance(94)
-    await platform.training.heartbeat(again, pb.HeartbeatRequest(sequence=1))
-    await reconcile(reconciler)
-    assert (await platform.row(identity.job_id)).state == "running"
-    clock.advance(1)
-    await reconcile(reconciler)
-    assert (await platform.row(identity.job_id)).state == "pausing"
-
-
 async def test_a_run_that_does_not_make_room_in_time_is_stopped_and_that_is_no_loss(
     platform: Platform, reconciler: Reconciler, clock: MovableClock
 ) -> None:
@@ -307,6 +276,57 @@ async def test_no_second_epoch_starts_while_the_silent_run_may_live(
     clock.advance(5)
     again = await platform.claim(identity.job_id)
     assert again.epoch == identity.epoch + 1
+
+
+async def test_a_log_that_cannot_be_kept_keeps_nobody_from_an_end(
+    platform: Platform, reconciler: Reconciler, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = await platform.start_training()
+    platform.executor.observations[identity.attempt_id] = exited(65)
+    (platform.core.settings.home / "logs").write_text("no folder")
+    await reconcile(reconciler)
+    assert (await platform.row(identity.job_id)).state == "failed"
+    assert (await platform.attempt(identity.attempt_id)).state == "ended"
+    assert f"the log of attempt {identity.attempt_id} cannot be kept" in caplog.text
+
+
+async def test_an_attempt_that_cannot_be_reconciled_holds_up_no_other(
+    platform: Platform, reconciler: Reconciler, caplog: pytest.LogCaptureFixture
+) -> None:
+    platform.executor.devices = ("slot-0", "slot-1")
+    first, second = [await platform.start_training() for _ in range(2)]
+    observe = platform.executor.observe
+
+    async def observe_all_but_the_first(attempt_id: str) -> Observation:
+        if attempt_id == first.attempt_id:
+            raise ValueError("something nobody expected")
+        return await observe(attempt_id)
+
+    platform.executor.observe = observe_all_but_the_first  # type: ignore[method-assign]  # an executor with a defect
+    platform.executor.observations |= {each.attempt_id: exited(65) for each in (first, second)}
+    await reconcile(reconciler)
+    assert (await platform.row(first.job_id)).state == "running"
+    assert (await platform.row(second.job_id)).state == "failed"
+    assert f"attempt {first.attempt_id} cannot be reconciled now" in caplog.text
+    platform.executor.observe = observe  # type: ignore[method-assign]  # mended
+    await reconcile(reconciler)
+    assert (await platform.row(first.job_id)).state == "failed"
+
+
+async def test_a_pass_ends_where_the_database_is_away(platform: Platform, reconciler: Reconciler) -> None:
+    platform.executor.devices = ("slot-0", "slot-1")
+    for _ in range(2):
+        await platform.start_training()
+    asked: list[str] = []
+
+    async def observe(attempt_id: str) -> Observation:
+        asked.append(attempt_id)
+        raise OperationalError("SELECT 1", None, Exception("no route to the host"))
+
+    platform.executor.observe = observe  # type: ignore[method-assign]  # stands for what a step reads
+    with pytest.raises(OperationalError):
+        await reconciler.run_once()
+    assert len(asked) == 1
 
 
 async def change(platform: Platform, job_id: str, **values: object) -> None:

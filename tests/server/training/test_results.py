@@ -55,6 +55,7 @@ async def test_a_job_succeeds_with_a_checkpoint_that_was_committed(each_platform
 
 async def test_a_job_and_its_tokens_count_once_for_its_key(each_platform: Platform, clock: MovableClock) -> None:
     identity = await each_platform.start_training()
+    await each_platform.training.get_spec(identity)
     clock.advance(60)
 
     await complete(each_platform, identity, 2, await commit(each_platform, identity, 2))

@@ -11,6 +11,8 @@ from tests.support.clock import MovableClock
 from tests.support.factories import PRINCIPAL, Platform, preflight_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
+from tunesmith_server.deployments.schemas import CreateDeployment, Target, UpdateDeployment
+from tunesmith_server.deployments.service import DeploymentsService
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.fine_tunes.permission_schemas import CreatePermissions
 from tunesmith_server.fine_tunes.permissions import PermissionsService
@@ -60,6 +62,21 @@ async def steps(platform: Platform, job_id: str) -> list[int]:
     return sorted(each.step_number for each in page.data)
 
 
+async def names_by_step(platform: Platform, job_id: str) -> dict[int, str]:
+    """Names of the job's checkpoints."""
+    page = await platform.history.list_checkpoints(PRINCIPAL, job_id)
+    return {each.step_number: each.fine_tuned_model_checkpoint for each in page.data}
+
+
+async def lost(platform: Platform, identity: AttemptIdentity) -> AttemptIdentity:
+    """Ends the attempt's run and returns the next one."""
+    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_INFRASTRUCTURE))
+    await platform.end_run(identity)
+    assert isinstance(platform.core.clock, MovableClock)
+    platform.core.clock.advance(5)
+    return await platform.claim(identity.job_id)
+
+
 async def folders(platform: Platform, root: str) -> set[str]:
     depth = root.count("/") + 1
     return {key.split("/")[depth] for key in await platform.core.store.list(f"{root}/")}
@@ -105,8 +122,7 @@ async def test_a_damaged_checkpoint_takes_no_place_of_a_sound_one_and_goes_when_
 async def test_a_shared_checkpoint_stays_and_a_removed_one_cannot_be_shared(each_platform: Platform) -> None:
     platform = each_platform
     identity = await train(platform, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
-    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)
-    names = {each.step_number: each.fine_tuned_model_checkpoint for each in page.data}
+    names = await names_by_step(platform, identity.job_id)
     permissions = PermissionsService(platform.core, lambda: None)
     await permissions.create(names[2], CreatePermissions(project_ids=["other"]))
 
@@ -132,8 +148,7 @@ async def test_a_checkpoint_that_a_job_starts_from_stays_until_that_has_ended(
 ) -> None:
     platform = each_platform
     identity = await train(platform, [5.0, 4.0, 0.1, 2.0, 1.0, 0.5, 0.6])
-    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)
-    names = {each.step_number: each.fine_tuned_model_checkpoint for each in page.data}
+    names = await names_by_step(platform, identity.job_id)
     await complete(platform, identity, 7, (await checkpoint_request(platform, identity, 7, fill=7)).artifact)
     await platform.end_run(identity)
     later = await platform.start_preflight(model=names[2])
@@ -157,6 +172,80 @@ async def test_a_checkpoint_that_a_job_starts_from_stays_until_that_has_ended(
         await complete(platform, later, 1, await commit(platform, later, 1, 1.0, fill=9))
     await swept(platform)
     assert await steps(platform, identity.job_id) == [3, 5, 6, 7]
+
+
+async def test_what_a_deployment_stands_for_or_would_be_rolled_back_to_stays(each_platform: Platform) -> None:
+    platform = each_platform
+    identity = await train(platform, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    names = await names_by_step(platform, identity.job_id)
+    deployments = DeploymentsService(platform.core, RegistryService(platform.core))
+    await deployments.create(PRINCIPAL, CreateDeployment(name="prod", targets=[Target(model=names[2])]))
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [1, 2, 5, 6, 7]
+
+    await deployments.update(PRINCIPAL, "prod", UpdateDeployment(targets=[Target(model=names[7])]))
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [1, 2, 5, 6, 7]
+    back = await deployments.roll_back(PRINCIPAL, "prod", None)
+    assert [target.model for target in back.targets] == [names[2]]
+
+    for step in (7, 6):
+        await deployments.update(PRINCIPAL, "prod", UpdateDeployment(targets=[Target(model=names[step])]))
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [1, 5, 6, 7], "two versions ago is no way back any more"
+
+
+async def test_a_deployment_that_was_deleted_keeps_nothing(platform: Platform) -> None:
+    identity = await train(platform, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+    names = await names_by_step(platform, identity.job_id)
+    deployments = DeploymentsService(platform.core, RegistryService(platform.core))
+    for step in (2, 3):
+        await deployments.create(PRINCIPAL, CreateDeployment(name="prod", targets=[Target(model=names[step])]))
+        await deployments.delete(PRINCIPAL, "prod")
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [1, 4, 5, 6]
+
+
+async def test_a_removed_checkpoint_comes_back_when_its_step_is_trained_again(
+    each_platform: Platform, clock: MovableClock
+) -> None:
+    platform = each_platform
+    identity = await train(platform, [1.0, 2.0, 2.1, 2.2, 2.3, 2.4])
+    names = await names_by_step(platform, identity.job_id)
+    clock.advance(60)
+    await swept(platform)
+    for step in (4, 5, 6):
+        await damaged(platform, identity.job_id, step)
+    again = await lost(platform, identity)
+    assert (await platform.training.get_spec(again)).resume.step == 1
+
+    await commit(platform, again, 2, 2.0, fill=2)
+
+    assert await names_by_step(platform, again.job_id) == {step: names[step] for step in (1, 2, 4, 5, 6)}
+    model = await RegistryService(platform.core).get_model(PRINCIPAL, names[2])
+    await swept(platform)
+    assert model.revision in await folders(platform, "revisions")
+    last = await lost(platform, again)
+    resume = (await platform.training.get_spec(last)).resume
+    assert resume.step == 2
+    for file in resume.files:
+        path = f"runs/{again.job_id}/e{again.epoch}/step-2/{file.path}"
+        assert await platform.core.store.size(path) == file.size
+
+
+async def test_a_name_that_its_user_deleted_does_not_come_back(platform: Platform, clock: MovableClock) -> None:
+    identity = await train(platform, [1.0, 2.0, 2.1, 2.2, 2.3, 2.4])
+    names = await names_by_step(platform, identity.job_id)
+    models = RegistryService(platform.core)
+    await models.delete_model(PRINCIPAL, names[2])
+    clock.advance(60)
+    await swept(platform)
+
+    await commit(platform, identity, 2, 2.0, fill=2)
+
+    assert 2 in await steps(platform, identity.job_id)
+    with pytest.raises(NotFoundError):
+        await models.get_model(PRINCIPAL, names[2])
 
 
 async def test_a_removed_checkpoint_cannot_become_the_model(platform: Platform) -> None:
@@ -190,13 +279,10 @@ async def test_bytes_that_went_can_be_promoted_again(each_platform: Platform) ->
     assert model.revision in await folders(platform, "revisions")
 
 
-async def test_the_next_attempt_resumes_from_the_newest(platform: Platform, clock: MovableClock) -> None:
+async def test_the_next_attempt_resumes_from_the_newest(platform: Platform) -> None:
     identity = await train(platform, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
     await swept(platform)
-    await platform.training.fail_run(identity, pb.FailRunRequest(cause=pb.FAILURE_CAUSE_INFRASTRUCTURE))
-    await platform.end_run(identity)
-    clock.advance(5)
-    again = await platform.claim(identity.job_id)
+    again = await lost(platform, identity)
     await swept(platform)
 
     resume = (await platform.training.get_spec(again)).resume

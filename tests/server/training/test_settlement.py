@@ -76,12 +76,16 @@ async def test_attempts_add_up_on_the_job_and_in_its_projects_usage(
     each_platform: Platform, clock: MovableClock
 ) -> None:
     identity = await each_platform.start_training()
+    await each_platform.training.get_spec(identity)
     clock.advance(40)
     await end(each_platform, identity, YIELDED)
     await each_platform.end_run(identity)
     clock.advance(5)
     again = await each_platform.claim(identity.job_id)
+    clock.advance(7)  # in a cluster's queue
+    await each_platform.training.get_spec(again)
     clock.advance(60)
+    await each_platform.training.get_spec(again)
     await end(each_platform, again, BAD_DATA)
 
     job = await each_platform.row(identity.job_id)
@@ -95,6 +99,7 @@ async def test_attempts_add_up_on_the_job_and_in_its_projects_usage(
 
 async def test_a_preflight_costs_nothing(platform: Platform, clock: MovableClock) -> None:
     identity = await platform.start_preflight()
+    await platform.training.get_spec(identity)
     clock.advance(40)
     await end(platform, identity, BAD_DATA)
     async with platform.core.database.read() as session:
@@ -106,6 +111,7 @@ async def test_a_run_that_is_lost_beyond_its_limit_rests_instead_of_waiting(
     platform: Platform, clock: MovableClock
 ) -> None:
     identity = await platform.start_training()
+    await platform.training.get_spec(identity)
     await change(platform, identity.job_id, max_run_seconds=100)
     clock.advance(130)
     await end(platform, identity, LOST)

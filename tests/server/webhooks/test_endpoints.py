@@ -21,7 +21,7 @@ from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.http_app import create_http_app
 from tunesmith_server.webhooks import repository
 from tunesmith_server.webhooks.endpoints import create_router
-from tunesmith_server.webhooks.schemas import OFFERED_EVENT_TYPES, UpdateEndpoint
+from tunesmith_server.webhooks.schemas import OFFERED_EVENT_TYPES, CreateEndpoint, UpdateEndpoint
 from tunesmith_server.webhooks.sender import WebhookSender
 from tunesmith_server.webhooks.service import MAX_ENDPOINTS, WebhooksService
 
@@ -216,3 +216,23 @@ async def test_a_project_has_a_bounded_number_of_endpoints(http: httpx.AsyncClie
     codes = [(await http.post(ROUTE, json=body)).status_code for _ in range(MAX_ENDPOINTS + 1)]
 
     assert codes == [200] * MAX_ENDPOINTS + [400]
+
+
+async def test_a_project_that_has_no_room_has_no_name_looked_up(webhooks: Webhooks) -> None:
+    asked = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    sender = WebhookSender(allow_private=True, resolve=resolve)
+    service = WebhooksService(webhooks.core, sender)
+    request = CreateEndpoint(url="https://hooks.example.com/", event_types=[SUCCEEDED])
+    for _ in range(MAX_ENDPOINTS):
+        await service.create(PRINCIPAL, request)
+    with pytest.raises(InvalidRequestError) as caught:
+        await service.create(PRINCIPAL, request)
+    await sender.close()
+
+    assert caught.value.code == "too_many_webhook_endpoints"
+    assert len(asked) == MAX_ENDPOINTS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunesmith_server.errors import InvalidRequestError
-from tunesmith_server.webhooks.targets import checked_addresses, is_public, parse_url, resolve_by_system
+from tunesmith_server.webhooks.resolver import SystemResolver
+from tunesmith_server.webhooks.targets import checked_addresses, is_public, parse_url
 
 PUBLIC = ["8.8.8.8", "93.184.215.14", "2606:4700:4700::1111", "2a00:1450:4001:81b::200e"]
 REFUSED = [
@@ -70,7 +71,7 @@ def test_every_other_form_is_refused(address: str) -> None:
 async def test_spellings_of_loopback_are_seen_through(host: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         await checked_addresses(
-            parse_url(f"https://{host}/", allow_private=False), resolve_by_system, allow_private=False
+            parse_url(f"https://{host}/", allow_private=False), SystemResolver(), allow_private=False
         )
 
     assert caught.value.code in {"webhook_target_refused", "webhook_host_unknown", "invalid_webhook_url"}

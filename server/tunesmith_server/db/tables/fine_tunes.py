@@ -125,6 +125,8 @@ class AttemptRow(Base):
     device_ids: Mapped[list[Any]] = mapped_column(default=list)
     """Devices that the run holds."""
     created_at: Mapped[int]
+    started_at: Mapped[int | None]
+    """Since when the run is known to run, by its first call or by its executor; NULL while it waits in a queue."""
     ended_at: Mapped[int | None]
 
 
