@@ -1,7 +1,7 @@
 """A run that goes on from any of its steps ends as if it had never stopped: bit for bit, for each method."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import nn
 from tunesmith_trainer import checkpoint, lora
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Method, TrainingConfig, Wanted, resolve
-from tunesmith_trainer.errors import BadSpec
+from tunesmith_trainer.errors import InfrastructureFailed
 from tunesmith_trainer.loop import Loop, Metrics
 from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.methods import objective_of
@@ -21,6 +21,7 @@ from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.rendering import Example
 
 RUNG = Rung(64)
+ROWS = "digest of rows"
 METHODS: tuple[Method, ...] = ("supervised", "dpo", "continued_pretraining")
 
 
@@ -59,7 +60,7 @@ class Course:
         progress = Progress(0, 0, dtype, [], RUNG)
         if resume:
             checkpoint.restore(resume, self.model, self._optimizer, config)
-            progress = checkpoint.read_progress(resume, config)
+            progress = checkpoint.read_progress(resume, config, ROWS)
         loop = Loop(self.model, self._optimizer, config, rows, rows, RUNG.pack_tokens, host=self, objective=objective)
         self.progress = loop.run(progress).progress
 
@@ -81,7 +82,7 @@ class Course:
             self.model.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it
         else:
             lora.save(self.model, folder, "tiny")
-        checkpoint.save_state(folder, self._optimizer.state(), self._config, progress)
+        checkpoint.save_state(folder, self._optimizer.state(), self._config, ROWS, progress)
 
     @property
     def history(self) -> list[dict[str, object]]:
@@ -110,7 +111,7 @@ def test_progress_comes_back_as_it_was_saved(base: Path, tmp_path: Path) -> None
     config = config_of("supervised", full=False)
     course = Course(base, config, tmp_path, "float32")
 
-    assert asdict(checkpoint.read_progress(tmp_path / "4", config)) == asdict(course.progress)
+    assert asdict(checkpoint.read_progress(tmp_path / "4", config, ROWS)) == asdict(course.progress)
     assert course.progress.rung == RUNG
 
 
@@ -131,13 +132,29 @@ def test_a_checkpoint_of_a_release_with_fewer_numbers_is_read(base: Path, tmp_pa
     Course(base, config, tmp_path, "float32")
     document = tmp_path / "4/training_state.json"
     saved = json.loads(document.read_text())
-    del saved["config"]["use_rslora"]
+    del saved["config"]["use_rslora"], saved["rows"]
     document.write_text(json.dumps(saved))
 
-    assert checkpoint.read_progress(tmp_path / "4", config).step == 4
+    assert checkpoint.read_progress(tmp_path / "4", config, ROWS).step == 4
 
 
 def test_a_checkpoint_of_other_numbers_is_refused(base: Path, tmp_path: Path) -> None:
     Course(base, config_of("supervised", full=False), tmp_path, "float32")
-    with pytest.raises(BadSpec, match="other hyperparameters"):
-        checkpoint.read_progress(tmp_path / "4", config_of("dpo", full=False))
+    others: list[tuple[Method, str]] = [("dpo", ROWS), ("supervised", "others")]
+    for method, rows in others:
+        with pytest.raises(InfrastructureFailed, match="step 4 is damaged: it was made with other") as refused:
+            checkpoint.read_progress(tmp_path / "4", config_of(method, full=False), rows)
+        assert refused.value.problems[0].code == "checkpoint_damaged"
+
+
+def test_rows_are_told_apart_by_all_that_is_learnt_of_them() -> None:
+    one, other = examples("supervised"), examples("dpo")
+    relabelled = [replace(example, labelled=~example.labelled) for example in one]
+    split = [replace(example, splits=(5,)) for example in one]
+    told = [
+        checkpoint.rows_digest(*parts) for parts in ((one, other), (other, one), (relabelled, other), (split, other))
+    ]
+    moved = checkpoint.rows_digest([*one, other[0]], other[1:])
+
+    assert len({*told, moved}) == 5
+    assert checkpoint.rows_digest(examples("supervised"), other) == told[0]

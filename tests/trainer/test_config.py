@@ -70,6 +70,13 @@ def test_a_rate_that_was_resolved_before_stays() -> None:
     assert numbers(learning_rate=3e-4, learning_rate_multiplier=2.0).learning_rate == 3e-4
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(3, "becomes the model"), (2, "without effect in 2 passes")])
+def test_patience_that_outlasts_the_run_is_said_to_be_of_no_use(epochs: int, told: str) -> None:
+    wanted = replace(AUTO, early_stopping_patience=2, n_epochs=epochs)
+    (reason,) = [one.reason for one in resolve(wanted, SMOLLM2)[1] if one.name == "early_stopping_patience"]
+    assert told in reason
+
+
 def test_the_rank_stays_within_what_serving_accepts() -> None:
     assert numbers().lora_rank == 16
     assert numbers(max_rank=8).lora_rank == 8

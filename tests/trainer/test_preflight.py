@@ -80,6 +80,7 @@ def test_without_a_validation_file_rows_are_held_out_and_not_trained_on(base: Pa
     assert data.held_out_from_training
     assert (len(data.training), len(data.evaluation)) == (54, 6)
     assert {one.row for one in data.training}.isdisjoint(one.row for one in data.evaluation)
+    assert any("6 training rows are held out for evaluation; scores on so few say little" in one for one in data.notes)
 
 
 @pytest.mark.parametrize(("distinct", "copies", "kept", "held"), [(50, 2, 90, 5), (1, 12, 11, 1), (2, 20, 36, 4)])

@@ -172,3 +172,20 @@ def test_two_ranks_compute_split_layers_twice_where_memory_is_short(
     run_on(two_ranks, server, cache, tmp_path / "work")
 
     assert [one.train_loss for one in server.metrics] == pytest.approx(on_one, abs=1e-5)
+
+
+def test_a_pass_that_takes_long_is_saved_on_the_way(
+    server: TrainingServer, run_attempt: RunAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.spec.hyperparameters.n_epochs = 1
+    monkeypatch.setattr("tunesmith_trainer.training._SAVE_SECONDS", 0.0)
+    assert run_attempt(server) == 0
+
+    whole = losses(server)
+    steps = [commit.step for commit in server.checkpoints]
+    assert (steps[-1], steps) == (5, sorted(set(steps)))
+    assert len(steps) > 2
+    server.checkpoints = server.checkpoints[:2]
+    next_attempt(server)
+    assert run_attempt(server) == 0
+    assert [*whole[: steps[1]], *losses(server)] == whole

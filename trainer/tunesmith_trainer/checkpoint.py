@@ -1,9 +1,10 @@
 """Owns saving and restoring a run between two steps: what is needed to go on exactly as if nothing had happened.
 Must not know URLs or when to save."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
-from tunesmith_trainer.errors import BadSpec, Problem, checkpoint_damaged
+from tunesmith_trainer.errors import checkpoint_damaged
 from tunesmith_trainer.evaluation import Measured, RowScore
 from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preference import PairScore
+from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.sharding import inner, part_of
 
 logger = logging.getLogger(__name__)
@@ -48,11 +50,24 @@ class Progress:
     best: Measured | None = None
 
 
-def save_state(folder: Path, optimizer: dict[str, Tensor], config: TrainingConfig, progress: Progress) -> None:
-    """Writes the training state beside the weights. `optimizer` is what the optimizer's `state` gave."""
+def rows_digest(*parts: Sequence[Example]) -> str:
+    """Hex digest of rendered rows: what a run trains on, and what it is measured by."""
+    digest = hashlib.sha256()
+    for examples in parts:
+        digest.update(b"%d;" % len(examples))
+        for example in examples:
+            digest.update(example.token_ids.tobytes() + example.labelled.tobytes() + b"%a;" % (example.splits,))
+    return digest.hexdigest()
+
+
+def save_state(
+    folder: Path, optimizer: dict[str, Tensor], config: TrainingConfig, rows: str, progress: Progress
+) -> None:
+    """Writes the training state beside the weights. `optimizer` is what the optimizer's `state` gave, `rows` the rows'
+    digest."""
     for number, tensors in enumerate(_in_files(optimizer), start=1):
         save_file(tensors, folder / (f"{_STATE}-{number}.safetensors" if number > 1 else f"{_STATE}.safetensors"))
-    (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), **asdict(progress)}))
+    (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), "rows": rows, **asdict(progress)}))
 
 
 def is_state(path: str) -> bool:
@@ -60,12 +75,17 @@ def is_state(path: str) -> bool:
     return path.startswith(_STATE)
 
 
-def read_progress(folder: Path, config: TrainingConfig) -> Progress:
-    """Reads how far a saved run was. Raises BadSpec when it was saved under other numbers."""
+def read_progress(folder: Path, config: TrainingConfig, rows: str) -> Progress:
+    """Reads how far a saved run was.
+
+    Raises InfrastructureFailed (`checkpoint_damaged`) when it was saved with other numbers or rows, as a release before
+    may have resolved and rendered them: of no use to this run, which then begins again.
+    """
     document = json.loads((folder / _DOCUMENT).read_text())
     saved, wanted = document.pop("config"), json.loads(json.dumps(asdict(config)))
-    if saved != {name: wanted.get(name) for name in saved}:  # a release before may have had fewer
-        raise BadSpec(Problem("checkpoint_mismatch", "The checkpoint was made with other hyperparameters or data."))
+    is_own = saved == {name: wanted.get(name) for name in saved}  # a release before may have had fewer
+    if not is_own or document.pop("rows", rows) != rows:
+        raise checkpoint_damaged(document["step"], "it was made with other hyperparameters or rows")
     best, rung = document.pop("best"), document.pop("rung", None)
     return Progress(
         **document, rung=None if rung is None else Rung(**rung), best=None if best is None else _measured(best)

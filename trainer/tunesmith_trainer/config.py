@@ -137,6 +137,8 @@ def resolve(wanted: Wanted, facts: Facts) -> tuple[TrainingConfig, list[Resoluti
         resolutions += [Resolution("lora_rank", str(rank), why_rank), Resolution("lora_alpha", f"{alpha:g}", why_alpha)]
     if wanted.early_stopping_patience is not None:
         why_patience = "requested; the checkpoint with the best validation loss becomes the model"
+        if n_epochs <= wanted.early_stopping_patience:
+            why_patience = f"requested, and without effect in {n_epochs} pass{'es' * (n_epochs > 1)}"
         resolutions.append(Resolution("early_stopping_patience", str(wanted.early_stopping_patience), why_patience))
     return config, resolutions
 
@@ -182,6 +184,8 @@ def _epochs(wanted: Wanted, facts: Facts) -> tuple[int, str]:
     rows = facts.rows
     if rows * 3 < 100:
         return max(1, min(25, 100 // rows)), f"{rows} rows are few: enough passes for about 100 rows, at most 25"
+    if rows > 25_000:
+        return 1, f"{rows} rows are many: one pass"
     if rows * 3 > 25_000:
         return max(1, 25_000 // rows), f"{rows} rows are many: as many passes as stay within 25,000 rows"
     return 3, "the usual number of passes"

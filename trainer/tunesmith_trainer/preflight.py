@@ -21,6 +21,7 @@ MIN_ROWS = 10
 MIN_PIECES = 2  # of raw text: one to learn and one to hold out
 MAX_EVALUATION_ROWS = 500  # a share measured on 500 rows is within 4.4 points of the truth
 _LEAST_LABELLED_SHARE = 0.01
+_FEW_ROWS = 20
 _ROW_KINDS: dict[Method, RowKind] = {"supervised": "chat", "dpo": "preference", "continued_pretraining": "text"}
 
 
@@ -206,8 +207,10 @@ def _without_held_out(rows: list[Example], seed: int) -> tuple[list[Example], li
 
 def _evaluation_notes(validation: FileRows | None, evaluation: list[Example], copies: int) -> list[str]:
     if validation is None:
+        held = f"{len(evaluation)} training rows are" if len(evaluation) != 1 else "1 training row is"
+        few = "; scores on so few say little, a validation file says more" if len(evaluation) < _FEW_ROWS else ""
         also = f" Their {copies} copies are not trained on." if copies else ""
-        return [f"No validation file: {len(evaluation)} training rows are held out for evaluation.{also}"]
+        return [f"No validation file: {held} held out for evaluation{few}.{also}"]
     if len(validation.examples) > len(evaluation):
         rows = len(validation.examples)
         return [f"Evaluation uses {len(evaluation)} of {rows} validation rows, chosen by the seed."]

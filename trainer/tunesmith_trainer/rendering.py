@@ -217,6 +217,7 @@ class Renderer:
             labelled[start : start + length] = True
         if draft.is_plain:
             token_ids, labelled = self._framed(draft.row, token_ids, labelled)
+        labelled[:1] = False  # nothing comes before it that it could follow from
         self._check_start(draft.row, token_ids)
         return Example(draft.row.number, token_ids, labelled)
 
@@ -229,7 +230,6 @@ class Renderer:
         eos = np.array([] if last is None else [last], dtype=np.int32)
         framed = np.concatenate([bos, token_ids, eos])
         marks = np.concatenate([np.zeros(len(bos), np.bool_), labelled, np.ones(len(eos), np.bool_)])
-        marks[:1] = False  # nothing is before it
         self._answer_length(row, framed[marks])
         return framed, marks
 

@@ -3,6 +3,7 @@ Must not know how numbers are computed or bytes are moved."""
 
 import logging
 import shutil
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from tunesmith_trainer.workspace import adapter_folder, resume_folder
 
 logger = logging.getLogger(__name__)
 
+_SAVE_SECONDS = 1800.0  # a pass may take a day, and whoever loses a run shall not lose more than this
 _FOUR_BITS = (
     "Memory is short: the base model's weights are in four bits while adapters are trained on them, and the job's "
     "metrics are measured so. The result is served on the whole weights and may answer somewhat differently."
@@ -63,7 +65,8 @@ class Training:
         self._reporter = reporter
         self._resume = distributed.by_leader(lambda: resume_folder(spec, work))
         with checkpoint.reading(spec.resume.step):
-            self._progress = checkpoint.read_progress(self._resume, data.config) if self._resume else None
+            rows = self._rows = checkpoint.rows_digest(data.training, data.evaluation)
+            self._progress = checkpoint.read_progress(self._resume, data.config, rows) if self._resume else None
         known = self._progress.dtype if self._progress else None
         hardware = distributed.by_leader(lambda: choose_hardware(known))
         self._ladder = _ladder(base, data, hardware)
@@ -166,6 +169,7 @@ class Training:
             self._reporter.add_event(f"Resuming after step {progress.step} of {config.total_steps}.")
         recompute(sharding.inner(self._model), rung.recomputed_layers)
         self._optimizer = optimizer
+        self._saved_at = time.monotonic()
         self._report("training", progress.step)
         loop = Loop(
             self._model,
@@ -194,7 +198,7 @@ class Training:
         self._reporter.check()
 
     def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
-        """Reports a step. Returns whether the control plane wants a checkpoint."""
+        """Reports a step. Returns whether a checkpoint is wanted."""
         self._reporter.add_metrics(pb.StepMetrics(**asdict(metrics)))
         self._report("training", metrics.step, remaining_seconds)
         command = distributed.by_leader(self._next_command)
@@ -220,6 +224,7 @@ class Training:
         if command == pb.COMMAND_PAUSE and progress.step < self._data.config.total_steps:
             distributed.by_leader(self._uploading.wait)
             raise Yielded("paused after saving")
+        self._saved_at = time.monotonic()
         self._report("training", progress.step)
 
     def _complete(self, before: Measured, trained: Trained) -> None:
@@ -250,8 +255,11 @@ class Training:
         )
 
     def _next_command(self) -> pb.Command.ValueType:
+        """What the control plane wants; a checkpoint where the last one is long ago, as in a pass of many hours."""
         self._uploading.check()
-        return self._reporter.take_command()
+        command = self._reporter.take_command()
+        is_late = time.monotonic() - self._saved_at > _SAVE_SECONDS
+        return pb.COMMAND_CHECKPOINT if command == pb.COMMAND_UNSPECIFIED and is_late else command
 
     def _write(
         self, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor]
@@ -259,7 +267,7 @@ class Training:
         folder = self._work / f"step-{progress.step}"
         in_four_bits = self._choice.rung.in_four_bits
         claim = self._artifacts.write(sharding.inner(self._model), weights, folder, in_four_bits=in_four_bits)
-        checkpoint.save_state(folder, optimizer, self._data.config, progress)
+        checkpoint.save_state(folder, optimizer, self._data.config, self._rows, progress)
         return claim
 
     def _commit(self, progress: Progress, metrics: Metrics) -> None:

@@ -69,11 +69,11 @@ def sync_url(url: str) -> str:
 def _create_engine(url: str) -> AsyncEngine:
     target = _with_driver(url, sqlite="sqlite+aiosqlite", postgresql="postgresql+psycopg")
     if not target.startswith("sqlite"):
-        engine = create_async_engine(target, pool_size=10, max_overflow=20)
+        engine = create_async_engine(target, pool_size=10, max_overflow=20, hide_parameters=True)
         event.listen(engine.sync_engine, "checkin", _note_return)
         event.listen(engine.sync_engine, "checkout", _Doubt(engine).check)
         return engine
-    engine = create_async_engine(target)
+    engine = create_async_engine(target, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

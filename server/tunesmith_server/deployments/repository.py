@@ -5,7 +5,7 @@ It must not know transports or models; each function works in the caller's trans
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import and_, func, select, update
@@ -69,10 +69,12 @@ async def changed(session: AsyncSession, after: int, upto: int) -> list[Deployme
     return list(await session.scalars(query.order_by(DeploymentRow.version)))
 
 
-async def deployments_of(session: AsyncSession, models: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Those of the models that a deployment of any project stands for, with its project and name."""
-    rows = await session.scalars(select(DeploymentRow).where(DeploymentRow.deleted_at.is_(None)))
-    return {model: (row.project_id, row.name) for row in rows for model in _models(row) if model in models}
+async def deployment_of(session: AsyncSession, project_id: str, model: str) -> str | None:
+    """The name of a deployment of this project that stands for the model, if there is one."""
+    rows = await session.scalars(
+        select(DeploymentRow).where(DeploymentRow.project_id == project_id, DeploymentRow.deleted_at.is_(None))
+    )
+    return next((row.name for row in rows if model in _models(row)), None)
 
 
 async def models_within_reach(session: AsyncSession) -> set[str]:

@@ -21,6 +21,7 @@ from tunesmith_server.tail import read_tail
 
 MAX_TAIL_BYTES = 1024 * 1024
 DEFAULT_TAIL_BYTES = 65536
+_LONGEST_CHARACTER = 4  # bytes, of which a cut may leave a part that is left out
 
 # Libraries of the run may print the presigned URLs that it uses; who reads a log shall not get to use them.
 # A query begins anew at each question mark, so that a line full of them is read once and not once for each.
@@ -53,11 +54,12 @@ class RunLogs:
             message = f"`tail_bytes` must be from 1 to {MAX_TAIL_BYTES}."
             raise InvalidRequestError("invalid_value", message, param="tail_bytes")
         attempt_id = await self._attempt_id(principal, job_id, attempt)
-        text = await self._source.read_log(attempt_id, tail_bytes)
+        # All of it, so that nobody can ask for an end that begins in the middle of a signature.
+        text = await self._source.read_log(attempt_id, MAX_TAIL_BYTES)
         if not text:
             kept = self._core.settings.home / "logs" / f"{attempt_id}.log"
-            text = await asyncio.to_thread(read_tail, kept, tail_bytes)
-        return _SIGNED_QUERY.sub("…", text)
+            text = await asyncio.to_thread(read_tail, kept, MAX_TAIL_BYTES)
+        return _end(_SIGNED_QUERY.sub("…", _whole_words(text)), tail_bytes)
 
     async def _attempt_id(self, principal: Principal, job_id: str, attempt: int | None) -> str:
         async with self._core.database.read() as session:
@@ -69,3 +71,15 @@ class RunLogs:
             message = f"The job has had {job.epoch} attempts so far; there is no log of another one. Ask again later."
             raise NotFoundError("attempt_not_found", message, param="attempt")
         return found
+
+
+def _whole_words(text: str) -> str:
+    """Without the first word where the text is so long that it may be the rest of one."""
+    if len(text.encode()) < MAX_TAIL_BYTES - _LONGEST_CHARACTER:
+        return text
+    gap = re.search(r"\s", text)
+    return text[gap.end() :] if gap else ""
+
+
+def _end(text: str, most: int) -> str:
+    return text.encode()[-most:].decode(errors="ignore")

@@ -87,8 +87,10 @@ def _figures(evaluation: Evaluation | None) -> str:
 
 def _curve(steps: Sequence[MetricsObject]) -> str:
     train = [(each.step, each.train_loss) for each in steps if each.train_loss is not None]
-    valid = [(each.step, each.valid_loss if each.full_valid_loss is None else each.full_valid_loss) for each in steps]
-    return report_curve.draw(train, [(step, loss) for step, loss in valid if loss is not None])
+    # Glances at a few rows and losses over all of them are no one line.
+    glances = [(each.step, each.valid_loss) for each in steps if each.valid_loss is not None]
+    whole = [(each.step, each.full_valid_loss) for each in steps if each.full_valid_loss is not None]
+    return report_curve.draw(train, whole if len(whole) > 1 or not glances else glances)
 
 
 def _evaluation(evaluation: Evaluation | None) -> str:
@@ -152,7 +154,8 @@ def _scores(base: Score, tuned: Score) -> str:
 
 def _side_by_side(base: Score, tuned: Score) -> list[tuple[str, str, str]]:
     """Label, base and tuned of every score that both have."""
-    values = [(name, label, getattr(base, name), getattr(tuned, name)) for name, label in _SCORES]
+    labels = dict(_SCORES) | ({} if base.preference_accuracy is None else {"loss": "loss, nats per pair"})
+    values = [(name, label, getattr(base, name), getattr(tuned, name)) for name, label in labels.items()]
     return [
         (label, _number(name, before), _number(name, after))
         for name, label, before, after in values

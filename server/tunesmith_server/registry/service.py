@@ -212,8 +212,8 @@ def require_ready(row: BaseModelRow) -> None:
 async def _refuse_deployed(session: AsyncSession, principal: Principal, name: str) -> None:
     """Raises ConflictError while one of the project's deployments stands for the model: nobody would answer."""
     await repository.hold_changes(session)
-    project_id, deployment = (await deployments.deployments_of(session, [name])).get(name, ("", ""))
-    if project_id == principal.project_id:
+    deployment = await deployments.deployment_of(session, principal.project_id, name)
+    if deployment is not None:
         message = f"The deployment {deployment!r} stands for this model. Give it another target or delete it first."
         raise ConflictError("model_deployed", message, param="model")
 

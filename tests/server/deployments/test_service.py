@@ -10,6 +10,7 @@ import pytest
 from tests.server.deployments.conftest import ONE, THEIRS, TWO
 from tests.support.registry import DEFAULT, OTHER
 from tunesmith_server.core import Core
+from tunesmith_server.db.tables import DeploymentRow
 from tunesmith_server.deployments.schemas import CreateDeployment, Target, UpdateDeployment
 from tunesmith_server.deployments.service import MAX_DEPLOYMENTS, DeploymentsService
 from tunesmith_server.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -133,6 +134,19 @@ async def test_names_are_unique_in_their_project_only(service: DeploymentsServic
 
     assert (await service.create(OTHER, asking(THEIRS))).version == 1
     assert [each.targets[0].model for each in (await service.list(DEFAULT)).data] == [ONE]
+
+
+async def test_another_projects_name_for_a_shared_model_does_not_let_it_be_deleted(
+    service: DeploymentsService, models: RegistryService, each_core: Core
+) -> None:
+    await service.create(DEFAULT, asking(ONE))
+    await service.create(OTHER, asking(THEIRS))
+    async with each_core.database.write() as session:  # as if the model had been shared with them
+        theirs = await session.get(DeploymentRow, (OTHER.project_id, "bot"))
+        assert theirs is not None
+        theirs.targets = [{"model": ONE, "weight": 1}]
+    with pytest.raises(ConflictError):
+        await models.delete_model(DEFAULT, ONE)
 
 
 async def test_a_model_that_answers_under_a_name_cannot_be_deleted(

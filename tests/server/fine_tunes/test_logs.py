@@ -73,10 +73,24 @@ async def test_signed_urls_cannot_be_taken_from_a_log(platform: Platform, query:
     assert text == 'GET http://store/files/a?… "HTTP/1.1 200 OK"\nwhat?\n'
 
 
+@pytest.mark.parametrize("before", ["", "x" * MAX_TAIL_BYTES])
+async def test_no_end_of_a_log_begins_in_the_middle_of_a_signature(platform: Platform, before: str) -> None:
+    identity = await platform.start_preflight()
+    kept = platform.core.settings.home / "logs" / f"{identity.attempt_id}.log"
+    kept.parent.mkdir()
+    url, rest = "http://store/files/a?expires=1&signature=00ff ", "is refused\n"
+    kept.write_text(f"{before}{url}{rest}")
+    logs = RunLogs(platform.core, Forgetful())
+    ends = [await logs.read(PRINCIPAL, identity.job_id, tail_bytes=size) for size in range(1, len(url) + len(rest) + 1)]
+    assert not any("00ff" in end or "sign" in end for end in ends)
+    assert all(end.endswith(rest[-min(size, len(rest)) :]) for size, end in enumerate(ends, start=1))
+
+
 async def test_a_line_full_of_question_marks_is_read_in_no_time(platform: Platform) -> None:
     identity = await platform.start_preflight()
     kept = platform.core.settings.home / "logs" / f"{identity.attempt_id}.log"
     kept.parent.mkdir()
-    kept.write_text("?" * MAX_TAIL_BYTES)
+    marks = "?" * (MAX_TAIL_BYTES - 9)
+    kept.write_text(marks)
     log = RunLogs(platform.core, Forgetful())
-    assert len(await log.read(PRINCIPAL, identity.job_id, tail_bytes=MAX_TAIL_BYTES)) == MAX_TAIL_BYTES
+    assert await log.read(PRINCIPAL, identity.job_id, tail_bytes=MAX_TAIL_BYTES) == marks

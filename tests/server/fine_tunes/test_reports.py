@@ -10,7 +10,10 @@ from tests.support.artifacts import upload
 from tests.support.factories import PRINCIPAL, Platform, preflight_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.files import repository as files
+from tunesmith_server.fine_tunes import report_page
+from tunesmith_server.fine_tunes.history_schemas import MetricsObject
 from tunesmith_server.fine_tunes.reports import ReportsService
+from tunesmith_server.fine_tunes.schemas import Score
 
 SECRET = "<script>alert('row three')</script>"
 
@@ -60,6 +63,20 @@ async def test_a_report_tells_all_of_a_job_and_escapes_it(each_platform: Platfor
     assert "alert(&#x27;row three&#x27;)" in page
     assert "<script" not in page
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+
+
+def test_glances_and_losses_over_all_rows_are_no_one_line() -> None:
+    glances = [MetricsObject(step=step, train_loss=1.0, valid_loss=0.4) for step in range(1, 9)]
+    passes = [MetricsObject(step=step, train_loss=1.0, valid_loss=0.4, full_valid_loss=1.6) for step in (9, 18)]
+
+    assert report_page._curve([*glances, *passes]).count("<circle") == 2
+    assert report_page._curve([*glances, passes[0]]).count("<circle") == 9
+    assert report_page._curve(passes[:1]).count("<circle") == 1
+
+
+def test_the_loss_of_preferences_is_one_of_pairs() -> None:
+    pairs = Score(loss=0.69, token_accuracy=None, exact_match=None, preference_accuracy=0.5)
+    assert report_page._side_by_side(pairs, pairs)[0][0] == "loss, nats per pair"
 
 
 async def test_texts_need_the_scope_and_the_file(platform: Platform) -> None:
