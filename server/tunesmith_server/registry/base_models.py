@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 from tunesmith_server.core import Core
+from tunesmith_server.db.tables import BaseModelRow
 from tunesmith_server.errors import TunesmithError
 from tunesmith_server.registry import repository
 from tunesmith_server.registry.base_model_cache import BaseModelCache, CachedModel, ImportFailedError, Progress
@@ -76,7 +77,7 @@ class BaseModelImporter:
 
     async def _is_published(self, entry: CatalogueEntry) -> bool:
         async with self._core.database.read() as session:
-            row = await repository.find_base_model(session, entry.id)
+            row = await session.get(BaseModelRow, entry.id)
         if row is None or row.state != repository.READY or row.source != entry.source:
             return False
         # The database may be older than the bucket that it is used with.

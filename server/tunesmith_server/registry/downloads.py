@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tunesmith_server.auth import Principal
@@ -20,7 +22,7 @@ from tunesmith_server.registry.archive import Entry, archive_chunks, archive_siz
 from tunesmith_server.registry.manifest import GOLDEN_NAME, TEXT_FILES, ArtifactKind, ManifestFile
 from tunesmith_server.storage.base import ObjectNotFoundError
 
-_MERGES_AT_ONCE = 2
+_MERGES_AT_ONCE = 2  # of a project: a merge goes on as fast as its client reads
 _WEIGHTS = ".safetensors"
 
 
@@ -37,7 +39,7 @@ class DownloadsService:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._merges = asyncio.Semaphore(_MERGES_AT_ONCE)
+        self._merges: dict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, _MERGES_AT_ONCE))
 
     async def open(self, principal: Principal, name: str, *, merged: bool) -> Download:
         """The model's files, small ones first; raises NotFoundError, or InvalidRequestError for a base model.
@@ -54,11 +56,11 @@ class DownloadsService:
         if model is None or revision is None or model.project_id != principal.project_id:
             message = f"Your project has no tuned model {name[:200]!r}. GET /v1/models lists those that it may prompt."
             raise NotFoundError("model_not_found", message, param="model")
-        entries = await self._entries(revision, merged=merged)
+        entries = await self._entries(revision, self._merges[principal.project_id], merged=merged)
         entries.sort(key=lambda entry: (entry.path.endswith(_WEIGHTS), entry.path))
         return Download(archive_size(entries), archive_chunks(entries, model.created_at))
 
-    async def _entries(self, revision: RevisionRow, *, merged: bool) -> list[Entry]:
+    async def _entries(self, revision: RevisionRow, merges: asyncio.Semaphore, *, merged: bool) -> list[Entry]:
         own = [ManifestFile(**file) for file in revision.files if file["path"] != GOLDEN_NAME]
         folder, base_folder = f"revisions/{revision.id}", f"base_models/{revision.base_revision}"
         if revision.kind == ArtifactKind.FULL:
@@ -68,7 +70,7 @@ class DownloadsService:
             texts = [file for file in base if file.path in TEXT_FILES]
             return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in texts]
         return [
-            self._merged(folder, own, base_folder, file)
+            self._merged(folder, own, base_folder, file, merges)
             if file.path.endswith(_WEIGHTS)
             else self._stored(base_folder, file)
             for file in base
@@ -84,11 +86,18 @@ class DownloadsService:
     def _stored(self, folder: str, file: ManifestFile) -> Entry:
         return Entry(file.path, file.size, lambda: self._core.store.read(f"{folder}/{file.path}"))
 
-    def _merged(self, folder: str, adapter: Sequence[ManifestFile], base_folder: str, file: ManifestFile) -> Entry:
+    def _merged(
+        self,
+        folder: str,
+        adapter: Sequence[ManifestFile],
+        base_folder: str,
+        file: ManifestFile,
+        merges: asyncio.Semaphore,
+    ) -> Entry:
         """Deltas change no shape and no dtype, so the file is as long as the base's."""
 
         async def chunks() -> AsyncIterator[bytes]:
-            async with self._merges:
+            async with merges:
                 with tempfile.TemporaryDirectory(dir=self._core.settings.spool) as scratch:
                     for part in adapter:
                         await self._fetch(f"{folder}/{part.path}", Path(scratch) / part.path)

@@ -46,11 +46,12 @@ class Revision:
 
 
 async def find_base_model(session: AsyncSession, name: str) -> BaseModelRow | None:
-    """The base model with this id or alias, in any state."""
-    row = await session.get(BaseModelRow, name)
-    if row is not None:
-        return row
-    return next((row for row in await list_base_models(session) if name in row.aliases), None)
+    """The base model with this alias or id, in any state.
+
+    An alias comes first: it is of the present catalogue, where an id may be of a model that has left it.
+    """
+    aliased = next((row for row in await list_base_models(session) if name in row.aliases), None)
+    return aliased or await session.get(BaseModelRow, name)
 
 
 async def list_base_models(session: AsyncSession) -> list[BaseModelRow]:

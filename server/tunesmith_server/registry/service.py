@@ -73,9 +73,11 @@ class RegistryService:
             named = await deployments.list_all(session, principal.project_id)
         models = [_deployed_model(row, "") for row in named]
         models += [_tuned_model(row) for row in tuned]
+        aliases = {alias for row in bases for alias in row.aliases}
         for row in bases:
             if row.state == repository.READY:
-                models += [_base_model(row, name) for name in (row.id, *row.aliases)]
+                own = [] if row.id in aliases else [row.id]
+                models += [_base_model(row, name) for name in (*own, *row.aliases)]
         return models
 
     async def get_model(self, principal: Principal, name: str) -> Model:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
-from tunesmith_server.db.tables import FileRow, FineTuneRow, RevisionRow
+from tunesmith_server.db.tables import BaseModelRow, FileRow, FineTuneRow, RevisionRow
 from tunesmith_server.errors import FencedError, UnavailableError
 from tunesmith_server.failpoints import reach
 from tunesmith_server.files import repository as files
@@ -277,7 +277,7 @@ async def _base_revision(session: AsyncSession, job: FineTuneRow) -> str:
     start = await _start(session, job)
     if start is not None:
         return start.base_revision
-    base = await registry_repository.find_base_model(session, job.base_model_id)
+    base = await session.get(BaseModelRow, job.base_model_id)
     if base is None or base.revision is None:
         message = f"The base model {job.base_model_id} is not imported yet. Try again in a moment."
         raise UnavailableError("base_model_importing", message)

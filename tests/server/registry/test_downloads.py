@@ -24,11 +24,13 @@ FILL = 0x3F
 VALUE = struct.unpack("<f", bytes([FILL] * 4))[0]
 
 
-async def publish(core: Core, kind: str = "adapter", **config: object) -> None:
+async def publish(
+    core: Core, kind: str = "adapter", name: str = TUNED, project_id: str = "default", **config: object
+) -> None:
     """A tuned model with the files of an adapter, on a base that has a tokenizer."""
     core.settings.spool.mkdir(parents=True, exist_ok=True)
     base_revision = await publish_base_model(core, texts={"tokenizer.json": b"{}", "README.md": b"read"})
-    revision_id = await publish_tuned_model(core, TUNED, base_revision)
+    revision_id = await publish_tuned_model(core, name, base_revision, project_id)
     files = await upload(core, f"revisions/{revision_id}", adapter_files(FILL, **config))
     async with core.database.write() as session:
         row = await session.get(RevisionRow, revision_id)
@@ -72,6 +74,19 @@ async def test_merged_weights_are_the_base_with_the_adapter_added(each_core: Cor
     assert set(numbers[:embedding]) == {0.0}
     assert numbers[embedding:] == pytest.approx([2 * 2 * VALUE**2] * (8 * 8 + 16 * 8))
     assert not list(each_core.settings.spool.iterdir()), "nothing is left behind"
+
+
+async def test_clients_that_stand_still_hold_up_nobody_in_another_project(core: Core) -> None:
+    theirs = TUNED.replace("default", "other")
+    await publish(core)
+    await publish(core, name=theirs, project_id="other")
+    service = DownloadsService(core)
+    still = [await service.open(PRINCIPAL, TUNED, merged=True) for _ in range(2)]
+    for download in still:
+        while core.settings.spool.stat().st_nlink == 2 + still.index(download):  # until it has begun to merge
+            await anext(download.chunks)
+    other = Principal(project_id="other", key_id="key-2")
+    assert "model.safetensors" in await unpacked(await service.open(other, theirs, merged=True))
 
 
 async def test_a_merge_that_fails_ends_the_download(core: Core) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from tests.support.artifacts import BASE_ID, publish_base_model
+from tests.support.factories import PRINCIPAL
 from tests.support.registry import publish_tuned_model
 from tunesmith_server.core import Core
 from tunesmith_server.registry import repository
 from tunesmith_server.registry.catalogue import CatalogueEntry
+from tunesmith_server.registry.service import RegistryService
 
 
 async def test_numbers_are_given_once(each_core: Core) -> None:
@@ -40,6 +42,20 @@ async def test_a_base_model_is_found_by_id_and_alias(each_core: Core) -> None:
         found = [await repository.find_base_model(session, name) for name in (BASE_ID, "one", "two", "three")]
 
     assert [row and row.id for row in found] == [BASE_ID, BASE_ID, BASE_ID, None]
+
+
+async def test_an_alias_is_found_before_a_model_that_has_left_the_catalogue(each_core: Core) -> None:
+    """As the gateway does, which hears of the newer one last."""
+    old = await publish_base_model(each_core)
+    async with each_core.database.write() as session:
+        entry = CatalogueEntry(id="new", source="new", aliases=(BASE_ID,))
+        await repository.sync_base_model(session, entry, 2)
+        await repository.drop_aliases(session, {"new"})
+        await repository.finish_import(session, "new", "new", revision="b" * 64, files=(), context_length=10)
+    async with each_core.database.read() as session:
+        assert await repository.revision_of(session, "default", BASE_ID) == "b" * 64 != old
+    listed = [model.id for model in await RegistryService(each_core).list_models(PRINCIPAL)]
+    assert sorted(listed) == sorted(["new", BASE_ID])
 
 
 async def test_the_catalogue_decides_what_is_imported(each_core: Core) -> None:
