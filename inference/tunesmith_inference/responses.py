@@ -205,7 +205,7 @@ def _append(messages: list[dict[str, Any]], item: object, at: str) -> None:
     if not isinstance(item, dict):
         raise invalid_request("invalid_type", "Every item of `input` is an object.", at)
     match item.get("type", "message"):
-        case "message" if item.get("role") in _ROLES:
+        case "message" if isinstance(item.get("role"), str) and item["role"] in _ROLES:
             messages.append({"role": item["role"], "content": _text(item.get("content"), f"{at}.content")})
         case "function_call":
             function = {name: _string(item, name, at) for name in ("name", "arguments")}

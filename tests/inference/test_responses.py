@@ -137,6 +137,7 @@ async def test_an_engine_that_dies_ends_the_stream_with_an_error(client: openai.
         ({"tools": [{"type": "web_search"}]}, "unsupported_tool", "tools.0.type"),
         ({"temperature": 9}, "invalid_value", "temperature"),
         ({"text": ""}, "invalid_type", "text"),
+        ({"input": [{"role": ["user"], "content": "a"}]}, "invalid_value", None),
         ({"reasoning": []}, "invalid_type", "reasoning"),
         ({"max_output_tokens": 100_000}, "context_length_exceeded", "max_output_tokens"),
         ({"nonsense": 1}, "unknown_parameter", "nonsense"),

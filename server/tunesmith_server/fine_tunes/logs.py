@@ -17,9 +17,8 @@ from tunesmith_server.core import Core
 from tunesmith_server.db.tables import AttemptRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
 from tunesmith_server.fine_tunes.lookup import require_job
-from tunesmith_server.tail import read_tail
+from tunesmith_server.tail import MAX_TAIL_BYTES, read_tail
 
-MAX_TAIL_BYTES = 1024 * 1024
 DEFAULT_TAIL_BYTES = 65536
 _LONGEST_CHARACTER = 4  # bytes, of which a cut may leave a part that is left out
 

@@ -5,6 +5,8 @@ It must not know jobs or the database. Another control plane's refusals are not 
 
 from __future__ import annotations
 
+_MOST = 10_000
+
 
 class Refusals:
     """Refused calls, by project and body, each for so many `seconds` and one repetition."""
@@ -15,8 +17,10 @@ class Refusals:
 
     def add(self, project_id: str, body_hash: str, now: int) -> None:
         """Notes a call that made nothing."""
-        self._refused = {call: at for call, at in self._refused.items() if at + self._seconds >= now}
+        self._refused.pop((project_id, body_hash), None)  # to the end, where the newest are
         self._refused[project_id, body_hash] = now
+        while (oldest := next(iter(self._refused.items())))[1] + self._seconds < now or len(self._refused) > _MOST:
+            del self._refused[oldest[0]]
 
     def take(self, project_id: str, body_hash: str, now: int) -> bool:
         """Whether the last such call was refused; its repetition has then been heard of."""

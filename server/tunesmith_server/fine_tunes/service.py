@@ -69,7 +69,8 @@ class FineTunesService:
         policy.check_idempotency_key(idempotency_key)
         policy.check_options(request, self._core.settings)
         call, now = (principal.project_id, body_hash(request)), int(self._core.clock())
-        repeated = repeated and not self._refusals.take(*call, now)
+        was_refused = self._refusals.take(*call, now)  # whatever comes of this call: the next one repeats this one
+        repeated = repeated and not was_refused
         try:
             job = await self._create(principal, request, idempotency_key, repeated)
         except IntegrityError:

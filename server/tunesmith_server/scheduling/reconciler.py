@@ -27,6 +27,7 @@ from tunesmith_server.scheduling import repository
 from tunesmith_server.scheduling.repository import LiveAttempt
 from tunesmith_server.scheduling.scheduler import launch
 from tunesmith_server.scheduling.verdicts import EndAttempt, Facts, LaunchAgain, StopRun, Wait, judge
+from tunesmith_server.tail import MAX_TAIL_BYTES
 from tunesmith_server.telemetry import log_fields
 from tunesmith_server.training import accounting
 from tunesmith_server.training.settlement import settle
@@ -183,7 +184,7 @@ class Reconciler:
         await self._executor.forget(attempt_id)
 
     async def _keep_log(self, attempt_id: str) -> None:
-        text = await self._executor.read_log(attempt_id)
+        text = await self._executor.read_log(attempt_id, MAX_TAIL_BYTES)
         if not text:
             return
         path = self._core.settings.home / "logs" / f"{attempt_id}.log"

@@ -59,9 +59,9 @@ def superfluous(rows: Sequence[CheckpointRow], referred: Set[str]) -> list[Check
     if len(rows) <= KEPT:
         return []
     by_step = sorted(rows, key=lambda row: row.step)
-    # A damaged one goes when its time has come, and takes the place of none that a run can resume from.
+    # A damaged one goes when its time has come, and takes the place of none that a run can resume from or end with.
     sound = [row for row in by_step if row.damaged_at is None]
-    kept = {row.id for row in (*by_step[-KEPT_NEWEST:], *sound[-KEPT_NEWEST:], *_best(rows))} | referred
+    kept = {row.id for row in (*by_step[-KEPT_NEWEST:], *sound[-KEPT_NEWEST:], *_best(sound))} | referred
     return [row for row in rows if row.id not in kept]
 
 

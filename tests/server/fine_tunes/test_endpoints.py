@@ -249,6 +249,18 @@ async def test_a_repeated_call_is_not_answered_with_a_job_that_it_did_not_make(
     assert (again.status_code, again.json()["id"] != first) == (200, True)
 
 
+async def test_a_refusal_before_the_last_call_is_not_what_is_repeated(
+    platform: Platform, client: httpx.AsyncClient
+) -> None:
+    body = {"model": BASE_ID, "training_file": platform.training_file}
+    await allow(platform, max_jobs=0)
+    assert (await client.post(JOBS, json=body)).status_code == 429
+    await allow(platform, max_jobs=1)
+    made = (await client.post(JOBS, json=body)).json()["id"]
+    again = await client.post(JOBS, json=body, headers={"x-stainless-retry-count": "1"})
+    assert (again.status_code, again.json()["id"]) == (200, made), "its answer was lost"
+
+
 async def test_events_are_streamed_with_ids_to_the_end_and_again_from_any_of_them(
     platform: Platform, client: httpx.AsyncClient
 ) -> None:

@@ -7,7 +7,8 @@ import pytest
 from tests.support.factories import PRINCIPAL, Platform
 from tunesmith_server.auth import Principal
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
-from tunesmith_server.fine_tunes.logs import MAX_TAIL_BYTES, RunLogs
+from tunesmith_server.fine_tunes.logs import RunLogs
+from tunesmith_server.tail import MAX_TAIL_BYTES
 
 
 class Forgetful:

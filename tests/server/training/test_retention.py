@@ -291,3 +291,11 @@ async def test_the_next_attempt_resumes_from_the_newest(platform: Platform) -> N
     for file in resume.files:
         path = f"runs/{identity.job_id}/e{identity.epoch}/step-6/{file.path}"
         assert await platform.core.store.size(path) == file.size
+
+
+async def test_a_damaged_checkpoint_is_best_in_nothing(platform: Platform) -> None:
+    """A run that begins again, with other rows maybe, ends with the best of its own."""
+    identity = await train(platform, [0.6, 0.7, 0.1, 0.8, 0.9, 1.0])
+    await damaged(platform, identity.job_id, 3)
+    await swept(platform)
+    assert await steps(platform, identity.job_id) == [1, 4, 5, 6]
