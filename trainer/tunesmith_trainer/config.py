@@ -187,7 +187,7 @@ def _epochs(wanted: Wanted, facts: Facts) -> tuple[int, str]:
     if rows > 25_000:
         return 1, f"{rows} rows are many: one pass"
     if rows * 3 > 25_000:
-        return max(1, 25_000 // rows), f"{rows} rows are many: as many passes as stay within 25,000 rows"
+        return 25_000 // rows, f"{rows} rows are many: as many passes as stay within 25,000 rows"
     return 3, "the usual number of passes"
 
 

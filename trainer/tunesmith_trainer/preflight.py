@@ -1,7 +1,7 @@
 """Owns the checks of a job's data: every row of both files rendered, every finding gathered, every number resolved.
 Must not know torch, how findings travel or where files came from. Loads no weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -193,16 +193,21 @@ def _split(training: list[Example], validation: list[Example] | None, seed: int)
 
 def _without_held_out(rows: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """Rows to train on, and rows held out with all their copies; copies stay where most of the rows would go."""
-    contents = [example.token_ids.tobytes() for example in rows]
-    first = {content: index for index, content in reversed(list(enumerate(contents)))}
-    places = sorted(first.values())
-    held = [places[place] for place in held_out_indices(len(places), seed)]
-    gone = {contents[index] for index in held}
-    kept = [example for example, content in zip(rows, contents, strict=True) if content not in gone]
+    kept, held = _parted([example.token_ids.tobytes() for example in rows], seed)
     if not held or 2 * len(kept) <= len(rows):
-        held = held_out_indices(len(rows), seed)
-        kept = [example for index, example in enumerate(rows) if index not in set(held)]
-    return kept, [rows[index] for index in held]
+        kept, held = _parted(range(len(rows)), seed)
+    return [rows[index] for index in kept], [rows[index] for index in held]
+
+
+def _parted(keys: Sequence[object], seed: int) -> tuple[list[int], list[int]]:
+    """Indices that are kept, and of each key that is held out the first; its others are in neither."""
+    first: dict[object, int] = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    places = list(first.values())
+    held = [places[place] for place in held_out_indices(len(places), seed)]
+    gone = {keys[index] for index in held}
+    return [index for index, key in enumerate(keys) if key not in gone], held
 
 
 def _evaluation_notes(validation: FileRows | None, evaluation: list[Example], copies: int) -> list[str]:

@@ -128,6 +128,7 @@ class Renderer:
         markers = [token.content for token in added.values() if "fim_" in token.content]
         self._controlling = _any_of([*special.values(), *tokenizer.all_special_tokens, *markers])
         self._knows_developer = any(f"{quote}developer{quote}" in self._templates for quote in "'\"")
+        self._begin = begin_of_text(tokenizer)
         self._remembered: dict[str, NDArray[np.int32]] = {}
 
     @property
@@ -226,7 +227,7 @@ class Renderer:
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Plain text between the tokens that begin and end a text; the end is learnt."""
         last = self._tokenizer.eos_token_id
-        bos = np.array(begin_of_text(self._tokenizer), dtype=np.int32)
+        bos = np.array(self._begin, dtype=np.int32)
         eos = np.array([] if last is None else [last], dtype=np.int32)
         framed = np.concatenate([bos, token_ids, eos])
         marks = np.concatenate([np.zeros(len(bos), np.bool_), labelled, np.ones(len(eos), np.bool_)])

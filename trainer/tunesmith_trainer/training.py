@@ -64,9 +64,9 @@ class Training:
         self._work = work
         self._reporter = reporter
         self._resume = distributed.by_leader(lambda: resume_folder(spec, work))
+        self._rows = checkpoint.rows_digest(data.training, data.evaluation)
         with checkpoint.reading(spec.resume.step):
-            rows = self._rows = checkpoint.rows_digest(data.training, data.evaluation)
-            self._progress = checkpoint.read_progress(self._resume, data.config, rows) if self._resume else None
+            self._progress = checkpoint.read_progress(self._resume, data.config, self._rows) if self._resume else None
         known = self._progress.dtype if self._progress else None
         hardware = distributed.by_leader(lambda: choose_hardware(known))
         self._ladder = _ladder(base, data, hardware)
@@ -275,14 +275,12 @@ class Training:
         folder = self._work / prefix
         files = deliver(folder, f"{prefix}/", self._reporter)
         whole = self._data.config.full_weights or self._data.merged
-        for_resuming = [
-            file for file in files if checkpoint.is_state(file.path) or file.path in self._artifacts.state_files
-        ]
+        for_resuming = {*self._artifacts.state_files, *(one.path for one in files if checkpoint.is_state(one.path))}
         artifact = pb.Artifact(
             kind=pb.ARTIFACT_KIND_FULL if whole else pb.ARTIFACT_KIND_ADAPTER,
             prefix=prefix,
-            files=[file for file in files if file not in for_resuming],
-            training_state=for_resuming,
+            files=[file for file in files if file.path not in for_resuming],
+            training_state=[file for file in files if file.path in for_resuming],
         )
         self._reporter.commit_checkpoint(progress.step, artifact, pb.StepMetrics(**asdict(metrics)))
         self._committed[progress.step] = artifact

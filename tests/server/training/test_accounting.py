@@ -9,6 +9,7 @@ from tests.support.clock import MovableClock
 from tests.support.executor import exited
 from tests.support.factories import Platform
 from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.executors.base import Observation, RunState
 from tunesmith_server.scheduling.reconciler import Reconciler
 
@@ -17,6 +18,14 @@ from tunesmith_server.scheduling.reconciler import Reconciler
 def reconciler(platform: Platform) -> Reconciler:
     """A reconciler over the scripted executor."""
     return make_reconciler(platform)
+
+
+async def waiting(platform: Platform) -> AttemptIdentity:
+    """A run of at most 100 seconds that is in the cluster's queue."""
+    identity = await platform.start_training()
+    await change(platform, identity.job_id, max_run_seconds=100)
+    platform.executor.observations[identity.attempt_id] = Observation(RunState.PENDING)
+    return identity
 
 
 async def test_a_run_at_its_limit_is_paused_and_gets_as_much_again_when_it_is_resumed(
@@ -57,9 +66,7 @@ async def test_a_run_at_its_limit_is_paused_and_gets_as_much_again_when_it_is_re
 async def test_a_wait_in_the_clusters_queue_uses_up_no_limit(
     platform: Platform, reconciler: Reconciler, clock: MovableClock
 ) -> None:
-    identity = await platform.start_training()
-    await change(platform, identity.job_id, max_run_seconds=100)
-    platform.executor.observations[identity.attempt_id] = Observation(RunState.PENDING)
+    identity = await waiting(platform)
     for _ in range(3):
         clock.advance(600)
         await reconcile(reconciler)
@@ -76,9 +83,7 @@ async def test_a_wait_in_the_clusters_queue_uses_up_no_limit(
 async def test_a_run_that_went_without_a_start_costs_nothing(
     platform: Platform, reconciler: Reconciler, clock: MovableClock
 ) -> None:
-    identity = await platform.start_training()
-    await change(platform, identity.job_id, max_run_seconds=100)
-    platform.executor.observations[identity.attempt_id] = Observation(RunState.PENDING)
+    identity = await waiting(platform)
     clock.advance(600)
     await reconcile(reconciler)
     platform.executor.observations[identity.attempt_id] = exited(70)
