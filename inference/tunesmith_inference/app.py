@@ -91,7 +91,8 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         following = registry.follow(partial(_follow, gateway))
         async with _running(following, fleet.run(), ledger.run(), captures.run(), reports.run()):
             yield create_app(gateway)
-        await asyncio.gather(ledger.close(), captures.close())
+        peers.leave()
+        await asyncio.gather(ledger.close(), captures.close(), reports.close())
 
 
 @contextlib.asynccontextmanager

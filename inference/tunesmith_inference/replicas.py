@@ -16,6 +16,7 @@ _LOOK_SECONDS = 0.5
 _REPEAT_SECONDS = 10.0
 _SHARING_SECONDS = 1.0
 """Between two reports of a gateway that shares models out with others: the answers tell of those."""
+_LAST_REPORT_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -101,3 +102,11 @@ class ReplicaReports:
             return
         await self._send([Aged(replica, telling[replica.engine, replica.revision][2]) for replica in replicas])
         self._told, self._sent_at = telling, now
+
+    async def close(self) -> None:
+        """Tells that nothing is held any more, for a few seconds at most: silence is believed only after a while."""
+        try:
+            async with asyncio.timeout(_LAST_REPORT_SECONDS):
+                await self._send([])
+        except (ReportLost, TimeoutError) as error:
+            _log.warning("that the engines hold nothing any more is not reported: %s", error)

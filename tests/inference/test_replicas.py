@@ -10,6 +10,7 @@ import pytest
 
 from tests.inference.gateway import gateway_on_simulator, golden, until
 from tests.support.clock import MovableClock
+from tests.support.serving_control_plane import ServingControlPlane
 from tunesmith_inference.replicas import Aged, Replica, ReplicaReports, ReplicaState, ReportLost
 from tunesmith_proto.registry.v1 import serving_pb2
 
@@ -74,6 +75,25 @@ async def test_the_reason_of_a_failed_proof_reaches_the_control_plane(tmp_path: 
         assert states[good].state == serving_pb2.REPLICA_STATE_READY
         assert states[forged].state == serving_pb2.REPLICA_STATE_FAILED
         assert "log-probability" in states[forged].reason
+
+
+async def test_a_gateway_that_ends_takes_back_what_it_said(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path, gateway_address="http://127.0.0.1:1") as gateway:
+        revision = gateway.add_adapter("good", "good")
+        await until(lambda: _told(gateway.control_plane.replicas, {revision}))
+        assert _known(gateway.control_plane) == (True, True)
+    assert _known(gateway.control_plane) == (False, False)
+
+
+async def test_a_gateway_ends_though_nobody_hears_its_last_report() -> None:
+    async def send(replicas: Sequence[Aged]) -> None:
+        raise ReportLost
+
+    await ReplicaReports(lambda: [READY], send, MovableClock()).close()
+
+
+def _known(control_plane: ServingControlPlane) -> tuple[bool, bool]:
+    return bool(control_plane.replicas), control_plane.presence is not None
 
 
 def _told(replicas: list[serving_pb2.Replica], revisions: set[str]) -> dict[str, serving_pb2.Replica] | None:
