@@ -6,6 +6,7 @@ It must not know any table. Commits happen here and nowhere else: when a `write(
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -73,10 +74,24 @@ def _create_engine(url: str) -> AsyncEngine:
         event.listen(engine.sync_engine, "checkin", _note_return)
         event.listen(engine.sync_engine, "checkout", _Doubt(engine).check)
         return engine
-    engine = create_async_engine(target, hide_parameters=True)
+    engine = create_async_engine(target, hide_parameters=True, connect_args={"factory": _SqliteConnection})
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """Gives its lock back when it is closed.
+
+    The pool closes a connection whose task was cancelled. The statement that ran then is known to that task's traceback
+    still, and for as long as SQLite keeps a closed connection with statements in its transaction: nobody could write.
+    """
+
+    def close(self) -> None:
+        """Ends the transaction, then the connection."""
+        if self.in_transaction:
+            self.rollback()
+        super().close()
 
 
 class _Doubt:

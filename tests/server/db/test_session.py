@@ -47,6 +47,31 @@ async def test_writers_wait_for_their_turn(each_core: Core) -> None:
         assert await session.scalar(select(CounterRow.value)) == 20
 
 
+async def test_who_is_cancelled_in_a_transaction_keeps_nobody_from_writing(each_core: Core) -> None:
+    async def write(begun: asyncio.Event) -> None:
+        async with each_core.database.write() as session:
+            session.add(CounterRow(name="lost", value=0))
+            await session.flush()
+            begun.set()
+            while True:
+                await session.execute(update(CounterRow).values(value=CounterRow.value + 1).returning(CounterRow.value))
+
+    # Kept, and with them, in their tracebacks, whatever they worked with.
+    cancelled = []
+    for number in range(20):
+        begun = asyncio.Event()
+        cancelled.append(asyncio.create_task(write(begun)))
+        await begun.wait()
+        for _ in range(number):
+            await asyncio.sleep(0)
+        cancelled[-1].cancel()
+        await asyncio.wait([cancelled[-1]])
+        async with asyncio.timeout(5), each_core.database.write() as session:
+            session.add(CounterRow(name=str(number), value=number))
+    async with each_core.database.read() as session:
+        assert set(await session.scalars(select(CounterRow.name))) == {str(number) for number in range(20)}
+
+
 def test_a_url_of_another_database_is_refused_with_the_name_of_the_setting() -> None:
     assert sync_url("postgres://u:p@h/d") == "postgresql+psycopg://u:p@h/d"
     with pytest.raises(ValueError, match="TUNESMITH_DATABASE_URL"):
