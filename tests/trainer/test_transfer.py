@@ -13,6 +13,7 @@ import pytest
 from tunesmith_trainer.errors import BadSpec, InfrastructureFailed
 from tunesmith_trainer.transfer import (
     LocalFile,
+    ObjectDamaged,
     Remote,
     cached_base_model,
     download,
@@ -26,11 +27,12 @@ DATA = bytes(range(256)) * 40
 
 
 class Store:
-    """An HTTP server with faults. `breaks` GETs end half-way; `statuses` are given before anything else."""
+    """An HTTP server with faults. `breaks` GETs end half-way; `statuses` come before anything else, with `words`."""
 
     def __init__(self) -> None:
         self.breaks = 0
         self.statuses: list[int] = []
+        self.words = b""
         self.content = DATA
         self.ranges: list[str | None] = []
         self.stored: dict[str, bytes] = {}
@@ -65,8 +67,9 @@ class Store:
 
             def refuse(self, status: int) -> None:
                 self.send_response(status)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(store.words)))
                 self.end_headers()
+                self.wfile.write(store.words)
 
             def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  the base's name
                 """Silent."""
@@ -111,6 +114,23 @@ def test_more_bytes_than_announced_are_refused(store: Store, tmp_path: Path) -> 
     store.content = DATA * 3
     with pytest.raises(InfrastructureFailed):
         download([remote(store)], tmp_path, no_pause)
+
+
+@pytest.mark.parametrize(
+    "words", [b"<Error><Code>NoSuchKey</Code></Error>", b'{"error": {"code": "object_not_found"}}']
+)
+def test_a_file_that_is_gone_is_damaged(store: Store, tmp_path: Path, words: bytes) -> None:
+    store.statuses, store.words = [404] * 3, words
+    with pytest.raises(ObjectDamaged):
+        download([remote(store)], tmp_path, no_pause)
+    assert store.statuses == []
+
+
+def test_a_bucket_that_is_gone_damages_nothing(store: Store, tmp_path: Path) -> None:
+    store.statuses, store.words = [404], b"<Error><Code>NoSuchBucket</Code></Error>"
+    with pytest.raises(InfrastructureFailed, match="404") as refused:
+        download([remote(store)], tmp_path, no_pause)
+    assert not isinstance(refused.value, ObjectDamaged)
 
 
 def test_an_empty_file_can_be_fetched(store: Store, tmp_path: Path) -> None:

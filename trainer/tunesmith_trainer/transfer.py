@@ -19,6 +19,7 @@ MANIFEST_FILE = "manifest.json"
 _BLOCK = 1 << 20
 _ATTEMPTS = 8
 _DAMAGED_ATTEMPTS = 3  # in a row: what was damaged on its way comes whole, what lies damaged never does
+_GONE = (b"NoSuchKey", b"object_not_found")  # S3's word and the control plane's own; a missing bucket is another
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 
 
@@ -121,7 +122,7 @@ def safe_path(path: str) -> PurePosixPath:
 
 
 class ObjectDamaged(InfrastructureFailed):
-    """Object storage answers, with other bytes than were stored there."""
+    """Object storage answers, with other bytes than were stored there or that there are none."""
 
 
 class _TryAgain(Exception):
@@ -129,7 +130,7 @@ class _TryAgain(Exception):
 
 
 class _Damaged(_TryAgain):
-    """What came is not what was announced."""
+    """What came is not what was announced, or nothing is there."""
 
 
 def _persist(transfer: Callable[[], None], what: str, pause: Callable[[float], None]) -> None:
@@ -167,6 +168,8 @@ def _fetch(client: httpx.Client, file: Remote, target: Path) -> None:
 def _fetch_rest(client: httpx.Client, file: Remote, target: Path, have: int) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with client.stream("GET", file.url, headers=headers) as response:
+        if response.status_code == httpx.codes.NOT_FOUND and _says_gone(response):
+            raise _Damaged
         _accept(response)
         mode = "ab" if response.status_code == httpx.codes.PARTIAL_CONTENT and have else "wb"
         with target.open(mode) as sink:
@@ -174,6 +177,11 @@ def _fetch_rest(client: httpx.Client, file: Remote, target: Path, have: int) -> 
                 sink.write(block)
                 if sink.tell() > file.size:
                     break  # longer than announced: the check fails
+
+
+def _says_gone(response: httpx.Response) -> bool:
+    said = next(response.iter_raw(_BLOCK), b"")
+    return any(word in said for word in _GONE)
 
 
 def _put(client: httpx.Client, source: Path, url: str, headers: Mapping[str, str]) -> None:
