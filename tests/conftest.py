@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
-from hypothesis import strategies
+from hypothesis import settings, strategies
 
 from tests.support.administration import each_installation, installation
 from tests.support.core import clock, cluster_settings, core, each_core, postgres_template
@@ -26,6 +26,10 @@ __all__ = [
     "postgres_template",
     "s3_server",
 ]
+
+# A machine may stand still for a moment, whatever the example: limits of time are the tests' own.
+settings.register_profile("tunesmith", deadline=None)
+settings.load_profile("tunesmith")
 
 
 def pytest_collection_finish() -> None:

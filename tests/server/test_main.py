@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (*toy_environment(tmp_path).items(), *ports):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(command, "configure_logging", lambda: None)
+    # A server sets it, for its whole process: not for the tests after this one.
+    monkeypatch.setattr(tempfile, "tempdir", None)
 
 
 def run(*arguments: str) -> Any:

@@ -123,7 +123,8 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: P
     while True:
         try:
             httpx.get(server.endpoint, timeout=2)
-            client.create_bucket(Bucket=BUCKET)
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=BUCKET)
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
         except Exception as error:
             if process.poll() is not None or time.monotonic() > deadline:

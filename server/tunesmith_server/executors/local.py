@@ -126,8 +126,12 @@ class LocalExecutor:
         self._children[launch.attempt_id] = child
         reach("executor.process_started")
         deadline = time.monotonic() + _LAUNCH_LIMIT_SECONDS
-        while not (folder / supervisor.IDENTITY_FILE).exists():
-            if child.poll() is not None or time.monotonic() > deadline:
+        while True:
+            # Asked first: a run may be recorded and end between the two questions.
+            given_up = child.poll() is not None or time.monotonic() > deadline
+            if (folder / supervisor.IDENTITY_FILE).exists():
+                break
+            if given_up:
                 raise UnavailableError("launch_failed", f"The run's supervisor did not start; see {folder}/log.")
             time.sleep(_POLL_SECONDS)
         reach("executor.run_recorded")

@@ -94,11 +94,12 @@ class UploadsService:
     async def get(self, principal: Principal, upload_id: str) -> UploadView:
         """The upload with the parts that have arrived, for a client that goes on; raises NotFoundError."""
         async with self._core.database.read() as session:
+            # Before the row: where that is pending still, these are the parts, and not what its end left of them.
+            parts = await upload_repository.list_parts(session, upload_id)
             row = await _require(session, principal, upload_id)
             file = await repository.get_live(session, row.project_id, row.file_id, self._now()) if row.file_id else None
-            status = self._status(row)
-            parts = await upload_repository.list_parts(session, row.id) if status == UploadStatus.PENDING else ()
-        return UploadView(row, status, file, tuple(parts))
+        status = self._status(row)
+        return UploadView(row, status, file, tuple(parts) if status == UploadStatus.PENDING else ())
 
     async def require_pending(self, principal: Principal, upload_id: str) -> UploadRow:
         """The upload if it still takes parts; raises NotFoundError or ConflictError."""

@@ -20,6 +20,8 @@ async def test_both_trackers_hear_of_a_job_from_its_first_step_to_its_end(tracke
     identity = await tracked.platform.start_training(integrations=[WANDB, MLFLOW])
     await tracked.report(identity, 1, 2)
     await tracked.until(lambda: len(tracked.told()["steps"]) == 2)  # it is told while the job runs
+    while not all(run.opened_at for run in await tracked.left()):
+        await tracked.relayed()
     await tracked.report(identity, 4)
     await tracked.end(identity)
     await tracked.relayed()
