@@ -89,10 +89,13 @@ async def serving(settings: Settings, command: Command = vllm_command) -> AsyncI
         )
         reports = ReplicaReports(fleet.replicas, partial(_report, gateway), sharing=bool(settings.gateway_address))
         following = registry.follow(partial(_follow, gateway))
-        async with _running(following, fleet.run(), ledger.run(), captures.run(), reports.run()):
-            yield create_app(gateway)
-        peers.leave()
-        await asyncio.gather(ledger.close(), captures.close(), reports.close())
+        async with _running(following, fleet.run(), ledger.run(), captures.run()):
+            async with _running(reports.run()):
+                yield create_app(gateway)
+            # Before the engines end, which takes its time: until then others would ask for what they hold.
+            peers.leave()
+            await reports.close()
+        await asyncio.gather(ledger.close(), captures.close())
 
 
 @contextlib.asynccontextmanager

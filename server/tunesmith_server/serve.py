@@ -89,10 +89,7 @@ class _Process:
             await self._http.wait_until_started(http)
             on_ready()
             await self._until_stopped(http)
-            await self._drain(http)
-            if gateway is not None:
-                gateway.cancel()
-                await asyncio.gather(gateway, return_exceptions=True)
+            await self._drain(http, gateway)
         finally:
             await self._application.stop()
 
@@ -110,10 +107,15 @@ class _Process:
         await asyncio.wait({http, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
 
-    async def _drain(self, http: asyncio.Task[None]) -> None:
+    async def _drain(self, http: asyncio.Task[None], gateway: asyncio.Task[None] | None) -> None:
         _log.info("stopping: requests under way are finished")
         self._application.stop_admission()
         self._http.should_exit = True
+        if gateway is not None:
+            await http
+            # Before gRPC, over which its last words come: what it has counted, and that it holds nothing any more.
+            gateway.cancel()
+            await asyncio.gather(gateway, return_exceptions=True)
         await asyncio.gather(self._application.grpc.stop(_DRAIN_SECONDS), http)
 
     def _on_signal(self) -> None:
