@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ class Service:
         self.backends: list[int] = []
         self.port = 0
         self._turns = 0
+        self._working: defaultdict[int, set[asyncio.Task[None]]] = defaultdict(set)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -26,25 +28,40 @@ class Service:
         finally:
             server.close()
 
+    async def drained(self, backend: int) -> None:
+        """Returns once no connection to it is open: that is what a pod's pause before its end is for."""
+        if working := self._working[backend]:
+            await asyncio.wait(working)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = await self._connected()
-        if connection is not None:
-            theirs, ours = connection
-            ways = [asyncio.create_task(_pump(reader, ours)), asyncio.create_task(_pump(theirs, writer))]
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            for way in ways:
-                way.cancel()
-            await asyncio.wait(ways)
-            ours.close()
+        task = asyncio.current_task()
+        assert task is not None
+        for port in self._in_turn():
+            self._working[port].add(task)
+            try:
+                theirs, ours = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                continue
+            else:
+                await _relay((reader, ours), (theirs, writer))
+                ours.close()
+                break
+            finally:
+                self._working[port].discard(task)
         writer.close()
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    def _in_turn(self) -> list[int]:
         self._turns += 1
         first = self._turns % max(1, len(self.backends))
-        for port in self.backends[first:] + self.backends[:first]:
-            with contextlib.suppress(OSError):
-                return await asyncio.open_connection("127.0.0.1", port)
-        return None
+        return self.backends[first:] + self.backends[:first]
+
+
+async def _relay(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    pumps = [asyncio.create_task(_pump(source, target)) for source, target in ways]
+    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    for pump in pumps:
+        pump.cancel()
+    await asyncio.wait(pumps)
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -21,7 +21,7 @@ from tests.support.s3_server import BUCKET, S3Server
 AWS = "awscli==1.46.2"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_home_with_sqlite(tmp_path: Path) -> None:
     original = ToyPlatform(made(tmp_path / "original"))
     life = Life(original)
@@ -38,7 +38,7 @@ def test_a_home_with_sqlite(tmp_path: Path) -> None:
         restored.close()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_postgresql_and_s3(
     tmp_path: Path, postgres: PostgresServer, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

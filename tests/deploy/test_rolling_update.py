@@ -64,6 +64,7 @@ class Replicas:
             server.kill()
         self._point()
         if not crash:
+            await self.http.drained(server.port)
             assert await asyncio.to_thread(server.stop) == 0
 
     async def replace_all(self, *, crash: bool = False) -> None:

@@ -19,7 +19,8 @@ import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.deploy.manifests import rendered
-from tests.support.live_server import free_ports, wait_until
+from tests.support.live_server import wait_until
+from tests.support.ports import free_ports
 from tests.support.s3_server import S3Server
 
 LISTENERS = (

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.live_server import LiveServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 MODEL = "smollm2-135m-instruct"
 

@@ -40,7 +40,7 @@ from tunesmith_server.registry.base_model_cache import BaseModelCache
 from tunesmith_server.registry.catalogue import CatalogueEntry
 from tunesmith_server.registry.manifest import MANIFEST_NAME
 
-pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(1500)]
 
 BASE = "smollm2-135m-instruct"
 # `make quickstart` is the main job on SQLite and a folder, too.
@@ -71,7 +71,7 @@ def ask(client: openai.OpenAI, model: str, colour: str) -> str:
 
 def wait_until_training(server: LiveServer, job_id: str) -> None:
     """Returns once the job has trained a step."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         job = server.job(job_id)
         assert job["status"] in {"validating_files", "queued", "running"}, job["error"]
@@ -135,7 +135,7 @@ def trained(
             wait_until_training(server, job.id)
             server.kill()
             server.start()
-        server.wait_for_job(job.id, timeout_seconds=400)
+        server.wait_for_job(job.id, timeout_seconds=1000)
         done = client.fine_tuning.jobs.retrieve(job.id)
         assert done.status == "succeeded", done.error
         assert done.fine_tuned_model

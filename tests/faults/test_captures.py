@@ -19,7 +19,8 @@ from tests.architecture.source_tree import ROOT
 from tests.conformance.platform_under_test import simulated_environment
 from tests.inference import real_model
 from tests.support.artifacts import BASE_ID
-from tests.support.live_server import LiveServer, free_ports, wait_until
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.ports import free_ports
 
 POINTS = ("capture.stored", "capture.writing", "capture.written:2")
 TOKEN = "service-token-of-the-test"

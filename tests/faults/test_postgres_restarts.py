@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tests.faults.promises import Witness, broken_promises, unrest
 from tests.support.artifacts import BASE_ID, publish_base_model
 from tests.support.asgi_server import serving
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 from tests.support.postgres import PostgresServer
 from tests.support.run_tasks import TaskExecutor
 from tunesmith_server import application

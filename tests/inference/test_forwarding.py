@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from tests.inference.gateway import GatewayUnderTest, answer, gateway_on_simulator, until
 from tests.support import asgi_server
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 from tunesmith_proto.registry.v1 import serving_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

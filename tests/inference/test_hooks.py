@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.hook_service import HookService
-from tests.support.serving_control_plane import free_port
+from tests.support.ports import free_port
 from tunesmith_inference.hooks import Hook, HookFailed
 
 

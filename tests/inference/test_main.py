@@ -17,7 +17,8 @@ import pytest
 
 from tests.inference.gateway import BASE, BASE_REVISION, make_base, servable, until
 from tests.support import engine_simulator
-from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane, free_port
+from tests.support.ports import free_port
+from tests.support.serving_control_plane import SERVICE_TOKEN, ServingControlPlane
 from tunesmith_proto.registry.v1 import serving_pb2
 
 

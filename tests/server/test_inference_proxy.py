@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from tests.support.asgi_server import serving
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 from tunesmith_server.error_rendering import http_response
 from tunesmith_server.errors import TunesmithError
 from tunesmith_server.inference_proxy import InferenceProxy, create_router

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from tests.support.artifacts import BASE_SHAPES, safetensors_bytes
 from tests.support.fake_importer import write_fake_importer
-from tests.support.live_server import LiveServer, free_ports, wait_until
+from tests.support.live_server import LiveServer, wait_until
+from tests.support.ports import free_ports
 from tunesmith_server import __main__ as command
 
 ROWS = "\n".join(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 from tunesmith_server.config import Settings
 from tunesmith_server.serve import StartError, listening_socket
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from tests.architecture.source_tree import ROOT
 from tests.support.docker_daemon import DockerDaemon
-from tests.support.live_server import free_ports, wait_until
+from tests.support.live_server import wait_until
+from tests.support.ports import free_ports
 
 IMAGES = ("server", "trainer", "inference")
 _CLIENT = "/usr/bin/docker"  # that of Debian's package, which has BuildKit inside; another in PATH may lack it
@@ -108,7 +109,9 @@ class ComposeStack:
 
     def kill(self, container: str) -> None:
         """kill -9 from outside of Docker, which therefore takes it for a crash."""
-        os.kill(self.inspect(container)["State"]["Pid"], signal.SIGKILL)
+        pid = self.inspect(container)["State"]["Pid"]
+        assert pid > 0, f"{container} has ended already"
+        os.kill(pid, signal.SIGKILL)
 
     def _compose(self, *command: str) -> str:
         files = ["--env-file", str(self._environment), "--file", str(ROOT / "deploy" / "compose.yaml")]

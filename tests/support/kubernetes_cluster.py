@@ -20,7 +20,7 @@ from tests.support.kubernetes_admission import Roles
 from tests.support.kubernetes_api import ApiServer
 from tests.support.kubernetes_node import Node, set_condition
 from tests.support.kubernetes_store import Object, Store, now
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 
 NAMESPACE = "tunesmith"
 RBAC = ROOT / "deploy" / "kubernetes" / "base" / "executor-rbac.yaml"

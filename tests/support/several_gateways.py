@@ -24,7 +24,8 @@ from tests.inference import gateway
 from tests.support import engine_simulator, processes
 from tests.support.artifacts import BASE_ID, BASE_SHAPES, safetensors_bytes
 from tests.support.fake_importer import write_fake_importer
-from tests.support.live_server import LiveServer, free_ports
+from tests.support.live_server import LiveServer
+from tests.support.ports import free_ports
 from tests.support.registry import publish_tuned_model
 from tunesmith_server.auth import Signer
 from tunesmith_server.clock import system_clock

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 
 LIMIT_SECONDS = 60
 CONFIGURATION = """

@@ -24,7 +24,7 @@ from tests.benchmarks.gateway.load import Load, Outcome, Place, run
 from tests.conformance.platform_under_test import PlatformUnderTest, running_platform
 from tests.support import engine_simulator
 from tests.support.artifacts import BASE_ID
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"

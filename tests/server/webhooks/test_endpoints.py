@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from tests.server.webhooks.conftest import SUCCEEDED, Webhooks
 from tests.support.asgi_server import serving
 from tests.support.factories import PRINCIPAL
-from tests.support.live_server import free_ports
+from tests.support.ports import free_ports
 from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import WebhookEndpointRow

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.support.live_server import free_ports
 from tests.support.loopback_http import Answer as Reply
 from tests.support.loopback_http import LoopbackServer, Received
+from tests.support.ports import free_ports
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.webhooks import targets
 from tunesmith_server.webhooks.sender import WebhookSender
