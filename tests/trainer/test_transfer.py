@@ -2,8 +2,11 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from tunesmith_trainer.transfer import (
     Remote,
     cached_base_model,
     download,
+    draft,
     list_files,
     manifest_bytes,
     safe_path,
@@ -163,6 +167,22 @@ def test_a_refused_upload_is_not_repeated_and_does_not_tell_the_url(store: Store
         upload(source, store.url, {}, no_pause)
     assert "secret" not in str(refused.value)
     assert store.statuses == []
+
+
+def test_a_draft_goes_with_its_block_and_takes_those_of_killed_processes_along(tmp_path: Path) -> None:
+    fill = "import sys, pathlib, tunesmith_trainer.transfer as t\nwith t.draft(pathlib.Path(sys.argv[1])) as folder: "
+    fill += "(folder / 'weights').touch(); print(folder, flush=True); sys.stdin.read()"
+    begin = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with begin([sys.executable, "-c", fill, str(tmp_path)]) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        with draft(tmp_path) as ours:
+            assert sorted(tmp_path.iterdir()) == sorted([theirs, ours]), "a living process keeps its own"
+        assert list(tmp_path.iterdir()) == [theirs]
+        other.kill()
+    with draft(tmp_path) as ours:
+        assert list(tmp_path.iterdir()) == [ours]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_base_model_is_cached_under_its_manifest(store: Store, tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 from tunesmith_trainer.base_model import read_facts, refuse_unsafe, unsupported
 from tunesmith_trainer.rendering import load_tokenizer
-from tunesmith_trainer.transfer import MANIFEST_FILE, list_files, manifest_bytes, publish, sha256_of
+from tunesmith_trainer.transfer import MANIFEST_FILE, draft, list_files, manifest_bytes, publish, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,7 @@ def gguf_in_wheel(name: str) -> Path:
 
 def _import(model_id: str, source: str, beside: Path, name: Callable[[str], Path]) -> tuple[str, Path]:
     """Fills a folder in `beside` and then gives it the name that its revision is to have."""
-    beside.mkdir(parents=True, exist_ok=True)
-    filling = Path(tempfile.mkdtemp(prefix=".importing-", dir=beside))
-    try:
+    with draft(beside) as filling:
         _filler(source)(filling)
         logger.info("checking")
         refuse_unsafe(filling)
@@ -66,8 +63,6 @@ def _import(model_id: str, source: str, beside: Path, name: Callable[[str], Path
         revision = hashlib.sha256(manifest).hexdigest()
         (filling / MANIFEST_FILE).write_bytes(manifest)
         publish(filling, name(revision))
-    finally:
-        shutil.rmtree(filling, ignore_errors=True)
     logger.info("imported %s", revision)
     return revision, name(revision)
 

@@ -1,13 +1,15 @@
 """Owns moving bytes over presigned URLs: checked downloads into the cache, uploads with retries.
 Must not know what the bytes are or who minted the URLs."""
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +18,7 @@ import httpx
 from tunesmith_trainer.errors import BadSpec, InfrastructureFailed, Problem
 
 MANIFEST_FILE = "manifest.json"
+_DRAFT = ".draft-"
 _BLOCK = 1 << 20
 _ATTEMPTS = 8
 _DAMAGED_ATTEMPTS = 3  # in a row: what was damaged on its way comes whole, what lies damaged never does
@@ -72,15 +75,33 @@ def cached_base_model(cache: Path, model_id: str, revision: str, files: Sequence
     manifest = manifest_bytes(model_id, [LocalFile(file.path, file.size, file.sha256) for file in files])
     if hashlib.sha256(manifest).hexdigest() != revision:
         raise BadSpec(Problem("base_model_mismatch", "The base model's files do not make the revision named.", "model"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    filling = Path(tempfile.mkdtemp(prefix=f".{revision[:16]}-", dir=folder.parent))
-    try:
+    with draft(folder.parent) as filling:
         download(files, filling)
         (filling / MANIFEST_FILE).write_bytes(manifest)
         publish(filling, folder)
+    return folder
+
+
+@contextmanager
+def draft(beside: Path) -> Iterator[Path]:
+    """A new folder in `beside`, to be filled and published. What is left of it goes with the block.
+
+    So do the drafts of processes that were killed: a living one holds a lock, where the file system has such.
+    """
+    beside.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".new-", dir=beside))
+    held = os.open(made, os.O_RDONLY)
+    with suppress(OSError):
+        fcntl.flock(held, fcntl.LOCK_EX)
+    # Only now under a name by which others look for what nobody holds.
+    filling = made.rename(made.with_name(made.name.replace(".new-", _DRAFT)))
+    try:
+        for other in beside.glob(f"{_DRAFT}*"):
+            _remove_abandoned(other)
+        yield filling
     finally:
         shutil.rmtree(filling, ignore_errors=True)
-    return folder
+        os.close(held)
 
 
 def publish(filling: Path, folder: Path) -> None:
@@ -105,6 +126,17 @@ def manifest_bytes(model_id: str, files: Iterable[LocalFile]) -> bytes:
     entries = [{"path": file.path, "sha256": file.sha256, "size": file.size} for file in files]
     entries.sort(key=lambda entry: str(entry["path"]))
     return json.dumps({"files": entries, "id": model_id}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes a draft unless a living process, this one included, holds it."""
+    with suppress(OSError):
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(held)
 
 
 def sha256_of(path: Path) -> str:
