@@ -240,7 +240,7 @@ async def test_a_deleted_model_is_unloaded_when_its_last_request_has_ended(tmp_p
         gateway.add_adapter("kept", "kept")
         gateway.add_adapter("mine", "tuned")
         assert (await gateway.chat("mine")).status_code == 200
-        slow = asyncio.create_task(gateway.chat("mine", "fault:slow", max_tokens=16))
+        slow = asyncio.create_task(gateway.chat("mine", "fault:slow", max_tokens=40))
         await until(lambda: _in_flight(gateway))
         gateway.control_plane.delete("mine")
         await until(lambda: _status(gateway, "mine", 404))

@@ -266,6 +266,7 @@ async def test_a_peer_that_hangs_is_given_up_and_one_that_takes_long_is_not(
     monkeypatch.setattr("tunesmith_inference.forwarding._HEALTH_SECONDS", 1.0)
     said = await several.gateway.chat("hangs", "x", max_tokens=2)
     assert said.json()["choices"][0]["message"]["content"] == answer("hangs", "x", 2)
+    monkeypatch.setattr("tunesmith_inference.forwarding._HEALTH_SECONDS", 20.0)
     asking = asyncio.create_task(several.gateway.chat("takes-long"))
     # It was asked how it is three times in the meantime.
     await until(lambda: several.peers.healths >= 3)

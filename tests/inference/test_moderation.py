@@ -176,6 +176,7 @@ async def test_silence_is_no_verdict(tmp_path: Path, service: HookService) -> No
     service.held = True
     url = f"{service.url}/v1/moderations"
     async with gateway_on_simulator(tmp_path, moderation_url=url, hook_seconds=0.2) as gateway:
+        await until(lambda: ready(gateway))
         response = await gateway.chat(BASE, PROMPT)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "moderation_unavailable")
         assert await asked(gateway) == 0
@@ -192,6 +193,11 @@ async def test_a_service_that_goes_away_ends_a_stream_with_an_error(
         rest = [line async for line in lines if line]
     assert json.loads(rest[-1][6:])["error"]["code"] == "moderation_unavailable"
     await until(lambda: idle(gateway))
+
+
+async def ready(gateway: GatewayUnderTest) -> bool:
+    """Whether there is an engine that answers."""
+    return [engine["state"] for engine in await gateway.engines()] == ["ready"]
 
 
 async def idle(gateway: GatewayUnderTest) -> bool:

@@ -195,5 +195,5 @@ async def _unloaded(gateway: GatewayUnderTest, revision: str) -> bool:
 
 async def _has(gateway: GatewayUnderTest, adapters: int) -> bool:
     """Whether all are ready, in an engine that is."""
-    (engine,) = await gateway.engines()
-    return engine["state"] == "ready" and list(engine["adapters"].values()).count("ready") == adapters
+    held = [engine["adapters"].values() for engine in await gateway.engines() if engine["state"] == "ready"]
+    return [list(states).count("ready") for states in held] == [adapters]

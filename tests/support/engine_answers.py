@@ -26,6 +26,8 @@ VERSION = "0.32.0"
 
 _VOCABULARY = 256
 _MAX_LOGPROBS = 20
+_READ_SECONDS = 0.1
+"""Between what an engine said and its death: a gateway that reads both at once hears of the death alone."""
 _CORE_DIED = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -274,6 +276,7 @@ class _Answer:
             for place in range(longest):
                 await asyncio.sleep(self._pause)
                 if self._dies and place == 2:
+                    await asyncio.sleep(_READ_SECONDS)
                     os._exit(1)
                 if self._work.core_died:
                     yield _event(_error_body(500, _CORE_DIED, "InternalServerError"))

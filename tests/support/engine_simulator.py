@@ -36,9 +36,9 @@ FAULTS = ("fault:die", "fault:core", "fault:500", "fault:broken", "fault:slow", 
 """In a prompt: the process ends; its core does, and it a moment later; an internal error; one now and on every request
 after it; a token each 50 ms; the same with 10,000 tokens unless fewer are asked for."""
 
-_BATCH_SECONDS = 0.02
+_BATCH_SECONDS = 0.1
 _MAX_RANK = 32
-_LAST_SECONDS = 0.3
+_LAST_SECONDS = 1.0
 
 
 class Simulator:

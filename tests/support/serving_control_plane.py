@@ -170,9 +170,10 @@ class ServingControlPlane(serving_pb2_grpc.ServingServiceServicer):
     async def ReportUsage(  # noqa: N802
         self, request: serving_pb2.ReportUsageRequest, context: Context
     ) -> serving_pb2.ReportUsageResponse:
-        """Keeps the report."""
+        """Keeps the report, once if it comes again."""
         await _check_token(context)
-        self.reports.append(request)
+        if request not in self.reports:
+            self.reports.append(request)
         return serving_pb2.ReportUsageResponse()
 
     async def ReportReplicas(  # noqa: N802

@@ -70,7 +70,7 @@ def test_compiled_layers_give_the_loss_and_gradients_of_plain_ones(
             torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=1e-5)
             assert found.keys() == wanted.keys()
             for name, gradient in wanted.items():
-                torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+                torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)  # of a sum over all tokens
 
 
 def test_without_a_compiler_the_model_stays_as_it_was(
