@@ -18,7 +18,7 @@ from tests.support.docker_daemon import DockerDaemon
 from tests.support.live_server import wait_until
 from tunesmith import APIError, Tunesmith
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 BASE = "smollm2-135m-instruct"
 PASSES, STEPS_PER_PASS = 12, 12  # an idle machine takes a pass in seconds: the job has to outlast a restart
@@ -89,18 +89,18 @@ def test_an_image_holds_one_extra_and_runs_without_root_or_a_place_to_write(stac
 def test_the_main_job_survives_the_death_of_control_plane_and_run(stack: ComposeStack, tmp_path: Path) -> None:
     with Tunesmith(base_url=stack.url, api_key=stack.secrets["TUNESMITH_API_KEY"], timeout=600) as client:
         job_id = create(client, tmp_path)
-        wait_until(lambda: steps(client, job_id) > 0, 600, lambda: described(client, job_id))
+        wait_until(lambda: steps(client, job_id) > 0, 1200, lambda: described(client, job_id))
         (run,) = stack.runs()
         check_isolation(stack, run)
-        wait_until(lambda: checkpoints(client, job_id) != [], 600, lambda: described(client, job_id))
+        wait_until(lambda: checkpoints(client, job_id) != [], 1200, lambda: described(client, job_id))
 
         stack.kill(stack.container("server"))
         wait_until(lambda: answers(client, job_id), 120, "the control plane did not come back")
         assert stack.runs() == [run], "the run lives on and is found again"
-        wait_until(lambda: steps(client, job_id) > STEPS_PER_PASS + 1, 300, lambda: described(client, job_id))
+        wait_until(lambda: steps(client, job_id) > STEPS_PER_PASS + 1, 1200, lambda: described(client, job_id))
         stack.kill(run)
 
-        job = client.fine_tunes.wait(job_id, timeout=900)
+        job = client.fine_tunes.wait(job_id, timeout=1800)
         assert job.status == "succeeded", job.error
         events = list(client.fine_tunes.events(job_id))
         messages = [event.message for event in events]
