@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -28,7 +29,7 @@ LISTENERS = (
     *("volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"),
 )
 COMPOSE = Path(__file__).resolve().parents[2] / "deploy" / "compose.yaml"
-VOLUME_MEGABYTES = 64
+VOLUME_BYTES = 1 << 30
 
 
 def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
@@ -38,9 +39,7 @@ def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
     port, *others = free_ports(1 + len(LISTENERS))
     listeners = dict(zip(LISTENERS, others, strict=True))
     weed, *arguments = placed(container["command"], tmp_path)
-    # The last of a flag counts. Small volumes, of which this machine's disk has room for many.
     arguments += [f"-s3.port={port}", *(f"-{name}={other}" for name, other in listeners.items())]
-    arguments += [f"-master.volumeSizeLimitMB={VOLUME_MEGABYTES}"]
     server = S3Server(f"http://127.0.0.1:{port}", "access", "secret")
     environment = {
         variable["name"]: placed([variable["value"]], tmp_path)[0]
@@ -72,8 +71,10 @@ def test_it_starts_and_takes_objects(tmp_path: Path) -> None:
 
         wait_until(takes_objects, 60, lambda: (tmp_path / "log").read_text()[-4000:])
         assert server.client().get_object(Bucket=bucket, Key="platform/files/one")["Body"].read() == b"rows"
-        room = volumes(listeners["master.port"]) * VOLUME_MEGABYTES << 20
+        volumes = topology(listeners["master.port"])
+        room = volumes["Max"] * VOLUME_BYTES
         assert room > shutil.disk_usage(tmp_path).free / 2, "the object store would be full before its disk"
+        assert volumes["Max"] - volumes["Free"] == 2, "on a small disk the bucket would take them all, or be left none"
         assert speaks_grpc(listeners["filer.port.grpc"]), "this is how a port looks that asks for no certificate"
         assert not speaks_grpc(listeners["s3.port.grpc"])
     finally:
@@ -87,9 +88,10 @@ def test_the_one_of_the_compose_file_is_started_in_the_same_way() -> None:
     assert service["entrypoint"] + service["command"] == pod["containers"][0]["command"]
 
 
-def volumes(port: int) -> int:
-    """How many volumes the master that listens here would have its server make."""
-    return int(httpx.get(f"http://127.0.0.1:{port}/dir/status").json()["Topology"]["Max"])
+def topology(port: int) -> dict[str, Any]:
+    """How many volumes the master that listens here would have its server make at most, and make still."""
+    told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/dir/status").json()["Topology"]
+    return told
 
 
 def placed(words: list[str], folder: Path) -> list[str]:
