@@ -16,8 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tunesmith_inference.vllm import Completion
 
-TOLERANCES = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.25}
-"""Largest difference of a token's log-probability, by the coarser of the run's and the engine's dtype."""
+TOLERANCES = {"float32": 0.01, "float16": 0.15, "bfloat16": 1.0}
+"""Largest difference of a token's log-probability, by the coarser of the run's and the engine's dtype.
+
+In bfloat16 single tokens were seen 0.53 off what the model gives in float32 (SmolLM2-135M); float16 rounds to eighths.
+"""
 
 _MAX_GOLDEN_BYTES = 4 * 1024 * 1024
 _NOISE = 0.01

@@ -130,6 +130,19 @@ def test_answers_of_another_model_are_refused(base: Path, tmp_path: Path, dtype:
         )
 
 
+def test_one_token_may_be_rounded_further_off_than_all_of_them(base: Path, tmp_path: Path) -> None:
+    model = trained(base, full=False, dtype="bfloat16")
+    write(base, model, tmp_path, full=False)
+    answers = json.loads((tmp_path / "golden.json").read_text())["prompts"]
+    answers[0]["logprobs"][0] += 0.8
+    export_proof.prove(model, answers, torch.bfloat16)
+
+    for further in ([2.0], [0.8] * 8):
+        off = [logprob + more for logprob, more in zip(answers[0]["logprobs"], [*further, *[0.0] * 8], strict=False)]
+        with pytest.raises(RunFailed):
+            export_proof.prove(model, [answers[0] | {"logprobs": off}], torch.bfloat16)
+
+
 def test_a_run_whose_files_say_something_else_does_not_succeed(
     server: TrainingServer, run_attempt: Callable[[TrainingServer], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,12 @@ from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example
 
-BOUNDS = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
-"""Nats between a token's log-probabilities that rounding explains, by the coarsest dtype that either side computes in
-or is stored in. Measured on SmolLM2-135M after training: 2e-5 and, in bfloat16, 0.11 at most; float16 rounds to eighths
-of that."""
+BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+"""Nats between log-probabilities, in the mean of all tokens, that rounding explains, by the coarsest dtype that either
+side computes in or is stored in. Measured on SmolLM2-135M after training: 2e-5 and, in bfloat16, 0.1; float16 rounds
+to eighths of that."""
+_WORST = 8
+"""How many times the bound a single token may be apart: rounding makes up to five times the mean of one."""
 
 
 def prove(model: nn.Module, answers: Sequence[Mapping[str, Any]], coarsest: torch.dtype) -> None:
@@ -26,21 +28,22 @@ def prove(model: nn.Module, answers: Sequence[Mapping[str, Any]], coarsest: torc
 
     Each answer has `prompt_token_ids`, and `token_ids` with their natural `logprobs`.
     """
-    apart = max((_apart(model, answer) for answer in answers), default=0.0)
-    if not apart <= BOUNDS[coarsest]:  # also where it is no number
+    differences = torch.cat([_apart(model, answer) for answer in answers] or [torch.zeros(1)])
+    bound, apart = BOUNDS[coarsest], max(float(differences.mean()), float(differences.max()) / _WORST)
+    if not apart <= bound:  # also where it is no number
         message = (
             f"The exported files do not answer as the trained model does: log-probabilities are {apart:.2g} nats "
-            f"apart, {BOUNDS[coarsest]:g} are allowed. They were not saved; checkpoints from before can be used. "
+            f"apart, {bound:g} are allowed. They were not saved; checkpoints from before can be used. "
             "If it happens again, tell who runs this service the base model's name."
         )
         raise RunFailed(Problem("export_differs", message, "model"))
 
 
-def _apart(model: nn.Module, answer: Mapping[str, Any]) -> float:
-    """The largest difference in nats between the log-probabilities of one answer's tokens."""
+def _apart(model: nn.Module, answer: Mapping[str, Any]) -> torch.Tensor:
+    """Differences in nats between the log-probabilities of one answer's tokens, float32."""
     prompt, tokens = answer["prompt_token_ids"], answer["token_ids"]
     token_ids = np.array([*prompt, *tokens], dtype=np.int32)
     (batch,) = pack([Example(0, token_ids, np.arange(len(token_ids)) >= len(prompt))], len(token_ids))
     with torch.no_grad():  # not inference mode: a sharded model is trained on with what it gathers here
         in_memory = -score(model, batch).losses.cpu()
-    return float((in_memory - torch.tensor(answer["logprobs"])).abs().max())
+    return (in_memory - torch.tensor(answer["logprobs"])).abs()
