@@ -122,7 +122,11 @@ class EngineProcess:
         logs = self._settings.cache_dir / "engine_logs"
         logs.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, engine_guard.__file__]
-        with (logs / f"{spec.name}.log").open("wb") as log:
+        path = logs / f"{spec.name}.log"
+        if path.exists():
+            # Kept: it tells why the last one ended, or belongs to another installation's engine that still writes it.
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("wb") as log:
             return await asyncio.create_subprocess_exec(
                 *guard,
                 *self._command(spec, self._settings, socket),

@@ -70,8 +70,11 @@ async def relay(
 
 
 def public(answer: dict[str, Any], model: str) -> dict[str, Any]:
-    """An answer or chunk under the client's name for the model."""
+    """An answer or chunk under the client's name for the model, with the details of usage that clients look into."""
     answer["model"] = model
+    if usage := answer.get("usage"):
+        usage["prompt_tokens_details"] = usage.get("prompt_tokens_details") or {"cached_tokens": 0}
+        usage["completion_tokens_details"] = usage.get("completion_tokens_details") or {"reasoning_tokens": 0}
     return answer
 
 

@@ -19,7 +19,7 @@ def main() -> int:
     if "TUNESMITH_API_KEY" not in os.environ:
         sys.exit("Set TUNESMITH_API_KEY; `tunesmithd up --home DIR` leaves it in DIR/api_key.")
     client = OpenAI(
-        base_url=os.environ.get("TUNESMITH_BASE_URL", "http://127.0.0.1:8000").rstrip("/") + "/v1",
+        base_url=os.environ.get("TUNESMITH_BASE_URL", "http://127.0.0.1:8000").rstrip("/").removesuffix("/v1") + "/v1",
         api_key=os.environ["TUNESMITH_API_KEY"],
     )
     training_file = client.files.create(file=EXAMPLES / "support_tickets_train.jsonl", purpose="fine-tune")

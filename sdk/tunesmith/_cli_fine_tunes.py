@@ -282,7 +282,7 @@ def _awaited(client: Tunesmith, fine_tune_id: str) -> FineTune:
     with _resumable(fine_tune_id):
         for update in _updates(client, fine_tune_id):
             job = update.fine_tune
-    _tell_of_pause(job)
+    _tell_of_trouble(job)
     return job
 
 
@@ -303,7 +303,7 @@ def _stream_json(client: Tunesmith, fine_tune_id: str) -> None:
             job = update.fine_tune
             for event in update.events:
                 print_json_line(event)
-    _tell_of_pause(job)
+    _tell_of_trouble(job)
 
 
 def _updates(client: Tunesmith, fine_tune_id: str) -> Iterator[FineTuneUpdate]:
@@ -314,8 +314,8 @@ def _updates(client: Tunesmith, fine_tune_id: str) -> Iterator[FineTuneUpdate]:
             return
 
 
-def _tell_of_pause(job: FineTune) -> None:
-    if job.status == _PAUSED:
+def _tell_of_trouble(job: FineTune) -> None:
+    if job.status != "succeeded":
         print_outcome(job)
 
 

@@ -68,8 +68,9 @@ class FineTuneFailedError(TunesmithError):
 
     def __init__(self, fine_tune: FineTune) -> None:
         reason = fine_tune.error
+        why = f"failed: {reason.message if reason else 'the server gave no reason'}"
         super().__init__(
-            f"Fine-tune {fine_tune.id} failed: {reason.message if reason else 'the server gave no reason'}",
+            f"Fine-tune {fine_tune.id} {'was cancelled.' if fine_tune.status == 'cancelled' else why}",
             code=reason.code if reason else None,
         )
         self.fine_tune = fine_tune

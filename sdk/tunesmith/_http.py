@@ -58,8 +58,12 @@ def path_of(*parts: str) -> str:
 
     Raises:
         ValueError: a part is empty or a dot segment, and would name another resource.
+        TypeError: a part is no text.
     """
     for part in parts:
+        if not isinstance(part, str):
+            what = "None" if part is None else f"a {type(part).__name__}"
+            raise TypeError(f"An id is expected, not {what}.")
         if part in {"", ".", ".."}:
             raise ValueError(f"An id is expected, not {part!r}.")
     return "/v1/" + "/".join(quote(part, safe=":") for part in parts)
@@ -267,6 +271,12 @@ class AsyncResource:
 def _connection_error(error: Exception, base_url: str) -> APIError:
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         failure: APIError = APITimeoutError(f"{base_url} did not answer in time.", code="timed_out")
+    elif isinstance(error, httpx.ConnectError) and "SSL" in str(error):
+        failure = APIConnectionError(
+            f"{base_url} was reached, but not over TLS: {error}. If it is the right server, have SSL_CERT_FILE name "
+            "the certificate to trust, or use http:// where it speaks no TLS.",
+            code="tls_failed",
+        )
     elif isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         failure = APIConnectionError(
             f"No Tunesmith server was reached at {base_url}; is it running?", code="connection_failed"

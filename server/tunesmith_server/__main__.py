@@ -123,7 +123,7 @@ def list_models(home: Home = None) -> None:
             for row in await repository.list_base_models(session):
                 typer.echo("  ".join(filter(None, (row.id, row.state, row.source, *row.aliases, row.error))))
 
-    with_core(read_settings(home=home), show)
+    with_core(read_installation(home), show)
 
 
 @models.command("import")

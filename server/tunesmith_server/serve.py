@@ -197,8 +197,9 @@ def listening_socket(settings: Settings) -> Iterator[socket.socket]:
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
-        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        message = f"HTTP cannot listen on {settings.host}:{settings.port}: {reason}. Choose another --port."
+        advice = f"{error.strerror}. Look at --host and --port."
+        reason = "the port is in use. Choose another --port." if error.errno == errno.EADDRINUSE else advice
+        message = f"HTTP cannot listen on {settings.host}:{settings.port}: {reason}"
         raise StartError(message) from error
     with listening:
         yield listening

@@ -100,7 +100,11 @@ async def test_usage_comes_last_in_a_stream_where_asked_for(gateway: GatewayUnde
     assert response.headers["content-type"].startswith("text/event-stream")
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     assert events[-1] == "[DONE]"
-    assert json.loads(events[-2])["usage"]["completion_tokens"] == 2
+    usage = json.loads(events[-2])["usage"]
+    assert usage["completion_tokens"] == 2
+    assert (
+        usage["prompt_tokens_details"]["cached_tokens"] == usage["completion_tokens_details"]["reasoning_tokens"] == 0
+    )
 
 
 async def test_every_answer_has_a_request_id(gateway: GatewayUnderTest) -> None:

@@ -175,6 +175,8 @@ async def test_an_engine_that_dies_comes_back_with_its_adapters(
         response = await gateway.chat("mine", "one", max_tokens=2)
         assert response.json()["choices"][0]["message"]["content"] == answer("tuned", "one", 2)
         assert (await gateway.engines())[0]["starts"] == 3, "the request was tried once more"
+        logs = [path.name for path in (tmp_path / "engine_logs").iterdir()]
+        assert sorted(name.partition(".")[2] for name in logs) == ["log", "log.1"], "of the one that died as well"
 
 
 async def test_an_engine_that_fails_on_every_request_is_replaced_and_one_that_met_bad_requests_is_not(

@@ -95,6 +95,11 @@ def test_the_docstring_draws_the_real_hierarchy() -> None:
     assert sorted(drawn) == sorted(real)
 
 
+def test_a_cancelled_job_has_not_failed() -> None:
+    job = {"id": "ftjob-1", "created_at": 1, "model": "m", "status": "cancelled", "training_file": "file-1"}
+    assert str(tunesmith.FineTuneFailedError(FineTune.model_validate(job))) == "Fine-tune ftjob-1 was cancelled."
+
+
 def errors_of_every_class() -> list[TunesmithError]:
     """One of each class, with all that it tells."""
     told: dict[str, Any] = {"code": "c", "type": "t", "param": "p", "request_id": "req-1"}

@@ -104,6 +104,15 @@ class TestRetries:
         assert caught.value.code == "connection_failed"
         assert len(pauses.lengths) == 2
 
+    def test_a_server_without_tls(self, api: FakeApi, client: Tunesmith) -> None:
+        base_url = str(client.base_url).replace("http:", "https:")
+        with (
+            Tunesmith(base_url=base_url, api_key=API_KEY, max_retries=0) as secure,
+            pytest.raises(APIConnectionError, match=r"SSL.*SSL_CERT_FILE") as caught,
+        ):
+            secure.models.list()
+        assert caught.value.code == "tls_failed"
+
     async def test_async_twin(self, api: FakeApi, async_client: AsyncTunesmith) -> None:
         api.faults += [Fault(), Fault(error_answer(503, "restarting", "unavailable"))]
         assert (await async_client.models.retrieve("smollm2-135m-instruct")).owned_by == "tunesmith"
@@ -189,3 +198,7 @@ class TestPathOf:
     def test_a_part_cannot_name_another_resource(self, part: str) -> None:
         with pytest.raises(ValueError, match="An id is expected"):
             path_of("files", part)
+
+    def test_the_name_of_a_model_that_is_not_there_yet(self, client: Tunesmith) -> None:
+        with pytest.raises(TypeError, match="An id is expected, not None"):
+            client.models.retrieve(None)  # type: ignore[arg-type]

@@ -32,7 +32,10 @@ def read(path: Path) -> tuple[list[Row], list[Problem]]:
 
 def test_chat_and_prompt_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    chat = {"messages": [USER, {"role": "assistant", "content": "b", "weight": 0, "name": "n"}], "tools": [TOOL]}
+    chat = {
+        "messages": [USER | {"weight": None}, {"role": "assistant", "content": "b", "weight": 0, "name": "n"}],
+        "tools": [TOOL],
+    }
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(chat).encode() + b'\r\n\n{"prompt": "p", "completion": "c"}\n')
     rows, problems = read(path)
 

@@ -197,7 +197,7 @@ def _is_tool(tool: object) -> bool:
 def _message(value: object) -> Message:
     if not isinstance(value, dict) or value.get("role") not in _ROLES:
         raise _BadRow(f"has a message whose role is not one of {', '.join(_ROLES)}")
-    weight = value.get("weight", 1)
+    weight = 1 if value.get("weight") is None else value["weight"]
     if weight not in (0, 1):
         raise _BadRow("has a message whose weight is neither 0 nor 1")
     value = _with_tool_calls(value)

@@ -14,8 +14,8 @@ from tunesmith_server.files.faults import Fault, shown
 
 _ROW_KEYS = {"messages", "tools", "parallel_tool_calls", "functions"}
 _MESSAGE_KEYS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call"}
-_ANSWER_KEYS = {"refusal", "audio"}
-"""What OpenAI's answers have besides, mostly null."""
+_ANSWER_KEYS = {"refusal", "audio", "annotations"}
+"""What OpenAI's answers have besides, mostly empty."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -42,7 +42,9 @@ def message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
         yield Fault("data_type", "has a message that is not a JSON object")
         return
     role = message.get("role")
-    for key in sorted(message.keys() - _MESSAGE_KEYS - (_ANSWER_KEYS if role == "assistant" else set())):
+    # Null is as good as absent: libraries that write tables give each message every key that any of them has.
+    given = {key for key, value in message.items() if value is not None}
+    for key in sorted(given - _MESSAGE_KEYS - (_ANSWER_KEYS if role == "assistant" else set())):
         yield Fault("message_unrecognized_key", f"has a message with the unknown key {shown(key)}; remove it")
     if role is None:
         yield Fault("message_missing_key", 'has a message without "role"')
@@ -66,7 +68,7 @@ def tools_faults(row: dict[str, Any]) -> Iterator[Fault]:
         if not isinstance(tools, list) or not all(is_right(tool) for tool in tools):
             what = f'has "{key}" that are not a list of functions with a "name" and "parameters" as an object'
             yield Fault(f"invalid_{key}", what)
-    if not isinstance(row.get("parallel_tool_calls", True), bool):
+    if not isinstance(row.get("parallel_tool_calls"), bool | None):
         yield Fault("data_type", 'has a "parallel_tool_calls" that is neither true nor false')
 
 
@@ -79,9 +81,9 @@ def _assistant_faults(messages: list[dict[str, Any]]) -> Iterator[Fault]:
 
 
 def _weight_faults(message: dict[str, Any]) -> Iterator[Fault]:
-    if "weight" not in message:
+    weight = message.get("weight")
+    if weight is None:
         return
-    weight = message["weight"]
     if isinstance(weight, bool) or weight not in (0, 1):
         yield Fault("invalid_weight", 'has a message whose "weight" is neither 0 nor 1')
     elif message.get("role") != "assistant":

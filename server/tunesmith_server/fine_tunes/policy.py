@@ -101,7 +101,8 @@ def _check_file(file: FileRow | None, file_id: str, param: str, min_rows: int) -
         message = f"The file {file_id} has the status {file.status} and cannot be used. Upload it again."
         raise InvalidRequestError("file_not_processed", message, param=param)
     if (file.rows or 0) < min_rows:
-        message = f"The file {file_id} has {file.rows or 0} rows, but at least {min_rows} are needed. Add rows."
+        advice = "Raw text is for method continued_pretraining." if file.filename.endswith(".txt") else "Add rows."
+        message = f"The file {file_id} has {file.rows or 0} rows, but at least {min_rows} are needed. {advice}"
         raise InvalidRequestError("invalid_n_examples", message, param=param)
 
 

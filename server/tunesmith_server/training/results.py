@@ -30,6 +30,7 @@ from tunesmith_server.training.ownership import amend, owned
 from tunesmith_server.training.spec import attempt_prefix
 from tunesmith_server.training.success import finish, finished_before, succeed
 
+_STEPS_FILE = "results.csv"
 _TRAINING_STATES = frozenset({State.RUNNING, State.PAUSING})
 
 
@@ -197,12 +198,14 @@ async def _write_success(
     results: Sequence[ManifestFile],
     now: int,
 ) -> None:
-    rows = [result_file(job, attempt_prefix(identity), file, now) for file in results]
+    # Clients take the first for the numbers of the steps.
+    ordered = sorted(results, key=lambda file: file.path != _STEPS_FILE)
+    rows = [result_file(job, attempt_prefix(identity), file, now) for file in ordered]
     live = await accounting.spent_by(session, identity.attempt_id, now)
     changes = {
         **accounting.charged(job, live),
         "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
-        # Clients take the first for the numbers of the steps; what a preflight rejected comes behind.
+        # What a preflight rejected comes behind.
         "result_file_ids": [*(row.id for row in rows), *job.result_file_ids],
         "trained_tokens": request.trained_tokens,
     }

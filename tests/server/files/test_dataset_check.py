@@ -50,7 +50,15 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
     "weights": {"messages": [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]},
     "text parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ASSISTANT]},
     "names": {"messages": [USER | {"name": "ann"}, ASSISTANT]},
-    "nulls": {"messages": [USER, ASSISTANT | {"tool_calls": None, "name": None}], "tools": None},
+    "nulls": {
+        "messages": [
+            USER | {"weight": None, "refusal": None, "x": None},
+            ASSISTANT | {"tool_calls": None, "name": None},
+        ],
+        "tools": None,
+        "parallel_tool_calls": None,
+    },
+    "an answer as a client got it": {"messages": [USER, ASSISTANT | {"annotations": [], "audio": None}]},
     "tools": {
         "messages": [
             USER,

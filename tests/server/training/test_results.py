@@ -20,7 +20,7 @@ from tunesmith_server.registry import repository as registry
 from tunesmith_server.registry.manifest import ManifestFile
 
 STATE = {"training_state.json": b"{}", "training_state.safetensors": b"state"}
-RESULTS = {"results.csv": b"step,train_loss\n1,2.0\n", "evaluation.jsonl": b'{"row":1}\n'}
+RESULTS = {"evaluation.jsonl": b'{"row":1}\n', "results.csv": b"step,train_loss\n1,2.0\n"}
 
 
 async def test_a_job_succeeds_with_a_checkpoint_that_was_committed(each_platform: Platform) -> None:
@@ -47,6 +47,7 @@ async def test_a_job_succeeds_with_a_checkpoint_that_was_committed(each_platform
     assert first is not None
     assert model.revision == last.revision != first.revision
     assert (model.checkpoint, last.checkpoint) == (False, True)
+    assert [row and row.filename for row in results] == ["results.csv", "evaluation.jsonl"], "clients take the first"
     for row in results:
         assert row is not None
         assert (row.purpose, row.status) == ("fine-tune-results", "processed")
