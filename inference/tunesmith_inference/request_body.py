@@ -77,6 +77,10 @@ _IGNORED = frozenset(
 )
 """Known to clients, without meaning to engines. A chat template is the model's own, never the client's."""
 _CONTENT = {Route.CHAT: "messages", Route.COMPLETIONS: "prompt"}
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""A template would write any other one, too, and no model has seen that."""
+_LEAST_TOP_P = 1e-6
+"""The likeliest token alone. To engines 0 is no share, whereas OpenAI takes it."""
 _MAX_ANSWERS = 128
 _MAX_DEPTH = 64
 _MOST = {"logit_bias": 1024, "stop_token_ids": 64}
@@ -198,6 +202,8 @@ def _check_values(route: Route, parameters: dict[str, Any]) -> None:
         given = parameters.get(name)
         if isinstance(given, (dict, list)) and len(given) > most:
             raise invalid_request("invalid_value", f"`{name}` has at most {most} entries.", name)
+    if parameters.get("top_p") == 0:
+        parameters["top_p"] = _LEAST_TOP_P
     if "stream_options" in parameters and not parameters.get("stream"):
         raise invalid_request("invalid_value", "`stream_options` goes only with `stream`.", "stream_options")
     if "chat_template_kwargs" in parameters:
@@ -211,6 +217,8 @@ def _check_message(message: object) -> None:
     """Text only: engines would fetch other content from addresses that the client names."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise invalid_request("invalid_type", "Every message is an object with a `role`.", "messages")
+    if message["role"] not in _ROLES:
+        raise invalid_request("invalid_value", f"The role of a message is one of {', '.join(_ROLES)}.", "messages")
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     is_text = all(isinstance(part, dict) and part.get("type") in ("text", "refusal") for part in parts)

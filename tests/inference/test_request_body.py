@@ -84,6 +84,7 @@ def test_everything_else_is_named_and_refused(name: str) -> None:
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": ["hi"]}, "invalid_type", "messages"),
         ({"messages": [{"content": "hi"}]}, "invalid_type", "messages"),
+        ({"messages": [{"role": "human", "content": "hi"}]}, "invalid_value", "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages"),
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "invalid_value", "messages"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, "invalid_value", "messages"),
@@ -129,6 +130,11 @@ def test_wrong_values_are_refused_with_the_parameter(changes: dict[str, Any], co
 )
 def test_what_is_no_json_object_is_refused(content: bytes) -> None:
     assert _refusal(Route.CHAT, content) == ("invalid_json", None)
+
+
+def test_a_share_of_nothing_is_the_likeliest_token() -> None:
+    assert parse(Route.CHAT, _chat(top_p=0)).parameters["top_p"] == pytest.approx(0, abs=1e-5)
+    assert parse(Route.CHAT, _chat(top_p=0)).parameters["top_p"] > 0
 
 
 def test_completions_take_a_prompt_in_any_form_and_no_messages() -> None:
