@@ -32,6 +32,11 @@ def create_router(audit: AuditLog) -> APIRouter:
         actor_ids: Annotated[Many, Query(alias="actor_ids[]", default_factory=list)],
         event_types: Annotated[Many, Query(alias="event_types[]", default_factory=list)],
         resource_ids: Annotated[Many, Query(alias="resource_ids[]", default_factory=list)],
+        # As people write them who use no client of OpenAI's.
+        plain_project_ids: Annotated[Many, Query(alias="project_ids", default_factory=list)],
+        plain_actor_ids: Annotated[Many, Query(alias="actor_ids", default_factory=list)],
+        plain_event_types: Annotated[Many, Query(alias="event_types", default_factory=list)],
+        plain_resource_ids: Annotated[Many, Query(alias="resource_ids", default_factory=list)],
         since: Annotated[int | None, Query(alias="effective_at[gte]", ge=0, lt=10**11)] = None,
         later_than: Annotated[int | None, Query(alias="effective_at[gt]", ge=0, lt=10**11)] = None,
         before: Annotated[int | None, Query(alias="effective_at[lt]", ge=0, lt=10**11)] = None,
@@ -41,10 +46,10 @@ def create_router(audit: AuditLog) -> APIRouter:
         ends = [at for at in (before, None if until is None else until + 1) if at is not None]
         query = AuditQuery(
             limit,
-            project_ids=project_ids,
-            key_ids=actor_ids,
-            actions=event_types,
-            target_ids=resource_ids,
+            project_ids=project_ids + plain_project_ids,
+            key_ids=actor_ids + plain_actor_ids,
+            actions=event_types + plain_event_types,
+            target_ids=resource_ids + plain_resource_ids,
             since=max(starts, default=None),
             until=min(ends, default=None),
         )

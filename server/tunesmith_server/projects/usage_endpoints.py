@@ -24,6 +24,7 @@ from tunesmith_server.projects.usage_schemas import (
 Time = Annotated[int, Query(ge=0, lt=10**11)]
 OptionalTime = Annotated[int | None, Query(ge=0, lt=10**11)]
 Many = list[str]
+ByGroup = Literal["project_id", "api_key_id", "model"]
 
 
 def create_router(service: UsageService) -> APIRouter:
@@ -49,19 +50,24 @@ def create_router(service: UsageService) -> APIRouter:
         *,
         _principal: CurrentPrincipal,
         start_time: Time,
-        group_by: Annotated[
-            list[Literal["project_id", "api_key_id", "model"]], Query(alias="group_by[]", default_factory=list)
-        ],
+        group_by: Annotated[list[ByGroup], Query(alias="group_by[]", default_factory=list)],
         project_ids: Annotated[Many, Query(alias="project_ids[]", default_factory=list)],
         api_key_ids: Annotated[Many, Query(alias="api_key_ids[]", default_factory=list)],
         models: Annotated[Many, Query(alias="models[]", default_factory=list)],
+        # As people write them who use no client of OpenAI's.
+        plain_group_by: Annotated[list[ByGroup], Query(alias="group_by", default_factory=list)],
+        plain_project_ids: Annotated[Many, Query(alias="project_ids", default_factory=list)],
+        plain_api_key_ids: Annotated[Many, Query(alias="api_key_ids", default_factory=list)],
+        plain_models: Annotated[Many, Query(alias="models", default_factory=list)],
         end_time: OptionalTime = None,
         bucket_width: Width = "1d",
         limit: int | None = None,
         page: str | None = None,
     ) -> CompletionsPage:
-        which = UsageFilter(("inference",), project_ids, api_key_ids, models)
-        groups = tuple(dict.fromkeys(group_by))
+        which = UsageFilter(
+            ("inference",), project_ids + plain_project_ids, api_key_ids + plain_api_key_ids, models + plain_models
+        )
+        groups = tuple(dict.fromkeys(group_by + plain_group_by))
         query = UsageQuery(start_time, end_time, bucket_width, limit, page, groups, which)
         return _completions(await service.read(query))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import openai
@@ -11,6 +12,7 @@ import pytest
 from tests.support.administration import Installation, client
 from tests.support.asgi_server import serving
 from tunesmith_server.projects.scopes import EVERYTHING
+from tunesmith_server.projects.usage_repository import UsageLine
 
 PROJECTS = "/v1/organization/projects"
 
@@ -69,6 +71,30 @@ async def test_openais_client_administers_unmodified(each_installation: Installa
         assert [one.type for one in logs][:2] == ["project.archived", "api_key.deleted"]
         only = [one async for one in organization.audit_logs.list(event_types=["api_key.created"])]
         assert [one.to_dict()["target_id"] for one in only] == [made_key.id], "the log knows what was created"
+
+
+@pytest.mark.parametrize("ending", ["[]", ""], ids=["as OpenAI's clients write lists", "as people do"])
+async def test_lists_in_queries_are_never_ignored(
+    admin: httpx.AsyncClient, installation: Installation, ending: str
+) -> None:
+    line = UsageLine("default", "k", "m", "inference", int(installation.core.clock()), 1, 2, 3)
+    await installation.part.usage.take_report("g", 1, [line])
+    installation.core.clock.advance(3600)  # type: ignore[attr-defined]
+    await admin.post(PROJECTS, json={"name": "A"})
+    await installation.part.audit.flush()
+    usage, logs = "/v1/organization/usage/completions", "/v1/organization/audit_logs"
+
+    async def results(path: str, **lists: str) -> list[dict[str, Any]]:
+        asked = {f"{name}{ending}": value for name, value in lists.items()}
+        data = (await admin.get(path, params={"start_time": line.hour, **asked})).json()["data"]
+        return [result for bucket in data for result in bucket["results"]] if path == usage else data
+
+    assert [result["model"] for result in await results(usage, group_by="model", models="m")] == ["m"]
+    for name in ("project_ids", "api_key_ids", "models"):
+        assert await results(usage, **{name: "another"}) == []
+    assert [log["type"] for log in await results(logs, event_types="project.created")] == ["project.created"]
+    for name in ("project_ids", "actor_ids", "event_types", "resource_ids"):
+        assert await results(logs, **{name: "another"}) == []
 
 
 async def test_quotas_are_part_of_a_project(admin: httpx.AsyncClient) -> None:
