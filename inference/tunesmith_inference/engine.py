@@ -123,7 +123,7 @@ class EngineProcess:
         logs.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, engine_guard.__file__]
         path = logs / f"{spec.name}.log"
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             # Kept: it tells why the last one ended, or belongs to another installation's engine that still writes it.
             path.replace(path.with_suffix(".log.1"))
         with path.open("wb") as log:

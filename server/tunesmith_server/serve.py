@@ -112,7 +112,7 @@ class _Process:
         self._application.stop_admission()
         self._http.should_exit = True
         if gateway is not None:
-            await http
+            await asyncio.wait({http})
             # Before gRPC, over which its last words come: what it has counted, and that it holds nothing any more.
             gateway.cancel()
             await asyncio.gather(gateway, return_exceptions=True)
