@@ -134,7 +134,9 @@ def _settings(settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _findings(job: FineTuneObject) -> str:
-    found = job.preflight.findings if job.preflight else []
+    if job.preflight is None:
+        return "<p>Nothing yet: the files have not been validated.</p>"
+    found = job.preflight.findings
     if not found:
         return "<p>Nothing to complain about.</p>"
     rows = [

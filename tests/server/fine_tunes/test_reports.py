@@ -97,4 +97,5 @@ async def test_a_job_that_has_not_begun_has_a_report(platform: Platform) -> None
     page = await ReportsService(platform.core).html(PRINCIPAL, await platform.create())
 
     assert "No steps so far." in page
+    assert "Nothing yet: the files have not been validated." in page
     assert "it has not succeeded" in page
