@@ -32,7 +32,12 @@ async def test_chunks_carry_the_clients_name_and_end_with_done() -> None:
 async def test_usage_is_passed_on_where_it_is_wanted() -> None:
     events, _ = await _relayed(wanted=True)
     assert "usage" not in events[0]
-    assert events[1]["usage"].items() >= {"prompt_tokens": 1, "completion_tokens": 2}.items()
+    assert events[1]["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
 
 
 async def test_an_engine_that_fails_ends_the_stream_with_an_error_and_not_with_done() -> None:
