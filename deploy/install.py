@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import venv
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,9 +158,10 @@ class Environment:
         if not self._locked and self.folder.exists():
             say(self.name, f"removing {self.folder.name}")
             shutil.rmtree(self.folder)
-        if not self.python.exists():
+        if not (self.folder / "bin" / "pip").exists():  # it comes last, so that a broken start is made good
             say(self.name, f"creating {self.folder.name}")
-            venv.create(self.folder, with_pip=True)
+            # Copies of the interpreter cannot be started while another thread starts something ("text file busy").
+            venv.create(self.folder, with_pip=True, symlinks=True)
 
     def install_torch(self, *, gpu: bool) -> None:
         """Puts torch in first: a bare `torch` resolved later would bring gigabytes of CUDA to a CPU machine."""
@@ -233,21 +234,13 @@ def is_worth_showing(line: str) -> bool:
 
 
 def run_together(*steps: Callable[[], None]) -> list[InstallError]:
-    """Runs the steps side by side; returns what failed."""
-    failures: list[InstallError] = []
-
-    def guard(step: Callable[[], None]) -> None:
-        try:
-            step()
-        except InstallError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guard, args=(step,)) for step in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return failures
+    """Runs the steps side by side; returns what failed, and raises whatever else went wrong."""
+    with ThreadPoolExecutor(len(steps)) as threads:
+        errors = [future.exception() for future in [threads.submit(step) for step in steps]]
+    for error in errors:
+        if error is not None and not isinstance(error, InstallError):
+            raise error
+    return [error for error in errors if isinstance(error, InstallError)]
 
 
 def write_constraints(*, gpu: bool) -> None:
