@@ -37,6 +37,7 @@ from tunesmith_inference.errors import (
 )
 from tunesmith_inference.fleet import Fleet
 from tunesmith_inference.forwarding import Forwarding, NotAnswered, Outcome, chosen_model, is_if_room
+from tunesmith_inference.functions import with_function_calls, with_function_calls_in
 from tunesmith_inference.model_metrics import ModelWatch
 from tunesmith_inference.moderation import Moderation
 from tunesmith_inference.peers import Peers
@@ -217,6 +218,8 @@ async def _answer(
             chunks = noting_whole(chunks, note, MAX_CAPTURE_BYTES)
         if response:
             return HeldStream(response_events(chunks, response, meter), stack.pop_all())
+        if asked.functions:
+            chunks = with_function_calls_in(chunks)
         answers = asked.parameters.get("n", 1)
         return HeldStream(relay(chunks, asked.model, asked.usage_wanted, meter, answers), stack.pop_all())
     answer = await _unless_gone(request, target.client.answer(asked.route, body))
@@ -224,6 +227,8 @@ async def _answer(
     answer = await _unless_gone(request, gateway.moderation.checked(answer))
     if wanted(principal, asked):
         note(answer)
+    if asked.functions:
+        answer = with_function_calls(answer)
     return JSONResponse(responses.answered(response, answer) if response else public(answer, asked.model))
 
 
@@ -301,6 +306,8 @@ async def _routed(
 
 def _engine_body(asked: InferenceRequest, target: Target, principal: Principal) -> dict[str, Any]:
     body = {**asked.parameters, "model": target.model}
+    if target.frame is not None and asked.route is Route.COMPLETIONS:
+        body = target.frame.around(body)
     # Projects share no cached prefix, or the time to an answer would tell one what another has asked.
     body["cache_salt"] = hashlib.sha256(_SALT + principal.project_id.encode()).hexdigest()
     if asked.stream:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_inference import proof, tool_calls
+from tunesmith_inference.completion_frame import CompletionFrame
 from tunesmith_inference.config import Device, Settings
 from tunesmith_inference.engine import EngineProcess, EngineSpec, takes_adapters
 from tunesmith_inference.engine_memory import engine_bytes
@@ -45,11 +46,15 @@ class NotAskedFor(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a request goes: an engine, the engine's name for the model, and whether tools can be shown to it."""
+    """Where a request goes: an engine, the engine's name for the model, and whether tools can be shown to it.
+
+    `frame` is what prompts of /v1/completions stand in; None where the model continues them as they are.
+    """
 
     client: VllmClient
     model: str
     takes_tools: bool
+    frame: CompletionFrame | None
 
 
 class EngineHost:
@@ -96,6 +101,7 @@ class EngineHost:
         self._reason = ""
         self._adapters = False
         self._takes_tools = False
+        self._frame: CompletionFrame | None = None
         self._process = EngineProcess(settings, command)
         self._failure: tuple[float, Exception] | None = None
         self._trouble = Trouble()
@@ -113,7 +119,8 @@ class EngineHost:
                     served = await self._up()
                     try:
                         model = await stack.enter_async_context(served.lease(servable))
-                        target = Target(served.client, model, self._takes_tools)
+                        frame = self._frame or served.frame_of(servable.revision)
+                        target = Target(served.client, model, self._takes_tools, frame)
                     except EngineUnavailable:
                         await asyncio.sleep(_RETRY_SECONDS)
                 yield target
@@ -244,6 +251,7 @@ class EngineHost:
             self._stage = ReplicaState.PROBING
             golden = proof.read_golden(await self._revisions.tuned_folder(self.revision, Kind.FULL))
             await proof.prove(client.complete_greedily, golden, self._name, None, dtype)
+            self._frame = golden.completion_frame
         elif self._adapters and self._settings.device is Device.CPU and _mixes_batches_up(await client.version()):
             base_name = "zero"
             await client.load_adapter(base_name, await self._revisions.zero_adapter_folder(self.revision))

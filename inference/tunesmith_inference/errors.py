@@ -49,15 +49,11 @@ def missing_parameter(name: str) -> GatewayError:
     return invalid_request("missing_required_parameter", f"`{name}` is required.", name)
 
 
-_TODAY = {"functions": "tools", "function_call": "tool_choice"}
-"""What OpenAI has in place of parameters from before."""
-
-
 def unknown_parameter(name: str) -> GatewayError:
     """400: a parameter that means nothing here, which would be ignored in silence otherwise."""
     shown = name[:80]
-    advice = f"Send `{_TODAY[name]}` instead." if name in _TODAY else "Remove it or check its spelling."
-    return invalid_request("unknown_parameter", f"`{shown}` is not supported. {advice}", shown)
+    message = f"`{shown}` is not supported. Remove it or check its spelling."
+    return invalid_request("unknown_parameter", message, shown)
 
 
 def tools_unsupported(param: str) -> GatewayError:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tunesmith_inference.completion_frame import CompletionFrame
 from tunesmith_inference.vllm import Completion
 
 TOLERANCES = {"float32": 0.01, "float16": 0.15, "bfloat16": 1.0}
@@ -60,6 +61,7 @@ class Golden(BaseModel):
 
     dtype: Literal["float32", "float16", "bfloat16"]
     prompts: Annotated[list[GoldenPrompt], Field(min_length=1, max_length=16)]
+    completion_frame: CompletionFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)

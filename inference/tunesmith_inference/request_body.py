@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Never
 
-from tunesmith_inference import responses
+from tunesmith_inference import functions, responses
 from tunesmith_inference.errors import invalid_request, missing_parameter, unknown_parameter
 
 
@@ -91,7 +91,8 @@ _MOST = {"logit_bias": 1024, "stop_token_ids": 64}
 class InferenceRequest:
     """A checked request. `parameters` go to the engine's `route`; `model` is still the client's name.
 
-    `response_to` is the body where a response of the Responses API is to be made of the answer.
+    `response_to` is the body where a response of the Responses API is to be made of the answer; `functions` where calls
+    of tools are to be called what they were before there were tools.
     """
 
     route: Route
@@ -100,6 +101,7 @@ class InferenceRequest:
     usage_wanted: bool
     parameters: Mapping[str, Any]
     response_to: Mapping[str, Any] | None = None
+    functions: bool = False
     end_user: str | None = None
     """Who the client asks for, where it says so: a deployment gives one end user one model."""
     stored: bool = True
@@ -129,12 +131,15 @@ def parse(route: Route, content: bytes) -> InferenceRequest:
         return _parse_response(model, body)
     if _CONTENT[route] not in body:
         raise missing_parameter(_CONTENT[route])
+    has_functions = False
+    if route is Route.CHAT:
+        body, has_functions = functions.with_tools(body)
     parameters = {name: value for name, value in body.items() if _passes(route, name, value)}
     _check_values(route, parameters)
     options = parameters.get("stream_options") or {}
     stream = parameters.get("stream", False)
     wanted = options.get("include_usage") is True
-    return InferenceRequest(route, model, stream, wanted, parameters, **_about(body))
+    return InferenceRequest(route, model, stream, wanted, parameters, functions=has_functions, **_about(body))
 
 
 def _parse_response(model: str, body: dict[str, Any]) -> InferenceRequest:

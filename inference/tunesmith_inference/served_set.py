@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tunesmith_inference import proof
+from tunesmith_inference.completion_frame import CompletionFrame
 from tunesmith_inference.replicas import Replica, ReplicaState
 from tunesmith_inference.retries import Sleep, persistently
 from tunesmith_inference.revisions import NotFetched, RevisionRefused
@@ -47,6 +48,8 @@ class _Slot:
     users: int = 0
     proven: proof.Neighbour | None = None
     """What it is held against when others come beside it, once it is proven."""
+    frame: CompletionFrame | None = None
+    """What its prompts of /v1/completions stand in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,11 @@ class ServedSet:
         finally:
             slot.users -= 1
             self._released.set()
+
+    def frame_of(self, revision: str) -> CompletionFrame | None:
+        """What prompts of /v1/completions stand in for a loaded adapter; None for any other revision."""
+        slot = self._slots.get(revision)
+        return slot.frame if slot is not None else None
 
     async def preload(self, servable: Servable) -> None:
         """Begins to load an adapter that nobody has asked for yet; returns when the first try has come to an end."""
@@ -223,6 +231,7 @@ class ServedSet:
         slot.stage = ReplicaState.LOADING
         await self._make_room(servable.revision)
         golden = proof.read_golden(folder)
+        slot.frame = golden.completion_frame
         await self.client.load_adapter(slot.name, folder)
         slot.stage = ReplicaState.PROBING
         await self._prove(servable.revision, golden)

@@ -74,12 +74,6 @@ def test_everything_else_is_named_and_refused(name: str) -> None:
     assert _refusal(Route.CHAT, _chat(**{name: 1})) == ("unknown_parameter", name)
 
 
-@pytest.mark.parametrize(("name", "today"), [("functions", "tools"), ("function_call", "tool_choice")])
-def test_parameters_from_before_are_refused_with_those_of_today(name: str, today: str) -> None:
-    with pytest.raises(GatewayError, match=f"Send `{today}` instead"):
-        parse(Route.CHAT, _chat(**{name: []}))
-
-
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [

@@ -1,5 +1,6 @@
 """Every family that is trained: packs, losses and adapters are what its own code and PEFT make of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,27 +40,48 @@ def rows() -> list[Example]:
     ]
 
 
+def alike() -> list[Example]:
+    """Rows of three kinds that begin alike, some of them in more, some with the windows' end in it; one like none."""
+    generator = np.random.default_rng(2)
+
+    def made(count: int) -> list[int]:
+        return [int(token) for token in generator.integers(3, 259, count)]
+
+    first, second, strange = made(21), made(40), made(6)
+    third = second + made(17)
+    beginnings = (first, second, first, third, strange, third, second)
+    return [
+        Example(index, np.array(start + made(9 + index), np.int32), np.arange(len(start) + 9 + index) > len(start) + 2)
+        for index, start in enumerate(beginnings)
+    ]
+
+
 def eager(folder: Path) -> nn.Module:
     """The model with transformers' own attention, one document at a time."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 
-def eager_loss(model: nn.Module) -> torch.Tensor:
+def eager_loss(model: nn.Module, examples: list[Example]) -> torch.Tensor:
     """Cross-entropies of all rows' labelled tokens, one after the other."""
     losses = []
-    for row in rows():
+    for row in examples:
         ids = torch.from_numpy(row.token_ids.astype(np.int64))
+        wanted = torch.from_numpy(row.labelled[1:])
         logits = model(input_ids=ids[None]).logits[0, :-1]
-        losses.append(functional.cross_entropy(logits, ids[1:], reduction="none"))
+        losses.append(functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="none"))
     return torch.cat(losses)
 
 
-def test_packs_give_the_losses_and_gradients_of_documents_alone(family: Path) -> None:
+@pytest.mark.parametrize("make", [rows, alike])
+def test_packs_give_the_losses_and_gradients_of_documents_alone(
+    family: Path, make: Callable[[], list[Example]]
+) -> None:
     ours, theirs = load(family, FLOAT32), eager(family)
-    (batch,) = pack(rows(), 256)
+    (batch,) = pack(make(), 512, share=True)
+    assert len(batch.shared) == (3 if make is alike else 0)
     scored = score(ours, batch)
-    expected = eager_loss(theirs)
+    expected = eager_loss(theirs, make())
     scored.total.backward()  # type: ignore[no-untyped-call]  # torch
     expected.sum().backward()  # type: ignore[no-untyped-call]  # torch
 
@@ -82,7 +104,7 @@ def test_peft_makes_the_same_of_the_adapter(
     (batch,) = pack(rows(), 256)
     ours = score(model, batch)
     theirs = peft.PeftModel.from_pretrained(eager(family), tmp_path, is_trainable=True)
-    expected = eager_loss(theirs)
+    expected = eager_loss(theirs, rows())
     ours.total.backward()  # type: ignore[no-untyped-call]  # torch
     expected.sum().backward()  # type: ignore[no-untyped-call]  # torch
 

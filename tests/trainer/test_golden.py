@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.support import tiny_families
+from tests.support.training_server import TrainingServer
+from tests.trainer.conftest import RunAttempt
 from tunesmith_trainer.golden import golden_prompts, greedy
 from tunesmith_trainer.model import load_for_generation
 from tunesmith_trainer.rendering import Example
@@ -50,3 +52,20 @@ def test_a_model_whose_positions_end_can_answer_the_longest_prompt(tmp_path: Pat
     (prompt,) = golden_prompts([example(7, 508)], [], 512)
 
     assert len(greedy(model, prompt, [])["token_ids"]) == 8
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_prompts_of_completions_are_recorded_with_what_they_stood_in(
+    server: TrainingServer, run_attempt: RunAttempt, mixed: bool
+) -> None:
+    lines = [json.dumps({"prompt": f"Colour {index}?", "completion": "red"}) for index in range(20)]
+    if mixed:
+        lines[3] = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    (server.root / "train.jsonl").write_text("\n".join(lines))
+    server.spec.training_file.CopyFrom(server.remote("train.jsonl"))
+    assert run_attempt(server) == 0
+
+    golden = json.loads((server.root / "out/step-10/golden.json").read_text())
+    system = "<|im_start|>system\nYou are a test.<|im_end|>\n"
+    frame = {"before": f"{system}<|im_start|>user\n", "after": "<|im_end|>\n<|im_start|>assistant\n", "trimmed": False}
+    assert golden.get("completion_frame") == (None if mixed else frame)

@@ -30,6 +30,7 @@ from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.pairs import render_pairs
 from tunesmith_trainer.rendering import Example, Renderer
+from tunesmith_trainer.time_plan import computed_part
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 
@@ -238,6 +239,15 @@ def test_numbers_read_late_are_the_same(base: Path) -> None:
     assert found[0] == found[1]
     assert len(found[0][0]) == 12
     assert found[0][1] == [6, 12]
+
+
+def test_tokens_that_rows_share_count_for_each_of_them(base: Path) -> None:
+    course, host = Course(base, 0), Onlooker()
+    course.run(host)
+
+    tokens = sum(len(one.token_ids) for one in course.examples)
+    assert sum(one.tokens for one in host.metrics) == 2 * tokens
+    assert computed_part(course.config, course.examples, 1024) < 0.9
 
 
 def test_a_checkpoint_that_is_asked_for_holds_what_its_step_says(base: Path) -> None:

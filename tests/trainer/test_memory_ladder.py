@@ -37,6 +37,7 @@ LARGE = BaseShapes(
     },
 )
 RUNGS = [Rung(1024), Rung(512), Rung(512, 15), Rung(512, 30)]
+LABELLED = np.arange(500) >= 490
 NEEDS = dict(zip(RUNGS, (8, 6, 4, 3), strict=True))
 
 
@@ -191,3 +192,18 @@ def test_further_rungs_need_less_than_all_before() -> None:
 
     assert four_bits
     assert max(four_bits) < min(whole)
+
+
+@pytest.mark.parametrize(("prompt", "gpu", "expected"), [(480, False, 1000), (0, False, 512), (480, True, 512)])
+def test_long_rows_that_begin_alike_get_packs_with_room_to_share(prompt: int, gpu: bool, expected: int) -> None:
+    """Rows of 500 tokens: in packs of 512 each would bring its own prompt."""
+    generator = np.random.default_rng(1)
+    start = generator.integers(0, 1000, prompt)
+    rows = [
+        Example(1, np.concatenate([start, generator.integers(0, 1000, 500 - prompt)]).astype(np.int32), LABELLED)
+        for _ in range(20)
+    ]
+    config = resolve(Wanted(full_weights=False, seed=1, batch_size=8), Facts(20, 500, 10, 4096, "llama", 8192))[0]
+    steps = ladder_of(LARGE, config, rows, "bfloat16", 512, main_memory=256 * GIB, gpu=gpu, merged=False)
+
+    assert steps.choose(1 << 50, 1 << 50).rung == Rung(expected)

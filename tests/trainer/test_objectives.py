@@ -1,5 +1,6 @@
 """The loss: what it must equal, however rows are laid out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def model(request: pytest.FixtureRequest, base: Path) -> nn.Module:
 
 def gradients(model: nn.Module, budget: int, examples: list[Example]) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
-    packs = pack(examples, budget)
+    packs = pack(examples, budget, share=True)
     labels = sum(len(batch.targets) for batch in packs)
     total = 0.0
     for batch in packs:
@@ -52,10 +53,17 @@ def gradients(model: nn.Module, budget: int, examples: list[Example]) -> tuple[f
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def alike(row: int, length: int) -> Example:
+    """One of many that begin with the same twenty tokens, and are labelled after some of their own."""
+    one = example(row, length, 25)
+    return replace(one, token_ids=np.concatenate([EXAMPLES[0].token_ids[:20], one.token_ids[20:]]))
+
+
+@pytest.mark.parametrize("examples", [EXAMPLES, [alike(row, 28 + row) for row in range(6)]], ids=["unlike", "alike"])
 @pytest.mark.parametrize("budget", [256, 60])
-def test_packing_changes_neither_loss_nor_gradients(model: nn.Module, budget: int) -> None:
-    alone_loss, alone = gradients(model, 1, EXAMPLES)  # one row per micro-batch
-    packed_loss, packed = gradients(model, budget, EXAMPLES)
+def test_packing_changes_neither_loss_nor_gradients(model: nn.Module, budget: int, examples: list[Example]) -> None:
+    alone_loss, alone = gradients(model, 1, examples)  # one row per micro-batch
+    packed_loss, packed = gradients(model, budget, examples)
 
     assert packed_loss == pytest.approx(alone_loss, rel=1e-5)
     assert alone.keys() == packed.keys()
@@ -98,6 +106,19 @@ def test_a_document_does_not_see_its_neighbour(base: Path) -> None:
     assert torch.equal(second[0], second[1])  # not merely close: nothing may leak
 
 
+def test_of_those_that_begin_alike_none_sees_how_another_goes_on(base: Path) -> None:
+    model = load(base, FLOAT32)
+    first, second = alike(1, 40), alike(2, 40)
+    changed = replace(first, token_ids=np.concatenate([first.token_ids[:20], first.token_ids[20:] + 1]))
+    losses = []
+    for one in (first, changed):
+        (batch,) = pack([one, second], 256, share=True)
+        assert batch.shared
+        losses.append(score(model, batch).losses[batch.label_counts[0] :])
+
+    assert torch.equal(losses[0], losses[1])
+
+
 def test_a_micro_batch_without_labels_adds_nothing(model: nn.Module) -> None:
     silent = Example(9, EXAMPLES[0].token_ids, np.zeros_like(EXAMPLES[0].labelled))
     expected_loss, expected = gradients(model, 1, EXAMPLES)
@@ -130,8 +151,9 @@ def test_tied_embeddings_learn_from_both_their_uses_and_stay_one(base: Path, tmp
     assert torch.equal(kept.get_input_embeddings().weight, embeddings)  # type: ignore[operator]  # as above
 
 
-def test_half_precision_stays_near_single(base: Path) -> None:
-    (batch,) = pack(EXAMPLES, 256)
+@pytest.mark.parametrize("examples", [EXAMPLES, [alike(row, 28 + row) for row in range(6)]], ids=["unlike", "alike"])
+def test_half_precision_stays_near_single(base: Path, examples: list[Example]) -> None:
+    (batch,) = pack(examples, 256, share=True)
     exact = score(load(base, FLOAT32), batch).total
     half = score(load(base, Hardware(torch.device("cpu"), "bfloat16", 256, "compared")), batch).total
 

@@ -91,7 +91,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(base: Path, budget: i
     changed = changed_weights(base)
     model.load_state_dict(changed)
     total = 0.0
-    for batch in pack(PAIRS, budget):
+    for batch in pack(PAIRS, budget, share=True):
         loss = objective.score(model, batch, PAIRS).total / len(PAIRS)
         loss.backward()  # type: ignore[no-untyped-call]  # torch
         total += float(loss.detach())
@@ -128,6 +128,15 @@ def test_pairs_stay_together_in_a_pack() -> None:
     for batch in pack(PAIRS, 60):
         assert batch.members[0::2] == batch.members[1::2]
         assert PreferenceObjective(BETA).count(batch) == len(batch.lengths) // 2
+
+
+def test_an_answer_shares_its_prompt_with_the_other_one() -> None:
+    prompt = len(PAIRS[0].prompt_token_ids)
+    (batch,) = pack(PAIRS[:1], 1, share=True)
+
+    assert batch.shared == ((0, (prompt - 1) // 4 * 4, len(batch.token_ids)),)
+    assert batch.tokens == len(PAIRS[0].token_ids)
+    assert PreferenceObjective(BETA).count(batch) == 1
 
 
 @pytest.mark.parametrize("full_weights", [False, True])

@@ -45,8 +45,18 @@ def test_the_same_product_twice_is_the_same_to_the_last_bit() -> None:
     assert torch.equal(products.product(_LEFT, _RIGHT), products.product(_LEFT.clone(), _RIGHT.clone()))
 
 
-def test_the_makers_name_decides(tmp_path: Path) -> None:
-    for name, other in (("AuthenticAMD", True), ("GenuineIntel", False)):
-        (tmp_path / name).write_text(f"vendor_id\t: {name}\n")
-        assert products.is_of_another_maker(tmp_path / name) is other
-    assert not products.is_of_another_maker(tmp_path / "absent")
+@pytest.mark.parametrize(
+    ("name", "flags", "narrow"),
+    [
+        ("AuthenticAMD", "fpu avx512f sha", True),
+        ("AuthenticAMD", "fpu avx2", False),
+        ("GenuineIntel", "avx512f", False),
+    ],
+)
+def test_the_makers_name_and_wide_instructions_decide(tmp_path: Path, name: str, flags: str, narrow: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {name}\nflags\t\t: {flags} \n")
+    assert products.is_kept_narrow(tmp_path / "cpuinfo") is narrow
+
+
+def test_without_a_list_of_processors_torch_decides(tmp_path: Path) -> None:
+    assert not products.is_kept_narrow(tmp_path / "absent")

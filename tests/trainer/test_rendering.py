@@ -81,6 +81,33 @@ def test_each_family_learns_its_answers_and_stop_tokens_and_is_asked_as_when_ser
     assert tokenizer.decode(both.token_ids[both.labelled]) == two
 
 
+@pytest.mark.parametrize("family", ["chatml", "llama3", "qwen2", "qwen3", "mistral", "gemma", "phi3"])
+@pytest.mark.parametrize("prompt", ["Hi?", " Hi there ? \n"])
+def test_a_prompt_in_its_frame_is_what_was_learnt(family: str, prompt: str) -> None:
+    shape = SHAPES[family]
+    tokenizer = shape.tokenizer()
+    renderer = Renderer(tokenizer, shape.stop_ids())
+    frame = renderer.completion_frame()
+    assert frame is not None
+    text = frame["before"] + (prompt.strip() if frame["trimmed"] else prompt) + frame["after"]
+
+    learnt = renderer.render(row(("user", prompt), ("assistant", "red"))).prompt_token_ids
+    assert tokenizer([text], add_special_tokens=False)["input_ids"][0] == learnt
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{% for message in messages %}{{ message.content | upper }}{% endfor %}",
+        "{% for message in messages %}{{ message.content | length }}: {{ message.content }}{% endfor %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_what_is_done_to_prompts_beyond_a_frame_has_none(template: str | None) -> None:
+    assert Renderer(tiny_model.tokenizer(template), [STOP]).completion_frame() is None
+
+
 def test_an_answer_that_the_template_writes_in_another_way_later_is_learnt_as_it_will_be_asked_for() -> None:
     shape = SHAPES["qwen3"]
     tokenizer = shape.tokenizer()

@@ -9,7 +9,7 @@ import pytest
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.rendering import Example
-from tunesmith_trainer.time_plan import expected_seconds
+from tunesmith_trainer.time_plan import computed_part, expected_seconds
 
 ROWS = [Example(row, np.zeros(100, dtype=np.int32), np.arange(100) >= 60) for row in range(20)]
 FACTS = Facts(20, 100, 10, 64, "llama", 512)
@@ -39,3 +39,15 @@ def test_between_products_a_faster_processor_does_not_help_but_fewer_tokens_do(b
     fewer, more = seconds(base, 1e30, rows=10), seconds(base, 1e30)
     assert seconds(base, 1e33) == pytest.approx(more)
     assert fewer < more
+
+
+def test_what_rows_share_is_computed_once_a_pack_and_takes_no_time_again(base: Path) -> None:
+    config = resolve(Wanted(full_weights=False, seed=1, batch_size=4), FACTS)[0]
+    # Rows of the same sixty tokens, then forty that are labelled.
+    parts = {tokens: computed_part(config, ROWS, tokens) for tokens in (100, 1024)}
+    assert parts == {100: 1.0, 1024: pytest.approx((56 + 4 * 44) / 400)}
+
+    shapes = read_shapes(build_empty(base))
+    whole, part = (expected_seconds(shapes, config, ROWS, ROWS[:2], 1e7, gpu=False, part=one) for one in (1.0, 0.5))
+    start = expected_seconds(shapes, config, [], [], 1e7, gpu=False)
+    assert part - start == pytest.approx((whole - start) / 2)

@@ -33,7 +33,7 @@ _SHARD_SIZE = "4GB"  # object storage takes no more than 5 GiB at once
 
 
 class ArtifactWriter:
-    """Writes artifacts of one run. `prompts` are token ids; `stop_ids` end an answer.
+    """Writes artifacts of one run. `prompts` are token ids; `stop_ids` end an answer; `frame` as in GoldenAnswers.
 
     `merged`: adapters are written into the weights of a whole model, since engines could not load them by themselves.
     """
@@ -47,12 +47,13 @@ class ArtifactWriter:
         stop_ids: Sequence[int],
         *,
         merged: bool,
+        frame: dict[str, Any] | None = None,
     ) -> None:
         self._base_folder = base_folder
         self._base_model_id = base_model_id
         self._config = config
         self._merged = merged
-        self._golden = GoldenAnswers(base_folder, prompts, stop_ids)
+        self._golden = GoldenAnswers(base_folder, prompts, stop_ids, frame)
 
     @property
     def state_files(self) -> tuple[str, ...]:

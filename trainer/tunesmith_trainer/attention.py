@@ -2,6 +2,8 @@
 Must not know models, data or losses."""
 
 import inspect
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,7 @@ from transformers import AttentionInterface
 
 from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.gpus import FIRST_WITH_BFLOAT16
+from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.processor_attention import attend, window_mask
 
 NAME = "tunesmith_documents"
@@ -23,13 +26,31 @@ _WITHOUT_EFFECT = frozenset({"position_ids", "use_cache"})
 
 
 class Documents:
-    """Where the documents of a pack lie: `lengths` are their token counts in order, `boundaries` the cumulative sums
-    of these from 0, int32, on the model's device.
+    """Where the documents of a pack lie, on the model's device.
+
+    `boundaries` are the cumulative sums of its segments' lengths from 0, int32. `blocks` (blocks, 4) int32 are ranges
+    of queries and of the keys that they see, from and to before: each segment itself, then what it shares with others,
+    then an empty one, so that compiled code never meets a single block. `longest` is the longest document's length.
     """
 
-    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
-        self.lengths = lengths
-        self.boundaries = to_device(torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32), device)
+    def __init__(self, batch: Pack, device: torch.device) -> None:
+        self.lengths, self.shared = batch.lengths, batch.shared
+        self.longest = int(batch.positions.max()) + 1
+        ends = [0, *accumulate(batch.lengths)]
+        self.boundaries = to_device(torch.tensor(ends, dtype=torch.int32), device)
+        own = [(start, end, start, end) for start, end in pairwise(ends)]
+        others = [(end, last, start, end) for start, end, last in batch.shared]
+        self.blocks = to_device(torch.tensor([*own, *others, (0, 0, 0, 0)], dtype=torch.int32), device)
+
+    def keys_of(self, start: int, end: int) -> list[slice]:
+        """Where the keys lie, in order, that the segment from `start` to before `end` sees."""
+        before = sorted((first, last) for first, last, until in self.shared if last <= start < until)
+        return [slice(*each) for each in (*before, (start, end))]
+
+
+def shares_prefixes(device: torch.device) -> bool:
+    """Whether packs for this device are to share prefixes: the kernel for GPUs knows whole documents only."""
+    return device.type == "cpu"
 
 
 def register() -> None:
@@ -56,7 +77,7 @@ def document_attention(
     A token sees at most `sliding_window` tokens, itself included; scores s become softcap · tanh(s / softcap).
     Raises TypeError for any other wish of a layer, which would be trained wrongly if it were passed over.
 
-    query (1, heads, T, d), key and value (1, key heads, T, d). The documents' lengths sum to T.
+    query (1, heads, T, d), key and value (1, key heads, T, d), where T is the number of the pack's tokens.
     Returns (1, T, heads, d).
     """
     strange = sorted(name for name in others.keys() - _WITHOUT_EFFECT if others[name] is not None)
@@ -64,10 +85,10 @@ def document_attention(
         raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
     if softcap is None and _fits_kernel(query):
         return _in_one_kernel(query, key, value, documents, scaling, sliding_window), None
-    if query.device.type == "cpu" and softcap is None:
-        return attend(query, key, value, documents.boundaries, scaling, sliding_window), None
-    lengths = list(documents.lengths)
-    parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
+    hides = sliding_window is not None and documents.longest > sliding_window
+    if query.device.type == "cpu" and softcap is None and not (hides and documents.shared):
+        return attend(query, key, value, documents.blocks, scaling, sliding_window), None
+    parts = _by_segment(query, key, value, documents)
     if softcap is None:
         outputs = [_in_document(q, k, v, scaling, sliding_window) for q, k, v in parts]
     else:
@@ -89,10 +110,20 @@ def _fits_kernel(query: Tensor) -> bool:
     return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device)[0] >= FIRST_WITH_BFLOAT16
 
 
+def _by_segment(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The queries of each segment, with the keys and values of its document up to its end."""
+    for start, end in pairwise([0, *accumulate(documents.lengths)]):
+        seen = documents.keys_of(start, end)
+        keys, values = (torch.cat([part[:, :, where] for where in seen], dim=2) for part in (key, value))
+        yield query[:, :, start:end], keys, values
+
+
 def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
     # Repeated here: told of groups, a GPU that lacks flash attention writes down the scores of all pairs of tokens.
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-    seen = window_mask(query, window)
+    seen = window_mask(query, key, window)
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, is_causal=seen is None, scale=scaling
     )
@@ -104,10 +135,9 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: i
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
     scores = (scores / softcap).tanh() * softcap
-    length = query.shape[2]
-    seen = window_mask(query, window)
+    seen = window_mask(query, key, window)
     if seen is None:
-        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).tril()
     scores = scores.masked_fill(~seen, -torch.inf)
     return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
@@ -121,15 +151,14 @@ def _in_one_kernel(
     window: int | None,
 ) -> Tensor:
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    longest = max(documents.lengths)
     out = varlen_attn(
         q,
         k,
         v,
         documents.boundaries,
         documents.boundaries,
-        longest,
-        longest,
+        documents.longest,
+        documents.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],

@@ -24,7 +24,7 @@ _TRIAL_LENGTHS = (4, 4, 4, 4, 4, 4, 4, 4, 4, 7)
 
 
 def pays(model: nn.Module, tokens: int) -> bool:
-    """Whether training the model on so many tokens in all is long enough. Not measured on GPUs: never there."""
+    """Whether training the model on so many computed tokens is long enough. Not measured on GPUs: never there."""
     parameters = list(model.parameters())
     return parameters[0].device.type == "cpu" and tokens * sum(one.numel() for one in parameters) >= LEAST_WORK
 

@@ -49,7 +49,7 @@ class Row:
     message of the role `text`.
 
     `number` is the 1-based line, `param` the field of the job that named the file. In a preference row `messages` end
-    with the preferred answer, and `other_answer` is the other.
+    with the preferred answer, and `other_answer` is the other. `is_completion`: it was a prompt and its completion.
     """
 
     number: int
@@ -57,6 +57,7 @@ class Row:
     messages: tuple[Message, ...]
     tools: list[Any] | None
     other_answer: Message | None = None
+    is_completion: bool = False
 
 
 def read_rows(path: Path, param: str, kind: RowKind = "chat") -> Iterator[Row | Problem]:
@@ -178,7 +179,7 @@ def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise _BadRow('needs "messages", or "prompt" and "completion" as texts')
     pair = (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {}))
-    return Row(number, param, pair, None)
+    return Row(number, param, pair, None, is_completion=True)
 
 
 def _tools(value: dict[str, Any]) -> Any:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tunesmith_trainer import distributed
-from tunesmith_trainer.objectives import score, score_nothing
-from tunesmith_trainer.packing import Pack, pack
+from tunesmith_trainer.objectives import pack_for, score, score_nothing
+from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.rendering import Example
 
 _Found = TypeVar("_Found")
@@ -96,7 +96,7 @@ def evaluate(
         }
 
     scores: dict[int, RowScore] = {}
-    for of_pack in measure_packs(model, pack(examples, pack_tokens), scores_of):
+    for of_pack in measure_packs(model, pack_for(model, examples, pack_tokens), scores_of):
         scores.update(of_pack)
     return [scores[index] for index in range(len(examples))]
 

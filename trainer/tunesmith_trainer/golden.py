@@ -25,10 +25,20 @@ _TOKENS = 8
 
 
 class GoldenAnswers:
-    """Answers for the models of one base. `prompts` are token ids; `stop_ids` end an answer."""
+    """Answers for the models of one base. `prompts` are token ids; `stop_ids` end an answer.
 
-    def __init__(self, base_folder: Path, prompts: Sequence[list[int]], stop_ids: Sequence[int]) -> None:
+    `frame` is recorded beside them: what prompts of /v1/completions stand in where the model has learnt them so.
+    """
+
+    def __init__(
+        self,
+        base_folder: Path,
+        prompts: Sequence[list[int]],
+        stop_ids: Sequence[int],
+        frame: dict[str, Any] | None = None,
+    ) -> None:
         self._base_folder = base_folder
+        self._frame = frame
         self._prompts = prompts
         self._stop_ids = stop_ids
         self._base_answers: list[dict[str, Any]] | None = None
@@ -56,7 +66,8 @@ class GoldenAnswers:
             }
             for prompt, answer, base in pairs
         ]
-        (folder / GOLDEN_FILE).write_text(json.dumps({"dtype": "float32", "prompts": prompts}))
+        frame = {"completion_frame": self._frame} if self._frame else {}
+        (folder / GOLDEN_FILE).write_text(json.dumps({"dtype": "float32", "prompts": prompts, **frame}))
         return prompts
 
     def as_four_bits(self, folder: Path, device: torch.device) -> list[dict[str, Any]]:

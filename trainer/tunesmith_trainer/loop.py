@@ -18,9 +18,9 @@ from tunesmith_trainer.device_copies import Readout
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.evaluation import Measured, RowScore, evaluate, summarise
 from tunesmith_trainer.methods import Objective, TokenObjective
-from tunesmith_trainer.objectives import score_nothing
+from tunesmith_trainer.objectives import pack_for, score_nothing
 from tunesmith_trainer.optim import Optimizer
-from tunesmith_trainer.packing import Pack, pack
+from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.rendering import Example
 
 _VALIDATIONS_PER_RUN = 20
@@ -208,7 +208,7 @@ class Loop:
         sharding.sum_gradients(self._model)
         norm = self._optimizer.step(rate)
         distributed.sum_up([sums])
-        tokens = sum(len(batch.token_ids) for batch in packs)
+        tokens = sum(batch.tokens for batch in packs)
         return _Taken(step, examples, counted, tokens, rate, started, Readout(torch.cat([sums, norm.double()[None]])))
 
     def _numbers_of(self, taken: _Taken) -> Metrics:
@@ -230,7 +230,7 @@ class Loop:
         """What each rank learns of a step; every rank knows all of it."""
         hands = distributed.deal([len(example.token_ids) for example in examples], distributed.size())
         dealt = ([examples[index] for index in hand] for hand in hands)
-        return [_Share(chosen, pack(chosen, self._pack_tokens)) for chosen in dealt]
+        return [_Share(chosen, pack_for(self._model, chosen, self._pack_tokens)) for chosen in dealt]
 
     def _learn(self, shares: Sequence[_Share], counted: int) -> Tensor:
         """Adds the gradients of this rank's share of the step's mean. Returns the sums of its losses and hits (2,)."""

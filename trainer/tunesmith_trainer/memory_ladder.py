@@ -10,9 +10,12 @@ from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, OutOfMemory, Problem, RunFailed
 from tunesmith_trainer.memory_plan import Plan, gib, offloaded_bytes, plan
 from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.time_plan import computed_part
 
 TIGHT = 0.9
 """Share of the free memory that a run may be expected to need: the plan is a prediction."""
+_ROOM_TO_SHARE = 2  # longest rows: one whole, and its length of what further ones do not share with it
+_WORTH_MEMORY = 0.1  # of all tokens, not computed: what larger packs should save at least
 _LEAST_PACK_TOKENS = 256  # smaller packs save little and keep no device busy
 
 
@@ -125,8 +128,8 @@ def ladder_of(
 ) -> Ladder:
     """The ladder of a run over these rows on so many ranks; the fastest packs are of `pack_tokens`.
 
-    `main_memory` is all that the machine has, in bytes. Adapters that are `merged` into the weights they are served in
-    need these as they are.
+    On a processor they are larger where that lets long rows share what they begin with. `main_memory` is all that the
+    machine has, in bytes. Adapters that are `merged` into the weights they are served in need these as they are.
     """
 
     @cache
@@ -145,6 +148,10 @@ def ladder_of(
         )
 
     longest = max(len(example.token_ids) for example in examples)
+    if not gpu and _ROOM_TO_SHARE * longest > pack_tokens:
+        larger = _ROOM_TO_SHARE * longest
+        saved = computed_part(config, examples, pack_tokens) - computed_part(config, examples, larger)
+        pack_tokens = larger if saved > _WORTH_MEMORY else pack_tokens
     ways = rungs(pack_tokens, longest, shapes.layers)
     further: list[Rung] = []
     if config.full_weights and gpu and ranks == 1:  # several devices share the optimizer instead

@@ -1,6 +1,7 @@
 """Owns what is minimised: the loss over labelled tokens, and the accuracies that come with it for free.
 Must not know optimizers, files or the control plane."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith_trainer.attention import Documents
+from tunesmith_trainer.attention import Documents, shares_prefixes
 from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
-from tunesmith_trainer.packing import Pack
+from tunesmith_trainer.packing import Pack, pack
+from tunesmith_trainer.rendering import Example
 
 _NONE = np.zeros(0, dtype=np.int64)
-_NOTHING = Pack(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), (1,), _NONE, _NONE, (0,), (0,))
+_ONE = np.zeros(1, dtype=np.int64)
+_NOTHING = Pack(_ONE, _ONE, (1,), (), _NONE, _NONE, (0,), (0,), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,11 @@ class Scored:
     total: Tensor
     losses: Tensor
     hits: Tensor
+
+
+def pack_for(model: nn.Module, examples: Sequence[Example], budget: int) -> list[Pack]:
+    """Packs of at most `budget` tokens, see `pack`, as the model's device computes them best."""
+    return pack(examples, budget, share=shares_prefixes(next(model.parameters()).device))
 
 
 def score(model: nn.Module, batch: Pack) -> Scored:
@@ -58,7 +66,7 @@ def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Ten
         input_ids=to_device(torch.from_numpy(batch.token_ids), device)[None],
         position_ids=to_device(torch.from_numpy(batch.positions), device)[None],
         use_cache=False,
-        documents=Documents(batch.lengths, device),
+        documents=Documents(batch, device),
     ).last_hidden_state[0]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]  # as above
     at_labels = hidden.index_select(0, to_device(torch.from_numpy(batch.label_positions), device))

@@ -1,68 +1,160 @@
 """Owns putting the rows of one optimizer step into micro-batches of a bounded number of tokens.
 Must not know models, tokenizers or where rows come from."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith_trainer.prefixes import Document, Prefixes
 from tunesmith_trainer.rendering import Example
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One micro-batch: documents laid end to end.
+    """One micro-batch: documents laid end to end, what several begin with only once.
 
-    `token_ids` and `positions` are int64 of shape (T,), positions restart at 0 in each document. The model's output at
-    `label_positions[i]` is to predict `targets[i]`. Of each document, in the order in which they lie in the pack:
-    `lengths` are its tokens, `label_counts` its labelled tokens, `members` the index of the example that it is of.
+    `token_ids` and `positions` are int64 of shape (T,), positions count from 0 in each document. The tokens lie in
+    segments of `lengths` tokens. A document is one segment, or the end of one that begins with `shared` tokens: of
+    these (start, end, last) says that the tokens from `end` to before `last` continue those from `start` to `end`.
+
+    The model's output at `label_positions[i]` is to predict `targets[i]`. Of each document, in the order of their
+    examples: `label_counts` are its labelled tokens, `members` the index of the example that it is of. `tokens` counts
+    all documents' tokens, each as a whole.
     """
 
     token_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     lengths: tuple[int, ...]
+    shared: tuple[tuple[int, int, int], ...]
     label_positions: NDArray[np.int64]
     targets: NDArray[np.int64]
     members: tuple[int, ...]
     label_counts: tuple[int, ...]
+    tokens: int
 
 
-def pack(examples: Sequence[Example], budget: int) -> list[Pack]:
+def pack(examples: Sequence[Example], budget: int, *, share: bool = False) -> list[Pack]:
     """Packs whole examples, first fit by decreasing length, into as few packs of at most `budget` tokens as that finds.
 
-    An example longer than the budget travels alone. The result depends on nothing but the arguments.
+    An example longer than the budget travels alone. With `share`, what documents of a pack begin with in common is in
+    it once, and an example goes where it shares most. The result depends on nothing but the arguments.
     """
-    order = sorted(range(len(examples)), key=lambda index: (-len(examples[index].token_ids), index))
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index in order:
-        length = len(examples[index].token_ids)
-        place = next((i for i, free in enumerate(room) if free >= length), None)
-        if place is None:
-            bins.append([])
-            room.append(budget)
-            place = len(bins) - 1
-        bins[place].append(index)
-        room[place] -= length
-    return [_lay_out(examples, sorted(members)) for members in bins]
+    documents = [_documents_of(example) for example in examples]
+    prefixes = Prefixes([one for parts in documents for one in parts], share=share)
+    places = iter(prefixes.places)
+    bins: list[_Bin] = []
+    members = [_Member(index, parts, [next(places) for _ in parts]) for index, parts in enumerate(documents)]
+    for member in sorted(members, key=lambda one: (-len(examples[one.index].token_ids), one.index)):
+        added = [one.would_add(member) for one in bins]
+        fitting = [index for index, one in enumerate(bins) if one.tokens + added[index] <= budget]
+        if fitting:
+            bins[min(fitting, key=lambda index: (added[index], index))].add(member)
+        else:
+            bins.append(_Bin(prefixes))
+            bins[-1].add(member)
+    return [one.lay_out() for one in bins]
 
 
-def _lay_out(examples: Sequence[Example], members: list[int]) -> Pack:
-    chosen = [examples[index] for index in members]
-    lengths = tuple(length for example in chosen for length in example.documents)
-    token_ids = np.concatenate([example.token_ids for example in chosen]).astype(np.int64)
-    labelled = np.concatenate([example.labelled for example in chosen])
-    (label_at,) = np.nonzero(labelled)
-    return Pack(
-        token_ids=token_ids,
-        positions=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
-        lengths=lengths,
-        # A labelled token is predicted from the one before it; a document's first token is never labelled.
-        label_positions=label_at - 1,
-        targets=token_ids[label_at],
-        members=tuple(
-            member for member, example in zip(members, chosen, strict=True) for _ in range(len(example.documents))
-        ),
-        label_counts=tuple(int(part.sum()) for part in np.split(labelled, np.cumsum(lengths)[:-1])),
-    )
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """An example in a pack, with its documents and their places among all that are packed."""
+
+    index: int
+    documents: list[Document]
+    places: list[int]
+
+
+class _Bin:
+    """What is to be one pack. `tokens` are those that it has so far, shared ones counted once."""
+
+    def __init__(self, prefixes: Prefixes) -> None:
+        self._prefixes = prefixes
+        self._members: list[_Member] = []
+        self._places: list[int] = []
+        self.tokens = 0
+
+    def would_add(self, member: _Member) -> int:
+        """By how many tokens the pack would grow."""
+        places, added = self._places, 0
+        for place, document in zip(member.places, member.documents, strict=True):
+            at = bisect(places, place)
+            beside = places[max(at - 1, 0) : at + 1]
+            added += len(document.token_ids) - max((self._prefixes.shared(place, one) for one in beside), default=0)
+            if len(member.places) > 1:
+                places = sorted([*places, place])
+        return added
+
+    def add(self, member: _Member) -> None:
+        """Puts an example into it."""
+        self.tokens += self.would_add(member)
+        self._members.append(member)
+        self._places = sorted([*self._places, *member.places])
+
+    def lay_out(self) -> Pack:
+        """The pack."""
+        members = sorted(self._members, key=lambda member: member.index)
+        documents = [one for member in members for one in member.documents]
+        layout = _Layout()
+        places = [place for member in members for place in member.places]
+        in_order = sorted(range(len(places)), key=lambda index: places[index])
+        common = [self._prefixes.shared(places[one], places[other]) for one, other in pairwise(in_order)]
+        layout.lay([documents[index] for index in in_order], [0, *common], 0)
+        shifts = dict(zip(in_order, layout.shifts, strict=True))
+        label_at = [np.nonzero(document.labelled)[0] for document in documents]
+        return Pack(
+            token_ids=np.concatenate(layout.token_ids).astype(np.int64),
+            positions=np.concatenate(layout.positions),
+            lengths=tuple(map(len, layout.positions)),
+            shared=tuple(layout.shared),
+            # A labelled token is predicted from the one before it; a document's first token is never labelled.
+            label_positions=np.concatenate([at - 1 + shifts[index] for index, at in enumerate(label_at)]),
+            targets=np.concatenate([one.token_ids[one.labelled] for one in documents]).astype(np.int64),
+            members=tuple(member.index for member in members for _ in member.documents),
+            label_counts=tuple(map(len, label_at)),
+            tokens=sum(len(document.token_ids) for document in documents),
+        )
+
+
+class _Layout:
+    """Documents laid down as a tree: first what several begin with, then how each of them goes on.
+
+    `shifts` say of each document how far its own tokens lie behind their positions.
+    """
+
+    def __init__(self) -> None:
+        self.token_ids: list[NDArray[np.int32]] = []
+        self.positions: list[NDArray[np.int64]] = []
+        self.shared: list[tuple[int, int, int]] = []
+        self.shifts: list[int] = []
+        self._end = 0
+
+    def lay(self, documents: Sequence[Document], common: Sequence[int], depth: int) -> None:
+        """Lays what comes after the first `depth` tokens, which all of them share, of documents that are in order.
+
+        `common[i]` is with how many tokens document i begins as the one before it does.
+        """
+        starts = [index for index in range(len(documents)) if index == 0 or common[index] <= depth]
+        for first, last in pairwise([*starts, len(documents)]):
+            if last - first == 1:
+                self.shifts.append(self._end - depth)
+                self._segment(documents[first], depth, len(documents[first].token_ids))
+                continue
+            further, start = min(common[first + 1 : last]), self._end
+            self._segment(documents[first], depth, further)
+            end = self._end
+            self.lay(documents[first:last], common[first:last], further)
+            self.shared.append((start, end, self._end))
+
+    def _segment(self, document: Document, start: int, end: int) -> None:
+        self.token_ids.append(document.token_ids[start:end])
+        self.positions.append(np.arange(start, end, dtype=np.int64))
+        self._end += end - start
+
+
+def _documents_of(example: Example) -> list[Document]:
+    parts = (np.split(each, example.splits) for each in (example.token_ids, example.labelled))
+    return [Document(token_ids, labelled) for token_ids, labelled in zip(*parts, strict=True)]

@@ -13,8 +13,8 @@ from torch.nn import functional
 from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.evaluation import RowScore, measure_packs
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
-from tunesmith_trainer.objectives import Scored, logit_cap, states_at_labels
-from tunesmith_trainer.packing import Pack, pack
+from tunesmith_trainer.objectives import Scored, logit_cap, pack_for, states_at_labels
+from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.rendering import Example
 
 _PAIRS_AT_ONCE = 256  # packed together without gradients: packing all pairs of a large file would take too long
@@ -57,7 +57,7 @@ class PreferenceObjective:
 
     def count(self, batch: Pack) -> int:
         """Pairs."""
-        return len(batch.lengths) // 2
+        return len(batch.members) // 2
 
     def score(self, model: nn.Module, batch: Pack, examples: Sequence[Example]) -> Scored:
         """See Objective. A hit is a pair with a gain above 0."""
@@ -90,7 +90,7 @@ def _margins(
         return margins
 
     for start in range(0, len(examples), _PAIRS_AT_ONCE):
-        packs = pack(examples[start : start + _PAIRS_AT_ONCE], pack_tokens)
+        packs = pack_for(model, examples[start : start + _PAIRS_AT_ONCE], pack_tokens)
         for batch, margins in zip(packs, measure_packs(model, packs, margins_of), strict=True):
             yield from zip((start + member for member in batch.members[::2]), margins, strict=True)
 

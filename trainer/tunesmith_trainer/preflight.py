@@ -30,6 +30,7 @@ class Prepared:
     """Rows ready to be trained on and evaluated with, and every number of the run.
 
     `merged`: what adapters learn is served as whole weights, since engines could not load them on the base model.
+    `completions`: every row to train on is a prompt and its completion.
     """
 
     training: list[Example]
@@ -40,6 +41,7 @@ class Prepared:
     notes: list[str]
     model: ModelFacts
     merged: bool
+    completions: bool
 
     @property
     def tokens(self) -> int:
@@ -178,7 +180,8 @@ def _prepared(
     if merged:
         which = f"for {model.model_type}" if model.served_merged else "on tuned weights"
         notes.append(f"Engines load no adapters {which}: what they learn is merged into the weights.")
-    return Prepared(examples, evaluation, validation is None, config, resolutions, notes, model, merged)
+    completions = training.completions == training.rows
+    return Prepared(examples, evaluation, validation is None, config, resolutions, notes, model, merged, completions)
 
 
 def _split(training: list[Example], validation: list[Example] | None, seed: int) -> tuple[list[Example], list[Example]]:

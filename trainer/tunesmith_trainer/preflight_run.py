@@ -24,7 +24,7 @@ from tunesmith_trainer.preflight_report import (
     write_rejects,
 )
 from tunesmith_trainer.reporter import Reporter
-from tunesmith_trainer.time_plan import expected_seconds
+from tunesmith_trainer.time_plan import computed_part, expected_seconds
 
 _NUMBERS_OF_DEVICES = (2, 4, 8)
 _MARGIN = 1.3  # the prediction is within 30 % of what was measured: beyond that, a run cannot fit
@@ -111,6 +111,7 @@ def _foresee(
             machine.flops * devices,
             gpu=machine.is_gpu,
             recomputed_layers=choice.rung.recomputed_layers,
+            part=1.0 if machine.is_gpu else computed_part(config, prepared.training, choice.rung.pack_tokens),
         )
     return devices
 

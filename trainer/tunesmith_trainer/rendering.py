@@ -17,6 +17,7 @@ from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
 
 _MAX_REMEMBERED = 4096
+_PROBE = "what is asked"
 _ANSWERS_NOTHING = "begins with an assistant message; put a message before it, or give it weight 0"
 
 _Given = TypeVar("_Given")
@@ -136,6 +137,23 @@ class Renderer:
         """Whether the base was made for conversations."""
         return self._tokenizer.chat_template is not None
 
+    def completion_frame(self) -> dict[str, Any] | None:
+        """What a prompt stands in that is asked as a user's message: `before`, `after`, and whether it is `trimmed`.
+
+        None where the base has no chat template, or one that does more than that to a prompt.
+        """
+        if not self.has_chat_template:
+            return None
+        try:
+            spaced, plain, other = (self._asked(text) for text in (f" {_PROBE} ", _PROBE, "other"))
+        except CannotRender:
+            return None
+        before, _, after = plain.partition(_PROBE)
+        trimmed = spaced == plain
+        if other != f"{before}other{after}" or (not trimmed and spaced != f"{before} {_PROBE} {after}"):
+            return None
+        return {"before": before, "after": after, "trimmed": trimmed}
+
     def mentions(self, word: str) -> bool:
         """Whether the chat template knows of `word`, for example `tools`."""
         return re.search(rf"\b{word}\b", self._templates) is not None
@@ -246,6 +264,9 @@ class Renderer:
             raise _problem(row, "template_refused_row", what) from error
         except (TypeError, ValueError) as error:
             raise _problem(row, "template_refused_row", "does not fit the base model's chat template") from error
+
+    def _asked(self, prompt: str) -> str:
+        return self._template(Row(0, "", (Message("user", prompt, 0, {}),), None), 1, asks=True)
 
     def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
         if not texts:

@@ -104,6 +104,7 @@ def _write(file: BinaryIO, found: FileRows) -> None:
     examples = found.examples
     about = {
         "rows": found.rows,
+        "completions": found.completions,
         "pieces": any(isinstance(one, Piece) for one in examples),
         "findings": found.findings.document(),
     }
@@ -122,7 +123,7 @@ def _write(file: BinaryIO, found: FileRows) -> None:
 
 def _file_rows(param: str, arrays: dict[str, Any]) -> FileRows:
     about = json.loads(arrays["about"].tobytes())
-    found = FileRows(param, rows=about["rows"], lengths=arrays["lengths"].tolist())
+    found = FileRows(param, about["rows"], about["completions"], lengths=arrays["lengths"].tolist())
     found.findings.extend(Findings.from_document(about["findings"]))
     made = Piece if about["pieces"] else Example
     ends, split_ends = ([0, *arrays[name].tolist()] for name in ("ends", "split_ends"))

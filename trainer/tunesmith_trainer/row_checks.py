@@ -29,11 +29,13 @@ _APART = (
 class FileRows:
     """What a file holds: `examples` can be trained on, `lengths` are the tokens of every rendered row before any cut.
 
-    `seen` leads from the content of an example to its first row; `findings` are about this file's rows.
+    `completions` of its rows are a prompt and its completion. `seen` leads from the content of an example to its first
+    row; `findings` are about this file's rows.
     """
 
     param: str
     rows: int = 0
+    completions: int = 0
     examples: list[Example] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     seen: dict[bytes, int] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class RowReader:
         for rows in _batches(read_rows(path, param, self._kind)):
             self._watch(found.rows, max(lines, found.rows))
             found.rows += len(rows)
+            found.completions += sum(isinstance(row, Row) and row.is_completion for row in rows)
             checked = [self._checked(row, found) if isinstance(row, Row) else row for row in rows]
             rendered = iter(self._rendered([row for row in checked if isinstance(row, Row)]))
             for row in checked:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.data import indices_of_step
+from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example, labelled_tokens
 
 # Operations per multiplied parameter and token, forward and backward; frozen weights get no gradient of their own.
@@ -20,6 +22,21 @@ _SECONDS_PER_NUMBER = {False: 4e-9, True: 0.0}
 _START_SECONDS = 12.0
 _SAVE_SECONDS_PER_PARAMETER = 4e-8  # two loads in float32 and the upload
 _SAVE_SECONDS = 2.0
+_LOOKED_AT = 4  # steps: enough to see how much of a step begins as the rest of it does
+
+
+def computed_part(config: TrainingConfig, training: Sequence[Example], pack_tokens: int) -> float:
+    """Of the tokens of a step, the part that is computed where packs of so many tokens share prefixes.
+
+    Told from the first steps of the run, so that it is the same in each of its attempts.
+    """
+    computed = tokens = 0
+    for step in range(1, min(_LOOKED_AT, config.total_steps) + 1):
+        chosen = indices_of_step(len(training), config.batch_size, config.seed, step)
+        for batch in pack([training[index] for index in chosen], pack_tokens, share=True):
+            computed += len(batch.token_ids)
+            tokens += batch.tokens
+    return computed / tokens
 
 
 def expected_seconds(
@@ -31,8 +48,12 @@ def expected_seconds(
     *,
     gpu: bool,
     recomputed_layers: int = 0,
+    part: float = 1.0,
 ) -> float:
-    """Seconds from the start of the run to its end, on a machine that multiplies at `flops` operations per second."""
+    """Seconds from the start of the run to its end, on a machine that multiplies at `flops` operations per second.
+
+    `part` of all tokens is computed, see `computed_part`.
+    """
     per_parameter = (_FULL if config.full_weights else _ADAPTERS) + _FORWARD * recomputed_layers / shapes.layers
     work = config.n_epochs * _operations(shapes, training, per_parameter)
     # The base and the end of each pass on all evaluation rows.
@@ -40,6 +61,7 @@ def expected_seconds(
     if config.method == "dpo":
         work += _operations(shapes, training, _FORWARD)  # what the base gives the answers
     between = _SECONDS_PER_NUMBER[gpu] * _numbers(shapes) * _tokens_both_ways(config, training, evaluation)
+    work, between = work * part, between * part
     saves = config.n_epochs * (_SAVE_SECONDS + shapes.parameters * _SAVE_SECONDS_PER_PARAMETER)
     return _START_SECONDS + saves + between + work / (flops * _EFFICIENCY[gpu])
 

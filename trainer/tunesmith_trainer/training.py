@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import allocator, checkpoint, compilation, distributed, lora, sharding
+from tunesmith_trainer import allocator, attention, checkpoint, compilation, distributed, lora, sharding
 from tunesmith_trainer.artifact import ArtifactWriter
 from tunesmith_trainer.background import Background
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
@@ -38,11 +38,13 @@ from tunesmith_trainer.recompute import recompute
 from tunesmith_trainer.rendering import Renderer, load_tokenizer
 from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.results import wire_evaluation, write_results
+from tunesmith_trainer.time_plan import computed_part
 from tunesmith_trainer.workspace import adapter_folder, resume_folder
 
 logger = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 1800.0  # a pass may take a day, and whoever loses a run shall not lose more than this
+_WORTH_TELLING = 0.99  # of a step's tokens that are computed
 _FOUR_BITS = (
     "Memory is short: the base model's weights are in four bits while adapters are trained on them, and the job's "
     "metrics are measured so. The result is served on the whole weights and may answer somewhat differently."
@@ -71,7 +73,11 @@ class Training:
         hardware = distributed.by_leader(lambda: choose_hardware(known))
         self._ladder = _ladder(base, data, hardware)
         self._choice = distributed.by_leader(lambda: self._choose(hardware))
-        self._hardware: Hardware = replace(hardware, pack_tokens=self._choice.rung.pack_tokens)
+        pack_tokens = self._choice.rung.pack_tokens
+        self._hardware: Hardware = replace(hardware, pack_tokens=pack_tokens)
+        shares = attention.shares_prefixes(hardware.device)
+        self._part = computed_part(data.config, data.training, pack_tokens) if shares else 1.0
+        renderer = Renderer(load_tokenizer(base), data.model.stop_ids)
         self._artifacts = ArtifactWriter(
             base,
             spec.base_model.id,
@@ -79,9 +85,9 @@ class Training:
             golden_prompts(data.evaluation, data.training, data.config.context_length),
             data.model.stop_ids,
             merged=data.merged,
+            frame=renderer.completion_frame() if data.completions else None,
         )
         self._objective = objective_of(data.config)
-        renderer = Renderer(load_tokenizer(base), data.model.stop_ids)
         self._guard: list[GuardItem] = guard_items(renderer, data.config.context_length)
         self._committed: dict[int, pb.Artifact] = {}
         self._uploading = Background()
@@ -107,6 +113,9 @@ class Training:
         choice = self._choice
         needed = f"about {gib(choice.need.needed)} are needed at the peak"
         self._reporter.add_event(f"A step is computed in {choice.rung}, {needed}: {choice.reason}.")
+        if self._part <= _WORTH_TELLING:
+            repeated = f"{1 - self._part:.0%} of a step's tokens repeat what other rows of it begin with"
+            self._reporter.add_event(f"{repeated}: they are not computed again.")
         if hardware.device.type == "cpu" or choice.rung.offloaded:  # elsewhere main memory is for checkpoints only
             allocator.keep_freed_memory()
         apart = config.full_weights and distributed.size() > 1
@@ -147,7 +156,7 @@ class Training:
         """Compiles the model's layers where the run is long enough. Code is kept in the folder `cache`."""
         if distributed.size() > 1:
             return  # a rank that cannot compile would leave the others waiting in the middle of trying
-        if not compilation.pays(self._model, self._data.config.n_epochs * self._data.tokens):
+        if not compilation.pays(self._model, int(self._data.config.n_epochs * self._data.tokens * self._part)):
             return
         self._report("loading")
         failure = compilation.compile_layers(self._model, cache / "compiled")

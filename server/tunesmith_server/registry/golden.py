@@ -34,6 +34,16 @@ class GoldenPrompt(BaseModel):
         return self
 
 
+class CompletionFrame(BaseModel):
+    """What a prompt of /v1/completions is to stand in, where prompts were learnt as questions in a conversation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    before: Annotated[str, Field(max_length=100_000)]
+    after: Annotated[str, Field(max_length=100_000)]
+    trimmed: bool
+
+
 class Golden(BaseModel):
     """The whole file."""
 
@@ -41,6 +51,7 @@ class Golden(BaseModel):
 
     dtype: Literal["float32", "bfloat16", "float16"]
     prompts: Annotated[list[GoldenPrompt], Field(min_length=1, max_length=16)]
+    completion_frame: CompletionFrame | None = None
 
 
 def golden_problems(content: bytes) -> list[Problem]:

@@ -1,6 +1,7 @@
 """Measures the trainer against trl on this processor: the same rendered rows, weights, steps and learning rates.
 
-.venv/bin/python -m tests.benchmarks.training [--dtype float32|bfloat16] [--weights lora|full] [--seeds 1 2 3]
+.venv/bin/python -m tests.benchmarks.training [--data gsm8k|banking77] [--dtype float32|bfloat16] [--weights lora|full]
+    [--steps 8] [--seeds 1 2 3] [--without-defaults]
 """
 
 import argparse
@@ -21,7 +22,7 @@ from tunesmith_trainer.processor import choose_cpu_dtype
 
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "tunesmith"
-ROWS = HERE.parents[3] / "shared" / "data" / "gsm8k-train.jsonl"
+DATA = HERE.parents[3] / "shared" / "data"
 _WARM_UP = 2  # steps that are not counted
 
 
@@ -38,10 +39,12 @@ class Run:
 def main() -> None:
     """Prints one table per kind of weights."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=list(workload.ROWS_PER_STEP), default="gsm8k")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: what the trainer chooses here")
     parser.add_argument("--weights", choices=["lora", "full"], action="append")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--without-defaults", action="store_true", help="trl tuned only: its defaults may take hours")
     arguments = parser.parse_args()
     dtype = arguments.dtype or choose_cpu_dtype()[0]
     opponent = _opponent()
@@ -51,8 +54,9 @@ def main() -> None:
             works = []
             for seed in arguments.seeds:
                 works.append(Path(folder) / f"{weights}-{seed}.json")
-                workload.write(works[-1], base, ROWS, weights, arguments.steps, seed)
-            _compare(works, weights, dtype, opponent)
+                workload.write(works[-1], base, DATA, arguments.data, weights, arguments.steps, seed)
+            print(f"\n## {arguments.data}, {weights}, {dtype}\n")
+            _compare(works, dtype, opponent, with_defaults=not arguments.without_defaults)
 
 
 def _opponent() -> Path:
@@ -67,19 +71,19 @@ def _opponent() -> Path:
     return python
 
 
-def _compare(works: Sequence[Path], weights: str, dtype: str, opponent: Path) -> None:
-    print(f"\n## {weights}, {dtype}\n")
+def _compare(works: Sequence[Path], dtype: str, opponent: Path, *, with_defaults: bool) -> None:
     ours = [sys.executable, "-m", "tests.benchmarks.training.ours"]
     theirs = [str(opponent), str(HERE / "opponent.py")]
-    short = works[0].with_name(f"{weights}-short.json")
+    short = works[0].with_name("short.json")
     workload.cut(works[0], short, _WARM_UP + 2)
     settings = _tune(short, dtype, theirs)
     commands: dict[str, Callable[[str], list[str]]] = {
         "ours, compiled": lambda work: [*ours, work, dtype, "compiled"],
         "ours, not compiled": lambda work: [*ours, work, dtype, "eager"],
         "trl, tuned": lambda work: [*theirs, work, json.dumps(settings)],
-        "trl, defaults": lambda work: [*theirs, work, "{}"],
     }
+    if with_defaults:
+        commands["trl, defaults"] = lambda work: [*theirs, work, "{}"]
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for work in works:  # one after the other within a seed, so that a slow minute of the machine meets all of them
         for name, command in commands.items():
@@ -130,7 +134,8 @@ def _measure(command: Sequence[str], work: Path) -> Run:
 
 
 def _print_table(runs: dict[str, list[Run]]) -> None:
-    tuned, defaults = (median(run.speed for run in runs[name]) for name in ("trl, tuned", "trl, defaults"))
+    tuned = median(run.speed for run in runs["trl, tuned"])
+    defaults = median(run.speed for run in runs["trl, defaults"]) if "trl, defaults" in runs else None
     print("| | tokens/s (each seed) | to trl tuned | to trl's defaults | peak GB | to the end of step 1 |")
     print("|---|---|---|---|---|---|")
     for name, measured in runs.items():
@@ -138,7 +143,7 @@ def _print_table(runs: dict[str, list[Run]]) -> None:
         each = ", ".join(f"{run.speed:.0f}" for run in measured)
         peak = median(run.peak_bytes for run in measured) / 1e9
         start = median(run.cold_start for run in measured)
-        ratios = f"{speed / tuned:.2f} | {speed / defaults:.2f}"
+        ratios = f"{speed / tuned:.2f} | {f'{speed / defaults:.2f}' if defaults else '–'}"
         print(f"| {name} | {speed:.0f} ({each}) | {ratios} | {peak:.2f} | {start:.0f} s |")
 
 

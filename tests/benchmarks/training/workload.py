@@ -14,16 +14,19 @@ from tunesmith_trainer.rendering import Example, Renderer, load_tokenizer
 
 PACK_TOKENS = 1024
 PACKS_PER_STEP = 2
-_ROWS_PER_STEP = 8  # the opponent's default batch
+ROWS_PER_STEP = {"gsm8k": 8, "banking77": 32}  # the opponent's default batch, or four of its batches
 _FULLEST = 0.98  # of the packs' tokens: what no packer can fail to place
 _PEAK_RATE = {"lora": 1e-3, "full": 1e-4}
 
 
-def write(path: Path, base: Path, rows: Path, weights: str, steps: int, seed: int) -> None:
-    """Draws rows for `steps` optimizer steps and writes them with everything that both sides must do alike."""
-    examples = rendered(base, rows)
+def write(path: Path, base: Path, folder: Path, data: str, weights: str, steps: int, seed: int) -> None:
+    """Draws rows for `steps` optimizer steps and writes them with everything that both sides must do alike.
+
+    `data` is the name of a training file in the folder.
+    """
+    examples = rendered(base, folder / f"{data}-train.jsonl")
     generator = np.random.default_rng(seed)
-    chosen = [_draw_step(examples, generator) for _ in range(steps)]
+    chosen = [_draw_step(examples, generator, ROWS_PER_STEP[data]) for _ in range(steps)]
     document = {
         "base": str(base),
         "weights": weights,
@@ -55,11 +58,11 @@ def rendered(base: Path, rows: Path) -> list[Example]:
     return [one for one in renderer.render_all(read) if isinstance(one, Example)]
 
 
-def _draw_step(examples: Sequence[Example], generator: np.random.Generator) -> list[Example]:
+def _draw_step(examples: Sequence[Example], generator: np.random.Generator, rows: int) -> list[Example]:
     """Rows at random, drawn again until they fill their packs: then every packer needs the same number of them."""
     least = (PACKS_PER_STEP - 0.2) * PACK_TOKENS
     while True:
-        drawn = [examples[int(index)] for index in generator.choice(len(examples), _ROWS_PER_STEP, replace=False)]
+        drawn = [examples[int(index)] for index in generator.choice(len(examples), rows, replace=False)]
         tokens = sum(len(one.token_ids) for one in drawn)
         if (
             least < tokens <= _FULLEST * PACKS_PER_STEP * PACK_TOKENS

@@ -23,9 +23,17 @@ def test_a_plain_record_passes() -> None:
     assert golden_problems(json.dumps(golden()).encode()) == []
 
 
+def test_a_frame_for_completions_may_stand_beside_the_prompts() -> None:
+    frame = {"before": "user: ", "after": "", "trimmed": False}
+    assert golden_problems(json.dumps({**golden(), "completion_frame": frame}).encode()) == []
+
+
 @pytest.mark.parametrize(
     "content",
     [
+        json.dumps({**golden(), "completion_frame": {"before": "user: "}}).encode(),
+        json.dumps({**golden(), "completion_frame": {"before": "", "after": "", "trimmed": 1}}).encode(),
+        json.dumps({**golden(), "completion_frame": {"before": "", "after": "x" * 100_001, "trimmed": True}}).encode(),
         b"",
         b"{}",
         b'{"dtype":"float32","prompts":[]}',
