@@ -27,7 +27,7 @@ class CompletionFrame(BaseModel):
         prompt = parameters["prompt"]
         if isinstance(prompt, str):
             framed: object = self._framed(prompt)
-        elif prompt and all(isinstance(one, str) for one in prompt):
+        elif isinstance(prompt, list) and prompt and all(isinstance(one, str) for one in prompt):
             framed = [self._framed(one) for one in prompt]
         else:
             return dict(parameters)

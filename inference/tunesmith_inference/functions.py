@@ -28,9 +28,9 @@ def with_tools(body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         if today in body:
             raise invalid_request("invalid_value", "Send either `tools` or `functions`, not both.", today)
     functions, choice = body.pop("functions", []), body.pop("function_call", None)
-    if not isinstance(functions, list) or not all(isinstance(one, dict) for one in functions):
-        raise invalid_request("invalid_type", "`functions` is a list of objects.", "functions")
-    if not isinstance(choice, (str, dict, type(None))):
+    if not isinstance(functions, list) or not functions or not all(isinstance(one, dict) for one in functions):
+        raise invalid_request("invalid_type", "`functions` is a list of objects, at least one.", "functions")
+    if not isinstance(choice, dict) and choice not in (None, "none", "auto"):
         raise invalid_request("invalid_type", '`function_call` is "none", "auto" or {"name": …}.', "function_call")
     body["tools"] = [{"type": "function", "function": one} for one in functions]
     body["parallel_tool_calls"] = False  # the former form has room for one call

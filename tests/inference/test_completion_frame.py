@@ -32,8 +32,8 @@ def test_texts_are_framed_and_begin_with_nothing_else(prompt: object, *, trimmed
     assert framed == {"prompt": expected, "max_tokens": 4, "add_special_tokens": False}
 
 
-@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2], [3]], []])
-def test_tokens_stay_as_they_are(prompt: object) -> None:
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2], [3]], [], 5, True, {"a": 1}])
+def test_tokens_and_what_is_no_prompt_stay_as_they_are(prompt: object) -> None:
     assert CompletionFrame(before="<u>", after="<a>", trimmed=False).around({"prompt": prompt}) == {"prompt": prompt}
 
 

@@ -50,6 +50,9 @@ def test_calls_and_their_answers_become_those_of_tools_also_without_functions() 
     [
         ({"functions": {}}, "functions"),
         ({"functions": ["say"]}, "functions"),
+        ({"functions": []}, "functions"),
+        ({"function_call": "auto"}, "functions"),
+        ({"functions": [SAY], "function_call": "required"}, "function_call"),
         ({"functions": [SAY], "function_call": 1}, "function_call"),
         ({"functions": [SAY], "tools": []}, "tools"),
         ({"functions": [SAY], "tool_choice": "auto"}, "tool_choice"),

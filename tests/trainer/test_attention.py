@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import peft
@@ -18,7 +19,7 @@ from tunesmith_trainer import attention, lora
 from tunesmith_trainer.base_model import read_facts
 from tunesmith_trainer.base_shapes import build_empty, read_shapes, stored_shapes
 from tunesmith_trainer.model import Hardware, load, load_for_generation
-from tunesmith_trainer.objectives import score
+from tunesmith_trainer.objectives import pack_for, score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example
 
@@ -41,7 +42,7 @@ def rows() -> list[Example]:
 
 
 def alike() -> list[Example]:
-    """Rows of three kinds that begin alike, some of them in more, some with the windows' end in it; one like none."""
+    """Rows of three kinds that begin alike, some of them in more; one like none; two that are shorter than windows."""
     generator = np.random.default_rng(2)
 
     def made(count: int) -> list[int]:
@@ -50,9 +51,12 @@ def alike() -> list[Example]:
     first, second, strange = made(21), made(40), made(6)
     third = second + made(17)
     beginnings = (first, second, first, third, strange, third, second)
+    texts = [(start, made(9 + index)) for index, start in enumerate(beginnings)]
+    short = made(5)
+    texts += [(short, made(4)), (short, made(4))]
     return [
-        Example(index, np.array(start + made(9 + index), np.int32), np.arange(len(start) + 9 + index) > len(start) + 2)
-        for index, start in enumerate(beginnings)
+        Example(index, np.array(start + rest, np.int32), np.arange(len(start + rest)) > len(start) + 2)
+        for index, (start, rest) in enumerate(texts)
     ]
 
 
@@ -73,13 +77,20 @@ def eager_loss(model: nn.Module, examples: list[Example]) -> torch.Tensor:
     return torch.cat(losses)
 
 
+def _shared(config: Any) -> int:
+    """Beginnings that rows alike share here: none where scores are bounded, that of short rows where windows end."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return 0
+    return 1 if getattr(config, "sliding_window", None) else 4
+
+
 @pytest.mark.parametrize("make", [rows, alike])
 def test_packs_give_the_losses_and_gradients_of_documents_alone(
     family: Path, make: Callable[[], list[Example]]
 ) -> None:
     ours, theirs = load(family, FLOAT32), eager(family)
-    (batch,) = pack(make(), 512, share=True)
-    assert len(batch.shared) == (3 if make is alike else 0)
+    (batch,) = pack_for(ours, make(), 512)
+    assert len(batch.shared) == (0 if make is rows else _shared(ours.config))
     scored = score(ours, batch)
     expected = eager_loss(theirs, make())
     scored.total.backward()  # type: ignore[no-untyped-call]  # torch

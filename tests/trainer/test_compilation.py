@@ -1,5 +1,6 @@
 """Compiled layers: the same numbers, one compilation for packs of every shape, no run lost for want of a compiler."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def gradients(model: nn.Module, lengths: tuple[int, ...], alike: int = 0) -> tup
     examples = [example(row, length) for row, length in enumerate(lengths)]
     for one in examples:
         one.token_ids[:alike] = 7
-    (batch,) = pack(examples, sum(lengths), share=True)
+    (batch,) = pack(examples, sum(lengths), share_up_to=math.inf)
     assert bool(batch.shared) == (alike > 0)
     total = score(model, batch).total
     total.backward()  # type: ignore[no-untyped-call]  # torch

@@ -1,5 +1,7 @@
 """Which way of computing a run takes, by what its machine has and what became of the attempts before."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ LARGE = BaseShapes(
     keys=1024,
     normed=8192,
     capped_heads=0,
+    share_up_to=math.inf,
     vocabulary=128_256,
     linears={
         f"{layer}.{name}": shape
@@ -131,6 +134,7 @@ def ladder_of_large(
         LARGE,
         config,
         rows,
+        rows,
         "bfloat16",
         16_384,
         main_memory=main_memory * GIB,
@@ -204,6 +208,6 @@ def test_long_rows_that_begin_alike_get_packs_with_room_to_share(prompt: int, gp
         for _ in range(20)
     ]
     config = resolve(Wanted(full_weights=False, seed=1, batch_size=8), Facts(20, 500, 10, 4096, "llama", 8192))[0]
-    steps = ladder_of(LARGE, config, rows, "bfloat16", 512, main_memory=256 * GIB, gpu=gpu, merged=False)
+    steps = ladder_of(LARGE, config, rows, [], "bfloat16", 512, main_memory=256 * GIB, gpu=gpu, merged=False)
 
     assert steps.choose(1 << 50, 1 << 50).rung == Rung(expected)

@@ -145,3 +145,19 @@ def test_a_checkpoint_takes_main_memory_for_its_state_and_where_the_gpu_is_full_
     roomy, tight = (checkpoint_bytes(shapes, numbers, dtype, need, size) for size in sizes)
     state = count * {"bfloat16": 2 + 12, "float32": 4 + 8}[dtype] * full
     assert (roomy, tight) == (_PROCESS[False] + state, _PROCESS[False] + state + 4 * count)
+
+
+def test_rows_that_begin_alike_are_expected_to_fill_a_pack(shapes: BaseShapes) -> None:
+    """Rows of 150 tokens, 100 of them common: packs of 256 hold one each without, three with what they share."""
+    start = np.arange(100)
+    alike = [
+        Example(row, np.concatenate([start, np.full(50, 100 + row)]).astype(np.int32), np.arange(150) > 120)
+        for row in range(20)
+    ]
+    unlike = [Example(row, (one.token_ids + row).astype(np.int32), one.labelled) for row, one in enumerate(alike)]
+    numbers = config(full=False, batch_size=8)
+    plans = [plan(shapes, numbers, rows, "float32", TOKENS, gpu=False) for rows in (alike, unlike)]
+
+    assert plans[0].terms["activations"] == plans[1].terms["activations"] * 256 // 150
+    on_gpus = [plan(shapes, numbers, rows, "float32", TOKENS, gpu=True) for rows in (alike, unlike)]
+    assert on_gpus[0] == on_gpus[1]

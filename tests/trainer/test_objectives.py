@@ -1,5 +1,6 @@
 """The loss: what it must equal, however rows are laid out."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def model(request: pytest.FixtureRequest, base: Path) -> nn.Module:
 
 def gradients(model: nn.Module, budget: int, examples: list[Example]) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
-    packs = pack(examples, budget, share=True)
+    packs = pack(examples, budget, share_up_to=math.inf)
     labels = sum(len(batch.targets) for batch in packs)
     total = 0.0
     for batch in packs:
@@ -112,7 +113,7 @@ def test_of_those_that_begin_alike_none_sees_how_another_goes_on(base: Path) -> 
     changed = replace(first, token_ids=np.concatenate([first.token_ids[:20], first.token_ids[20:] + 1]))
     losses = []
     for one in (first, changed):
-        (batch,) = pack([one, second], 256, share=True)
+        (batch,) = pack([one, second], 256, share_up_to=math.inf)
         assert batch.shared
         losses.append(score(model, batch).losses[batch.label_counts[0] :])
 
@@ -153,7 +154,7 @@ def test_tied_embeddings_learn_from_both_their_uses_and_stay_one(base: Path, tmp
 
 @pytest.mark.parametrize("examples", [EXAMPLES, [alike(row, 28 + row) for row in range(6)]], ids=["unlike", "alike"])
 def test_half_precision_stays_near_single(base: Path, examples: list[Example]) -> None:
-    (batch,) = pack(examples, 256, share=True)
+    (batch,) = pack(examples, 256, share_up_to=math.inf)
     exact = score(load(base, FLOAT32), batch).total
     half = score(load(base, Hardware(torch.device("cpu"), "bfloat16", 256, "compared")), batch).total
 

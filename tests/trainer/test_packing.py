@@ -1,5 +1,6 @@
 """Packs: nothing lost, nothing mixed up, never over budget."""
 
+import math
 from itertools import accumulate
 
 import numpy as np
@@ -44,7 +45,7 @@ def beginning_alike(draw: st.DrawFn) -> list[Example]:
 
 @given(beginning_alike(), st.integers(1, 100))
 def test_shared_beginnings_lie_once_and_every_document_is_whole(examples: list[Example], budget: int) -> None:
-    for one in pack(examples, budget, share=True):
+    for one in pack(examples, budget, share_up_to=math.inf):
         assert len(one.token_ids) <= budget or len({*one.members}) == 1
         assert one.tokens == sum(len(examples[index].token_ids) for index in {*one.members})
         expected = [part for index in sorted({*one.members}) for part in labels_and_pasts(examples[index])]
@@ -79,7 +80,7 @@ def test_a_common_beginning_is_computed_once() -> None:
     rows = [np.concatenate([np.arange(40), np.full(10, 100 + index)]).astype(np.int32) for index in range(5)]
     examples = [Example(index, row, np.arange(50) >= 45) for index, row in enumerate(rows)]
 
-    (one,) = pack(examples, 100, share=True)
+    (one,) = pack(examples, 100, share_up_to=math.inf)
     assert (len(one.token_ids), one.tokens, one.lengths, one.shared) == (
         90,
         250,
@@ -94,13 +95,13 @@ def test_examples_go_where_they_share_most() -> None:
     rows = [np.concatenate([start, np.full(10, 100 + index)]).astype(np.int32) for index, start in enumerate(starts)]
     examples = [Example(index, row, np.arange(50) >= 45) for index, row in enumerate(rows)]
 
-    packs = pack(examples, 75, share=True)
+    packs = pack(examples, 75, share_up_to=math.inf)
     assert sorted(one.members for one in packs) == [(0, 2, 4), (1, 3, 5)]
 
 
 def test_what_is_learnt_is_never_shared() -> None:
     row = np.arange(30, dtype=np.int32)
-    (one,) = pack([Example(index, row, np.arange(30) >= 9) for index in range(2)], 100, share=True)
+    (one,) = pack([Example(index, row, np.arange(30) >= 9) for index in range(2)], 100, share_up_to=math.inf)
 
     assert one.shared == ((0, 8, 52),)
     assert sorted(one.label_positions.tolist()) == [*range(8, 29), *range(30, 51)]

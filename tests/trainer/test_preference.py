@@ -91,7 +91,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(base: Path, budget: i
     changed = changed_weights(base)
     model.load_state_dict(changed)
     total = 0.0
-    for batch in pack(PAIRS, budget, share=True):
+    for batch in pack(PAIRS, budget, share_up_to=math.inf):
         loss = objective.score(model, batch, PAIRS).total / len(PAIRS)
         loss.backward()  # type: ignore[no-untyped-call]  # torch
         total += float(loss.detach())
@@ -132,7 +132,7 @@ def test_pairs_stay_together_in_a_pack() -> None:
 
 def test_an_answer_shares_its_prompt_with_the_other_one() -> None:
     prompt = len(PAIRS[0].prompt_token_ids)
-    (batch,) = pack(PAIRS[:1], 1, share=True)
+    (batch,) = pack(PAIRS[:1], 1, share_up_to=math.inf)
 
     assert batch.shared == ((0, (prompt - 1) // 4 * 4, len(batch.token_ids)),)
     assert batch.tokens == len(PAIRS[0].token_ids)

@@ -91,8 +91,10 @@ def test_a_prompt_in_its_frame_is_what_was_learnt(family: str, prompt: str) -> N
     assert frame is not None
     text = frame["before"] + (prompt.strip() if frame["trimmed"] else prompt) + frame["after"]
 
-    learnt = renderer.render(row(("user", prompt), ("assistant", "red"))).prompt_token_ids
-    assert tokenizer([text], add_special_tokens=False)["input_ids"][0] == learnt
+    example = renderer.render(row(("user", prompt), ("assistant", "red")))
+    (asked,) = tokenizer([text], add_special_tokens=False)["input_ids"]
+    assert example.token_ids[: len(asked)].tolist() == asked
+    assert tokenizer.decode(example.token_ids[len(asked) :]).lstrip(" ").startswith("red")
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,12 @@ def test_between_products_a_faster_processor_does_not_help_but_fewer_tokens_do(b
 def test_what_rows_share_is_computed_once_a_pack_and_takes_no_time_again(base: Path) -> None:
     config = resolve(Wanted(full_weights=False, seed=1, batch_size=4), FACTS)[0]
     # Rows of the same sixty tokens, then forty that are labelled.
-    parts = {tokens: computed_part(config, ROWS, tokens) for tokens in (100, 1024)}
-    assert parts == {100: 1.0, 1024: pytest.approx((56 + 4 * 44) / 400)}
-
     shapes = read_shapes(build_empty(base))
+    parts = {tokens: computed_part(shapes, config, ROWS, tokens, gpu=False) for tokens in (100, 1024)}
+    assert parts == {100: 1.0, 1024: pytest.approx((56 + 4 * 44) / 400)}
+    assert computed_part(shapes, config, ROWS, 1024, gpu=True) == 1
+    assert computed_part(replace(shapes, share_up_to=99), config, ROWS, 1024, gpu=False) == 1
+
     whole, part = (expected_seconds(shapes, config, ROWS, ROWS[:2], 1e7, gpu=False, part=one) for one in (1.0, 0.5))
     start = expected_seconds(shapes, config, [], [], 1e7, gpu=False)
     assert part - start == pytest.approx((whole - start) / 2)

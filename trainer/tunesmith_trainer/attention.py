@@ -2,7 +2,6 @@
 Must not know models, data or losses."""
 
 import inspect
-from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -30,27 +29,16 @@ class Documents:
 
     `boundaries` are the cumulative sums of its segments' lengths from 0, int32. `blocks` (blocks, 4) int32 are ranges
     of queries and of the keys that they see, from and to before: each segment itself, then what it shares with others,
-    then an empty one, so that compiled code never meets a single block. `longest` is the longest document's length.
+    then an empty one, so that compiled code never meets a single block.
     """
 
     def __init__(self, batch: Pack, device: torch.device) -> None:
         self.lengths, self.shared = batch.lengths, batch.shared
-        self.longest = int(batch.positions.max()) + 1
         ends = [0, *accumulate(batch.lengths)]
         self.boundaries = to_device(torch.tensor(ends, dtype=torch.int32), device)
         own = [(start, end, start, end) for start, end in pairwise(ends)]
         others = [(end, last, start, end) for start, end, last in batch.shared]
         self.blocks = to_device(torch.tensor([*own, *others, (0, 0, 0, 0)], dtype=torch.int32), device)
-
-    def keys_of(self, start: int, end: int) -> list[slice]:
-        """Where the keys lie, in order, that the segment from `start` to before `end` sees."""
-        before = sorted((first, last) for first, last, until in self.shared if last <= start < until)
-        return [slice(*each) for each in (*before, (start, end))]
-
-
-def shares_prefixes(device: torch.device) -> bool:
-    """Whether packs for this device are to share prefixes: the kernel for GPUs knows whole documents only."""
-    return device.type == "cpu"
 
 
 def register() -> None:
@@ -85,10 +73,12 @@ def document_attention(
         raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
     if softcap is None and _fits_kernel(query):
         return _in_one_kernel(query, key, value, documents, scaling, sliding_window), None
-    hides = sliding_window is not None and documents.longest > sliding_window
-    if query.device.type == "cpu" and softcap is None and not (hides and documents.shared):
+    if query.device.type == "cpu" and softcap is None:
         return attend(query, key, value, documents.blocks, scaling, sliding_window), None
-    parts = _by_segment(query, key, value, documents)
+    if documents.shared:
+        raise TypeError("only attention on a processor, without a softcap, takes packs that share prefixes")
+    lengths = list(documents.lengths)
+    parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
     if softcap is None:
         outputs = [_in_document(q, k, v, scaling, sliding_window) for q, k, v in parts]
     else:
@@ -110,20 +100,10 @@ def _fits_kernel(query: Tensor) -> bool:
     return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device)[0] >= FIRST_WITH_BFLOAT16
 
 
-def _by_segment(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The queries of each segment, with the keys and values of its document up to its end."""
-    for start, end in pairwise([0, *accumulate(documents.lengths)]):
-        seen = documents.keys_of(start, end)
-        keys, values = (torch.cat([part[:, :, where] for where in seen], dim=2) for part in (key, value))
-        yield query[:, :, start:end], keys, values
-
-
 def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
     # Repeated here: told of groups, a GPU that lacks flash attention writes down the scores of all pairs of tokens.
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-    seen = window_mask(query, key, window)
+    seen = window_mask(query, window)
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, is_causal=seen is None, scale=scaling
     )
@@ -135,9 +115,10 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: i
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
     scores = (scores / softcap).tanh() * softcap
-    seen = window_mask(query, key, window)
+    length = query.shape[2]
+    seen = window_mask(query, window)
     if seen is None:
-        seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).tril()
+        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     scores = scores.masked_fill(~seen, -torch.inf)
     return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
@@ -151,14 +132,15 @@ def _in_one_kernel(
     window: int | None,
 ) -> Tensor:
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    longest = max(documents.lengths)
     out = varlen_attn(
         q,
         k,
         v,
         documents.boundaries,
         documents.boundaries,
-        documents.longest,
-        documents.longest,
+        longest,
+        longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],

@@ -1,6 +1,7 @@
 """Owns the shapes of a base model, told from its configuration without its weights.
 Must not know data, memory or what is done with the shapes."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ class BaseShapes:
     """Widths in numbers, `parameters` with tied ones counted once, `linears` (out, in) of every layer but the head.
 
     `normed` is the sum of the widths of one decoder layer's norms. `capped_heads` are the heads whose scores attention
-    bounds and therefore has to write down; 0 where it bounds none.
+    bounds and therefore has to write down; 0 where it bounds none. `share_up_to` is as in `share_up_to`.
     """
 
     parameters: int
@@ -29,6 +30,7 @@ class BaseShapes:
     normed: int
     capped_heads: int
     vocabulary: int
+    share_up_to: float
     linears: dict[str, tuple[int, int]]
 
     @property
@@ -71,8 +73,20 @@ def read_shapes(model: nn.Module) -> BaseShapes:
         normed=_normed(decoder_layers(model)[0], config.hidden_size, queries, keys),
         capped_heads=heads if getattr(config, "attn_logit_softcapping", None) else 0,
         vocabulary=config.vocab_size,
+        share_up_to=share_up_to(config),
         linears=linears,
     )
+
+
+def share_up_to(config: Any) -> float:
+    """Tokens of the longest document that may share its beginning with others of a pack, on a processor.
+
+    Attention to two places can be joined where scores are not bounded, and where each token sees all before it.
+    """
+    if getattr(config, "attn_logit_softcapping", None):
+        return 0
+    has_window = getattr(config, "use_sliding_window", True)
+    return (has_window and getattr(config, "sliding_window", None)) or math.inf
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -117,7 +117,8 @@ class Ladder:
 def ladder_of(
     shapes: BaseShapes,
     config: TrainingConfig,
-    examples: Sequence[Example],
+    training: Sequence[Example],
+    evaluation: Sequence[Example],
     dtype: str,
     pack_tokens: int,
     *,
@@ -131,6 +132,8 @@ def ladder_of(
     On a processor they are larger where that lets long rows share what they begin with. `main_memory` is all that the
     machine has, in bytes. Adapters that are `merged` into the weights they are served in need these as they are.
     """
+
+    examples = [*training, *evaluation]
 
     @cache
     def need_of(rung: Rung) -> Plan:
@@ -148,9 +151,10 @@ def ladder_of(
         )
 
     longest = max(len(example.token_ids) for example in examples)
-    if not gpu and _ROOM_TO_SHARE * longest > pack_tokens:
-        larger = _ROOM_TO_SHARE * longest
-        saved = computed_part(config, examples, pack_tokens) - computed_part(config, examples, larger)
+    larger = _ROOM_TO_SHARE * longest
+    if larger > pack_tokens:
+        parts = (computed_part(shapes, config, training, tokens, gpu=gpu) for tokens in (pack_tokens, larger))
+        saved = next(parts) - next(parts)
         pack_tokens = larger if saved > _WORTH_MEMORY else pack_tokens
     ways = rungs(pack_tokens, longest, shapes.layers)
     further: list[Rung] = []

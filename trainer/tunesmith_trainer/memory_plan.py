@@ -11,6 +11,7 @@ from tunesmith_trainer.head import rows_at_once
 from tunesmith_trainer.optim import STEPPED_AT_ONCE
 from tunesmith_trainer.packing import Pack, pack
 from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.time_plan import computed_part
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FULL = 4  # bytes of a float32
@@ -74,13 +75,18 @@ def plan(
         "optimizer": 0 if offloaded else (2 * trained * _FULL + master) // parts,
     }
     packs = _largest_step(examples, config.batch_size, pack_tokens)
-    worst = max(packs, key=lambda one: len(one.token_ids))
+    worst = max(len(one.token_ids) for one in packs)
+    labels = max(len(one.targets) for one in packs)
+    if computed_part(shapes, config, examples, pack_tokens, gpu=gpu) < 1:
+        # Rows that share what they begin with may fill any pack, and bring more labels.
+        worst = max(worst, min(pack_tokens, sum(one.tokens for one in packs)))
+        labels = sum(len(one.targets) for one in packs)
     gradients = trained * (size if config.full_weights else _FULL)
     passing = {
-        "activations": len(worst.token_ids) * _bytes_per_token(shapes, config, size, recomputed_layers, gpu=gpu),
+        "activations": worst * _bytes_per_token(shapes, config, size, recomputed_layers, gpu=gpu),
         "scores": shapes.capped_heads * max(max(one.lengths) for one in packs) ** 2 * _BYTES_PER_SCORE,
-        "gaps": 0 if gpu else len(worst.token_ids) * shapes.layers * _GAPS * shapes.intermediate * size,
-        "logits": _logits(shapes, config, worst, size, gpu=gpu),
+        "gaps": 0 if gpu else worst * shapes.layers * _GAPS * shapes.intermediate * size,
+        "logits": _logits(shapes, config, labels, size, gpu=gpu),
         # While the first micro-batch goes back, its activations make room for the gradients.
         "gradients": gradients // parts if len(packs) > 1 else 0,
         "gathered": _gathered(shapes) * size if parts > 1 else 0,
@@ -168,9 +174,9 @@ def _bytes_per_layer(shapes: BaseShapes, config: TrainingConfig, size: int, *, g
     return norms + attention + gated + len(shapes.linears) // shapes.layers * config.lora_rank * size
 
 
-def _logits(shapes: BaseShapes, config: TrainingConfig, worst: Pack, size: int, *, gpu: bool) -> int:
-    """Logits in float32 with what is made of them, and the head's gradient where it learns."""
-    rows = min(len(worst.targets), rows_at_once(gpu=gpu))
+def _logits(shapes: BaseShapes, config: TrainingConfig, labels: int, size: int, *, gpu: bool) -> int:
+    """Logits in float32 of so many labels with what is made of them, and the head's gradient where it learns."""
+    rows = min(labels, rows_at_once(gpu=gpu))
     per_logit = 2 * _FULL + (2 * size if size != _FULL else 0)
     gradient = shapes.vocabulary * shapes.hidden * (_FULL + size) if config.full_weights else 0
     return rows * shapes.vocabulary * per_logit + gradient

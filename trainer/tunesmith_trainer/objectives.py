@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith_trainer.attention import Documents, shares_prefixes
+from tunesmith_trainer.attention import Documents
+from tunesmith_trainer.base_shapes import share_up_to
 from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.packing import Pack, pack
@@ -35,7 +36,8 @@ class Scored:
 
 def pack_for(model: nn.Module, examples: Sequence[Example], budget: int) -> list[Pack]:
     """Packs of at most `budget` tokens, see `pack`, as the model's device computes them best."""
-    return pack(examples, budget, share=shares_prefixes(next(model.parameters()).device))
+    is_cpu = next(model.parameters()).device.type == "cpu"  # the kernel for GPUs knows whole documents only
+    return pack(examples, budget, share_up_to=share_up_to(model.config) if is_cpu else 0)
 
 
 def score(model: nn.Module, batch: Pack) -> Scored:

@@ -37,14 +37,14 @@ class Pack:
     tokens: int
 
 
-def pack(examples: Sequence[Example], budget: int, *, share: bool = False) -> list[Pack]:
+def pack(examples: Sequence[Example], budget: int, *, share_up_to: float = 0) -> list[Pack]:
     """Packs whole examples, first fit by decreasing length, into as few packs of at most `budget` tokens as that finds.
 
-    An example longer than the budget travels alone. With `share`, what documents of a pack begin with in common is in
-    it once, and an example goes where it shares most. The result depends on nothing but the arguments.
+    An example longer than the budget travels alone. What documents of at most `share_up_to` tokens begin with in common
+    is in a pack once, and an example goes where it shares most. The result depends on nothing but the arguments.
     """
     documents = [_documents_of(example) for example in examples]
-    prefixes = Prefixes([one for parts in documents for one in parts], share=share)
+    prefixes = Prefixes([one for parts in documents for one in parts], share_up_to)
     places = iter(prefixes.places)
     bins: list[_Bin] = []
     members = [_Member(index, parts, [next(places) for _ in parts]) for index, parts in enumerate(documents)]
@@ -79,13 +79,14 @@ class _Bin:
 
     def would_add(self, member: _Member) -> int:
         """By how many tokens the pack would grow."""
-        places, added = self._places, 0
+        places = self._places if len(member.places) == 1 else self._places.copy()
+        added = 0
         for place, document in zip(member.places, member.documents, strict=True):
             at = bisect(places, place)
             beside = places[max(at - 1, 0) : at + 1]
             added += len(document.token_ids) - max((self._prefixes.shared(place, one) for one in beside), default=0)
-            if len(member.places) > 1:
-                places = sorted([*places, place])
+            if places is not self._places:
+                places.insert(at, place)
         return added
 
     def add(self, member: _Member) -> None:

@@ -74,14 +74,14 @@ def _foresee(
     if not config.full_weights:
         for problem in adapter_problems(base, empty, config, merged=prepared.merged):
             findings.add(problem)
-    examples = [*prepared.training, *prepared.evaluation]
     machine = machine.for_each_of(devices or 1)
 
     def ladder_on(ranks: int) -> Ladder:
         return ladder_of(
             shapes,
             config,
-            examples,
+            prepared.training,
+            prepared.evaluation,
             machine.dtype,
             machine.pack_tokens,
             main_memory=machine.main_memory,
@@ -111,7 +111,7 @@ def _foresee(
             machine.flops * devices,
             gpu=machine.is_gpu,
             recomputed_layers=choice.rung.recomputed_layers,
-            part=1.0 if machine.is_gpu else computed_part(config, prepared.training, choice.rung.pack_tokens),
+            part=computed_part(shapes, config, prepared.training, choice.rung.pack_tokens, gpu=machine.is_gpu),
         )
     return devices
 

@@ -15,19 +15,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, scaling: f
 
     query (1, heads, T, d), key and value (1, key heads, T, d). `blocks` (n, 4) int32 are ranges of queries and of the
     keys that they see, from and to before: first segments that see themselves and make up all of T, then shared
-    prefixes with what continues them, where no document is longer than the window. Returns (1, T, heads, d).
+    prefixes with what continues them in documents no longer than the window. Returns (1, T, heads, d).
     """
     out: Tensor = _attend(query, key, value, blocks, scaling, window)[0]
     return out
 
 
-def window_mask(query: Tensor, key: Tensor, window: int | None) -> Tensor | None:
-    """(queries, keys), True where the last tokens of a document may look; None where they see all before them."""
-    queries, keys = query.shape[2], key.shape[2]
-    if queries == keys and (window is None or keys <= window):
+def window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """(T, T), True where a token of the document may look; None where it is no longer than the window."""
+    length = query.shape[2]
+    if window is None or length <= window:
         return None
-    seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril_(keys - queries)
-    return seen if window is None else seen.triu_(keys - queries + 1 - window)
+    return torch.ones(length, length, dtype=torch.bool, device=query.device).tril_().triu_(1 - window)
 
 
 # Operators of their own, so that a compiled layer stays in one piece whatever the number and lengths of documents.
@@ -42,7 +41,7 @@ def _attend(
     for queries, keys in _ranges(blocks):
         q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
         own = queries == keys
-        seen = _mask(q, k, window) if own else None
+        seen = _mask(q, window) if own else None
         answer, log_sums = _forward(q, k, v, 0.0, own and seen is None, attn_mask=seen, scale=scaling)
         answer, log_sums = answer.transpose(1, 2), log_sums[0].t()
         if own:
@@ -82,7 +81,7 @@ def _attend_backward(
         q, k, v = query[:, :, queries].float(), key[:, :, keys].float(), value[:, :, keys].float()
         grad_out, answer = (part[:, queries].transpose(1, 2).float() for part in (grad, out))
         own = queries == keys
-        seen = _mask(q, k, window) if own else None
+        seen = _mask(q, window) if own else None
         found = _backward(
             grad_out, q, k, v, answer, sums[queries].t()[None], 0.0, own and seen is None, attn_mask=seen, scale=scaling
         )
@@ -133,7 +132,7 @@ def _empty_gradient(part: Tensor) -> Tensor:
     return part.new_empty(1, tokens, heads, width)
 
 
-def _mask(query: Tensor, key: Tensor, window: int | None) -> Tensor | None:
-    """(queries, keys), 0 where a token may look and -inf elsewhere; None where tokens see all before them."""
-    seen = window_mask(query, key, window)
+def _mask(query: Tensor, window: int | None) -> Tensor | None:
+    """(T, T), 0 where a token may look and -inf elsewhere; None where the document is no longer than the window."""
+    seen = window_mask(query, window)
     return None if seen is None else torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, -torch.inf)

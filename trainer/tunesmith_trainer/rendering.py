@@ -17,7 +17,7 @@ from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
 
 _MAX_REMEMBERED = 4096
-_PROBE = "what is asked"
+_PROBE, _ANSWER = "what is asked", "what is answered"
 _ANSWERS_NOTHING = "begins with an assistant message; put a message before it, or give it weight 0"
 
 _Given = TypeVar("_Given")
@@ -138,21 +138,25 @@ class Renderer:
         return self._tokenizer.chat_template is not None
 
     def completion_frame(self) -> dict[str, Any] | None:
-        """What a prompt stands in that is asked as a user's message: `before`, `after`, and whether it is `trimmed`.
+        """What stands around a prompt that is asked as a user's message: `before`, `after`, and if it is `trimmed`.
 
-        None where the base has no chat template, or one that does more than that to a prompt.
+        `after` goes on to the answer where the template begins that one with an empty thought. None where the base has
+        no chat template, or one that does more to a prompt.
         """
         if not self.has_chat_template:
             return None
         try:
             spaced, plain, other = (self._asked(text) for text in (f" {_PROBE} ", _PROBE, "other"))
+            answered = self._template(_pair(_PROBE, _ANSWER), 2, asks=False)
         except CannotRender:
             return None
         before, _, after = plain.partition(_PROBE)
         trimmed = spaced == plain
         if other != f"{before}other{after}" or (not trimmed and spaced != f"{before} {_PROBE} {after}"):
             return None
-        return {"before": before, "after": after, "trimmed": trimmed}
+        thought, found, _ = answered.removeprefix(plain).partition(_ANSWER)
+        thinks = answered.startswith(plain) and found and thought.strip()
+        return {"before": before, "after": after + thought if thinks else after, "trimmed": trimmed}
 
     def mentions(self, word: str) -> bool:
         """Whether the chat template knows of `word`, for example `tools`."""
@@ -266,7 +270,7 @@ class Renderer:
             raise _problem(row, "template_refused_row", "does not fit the base model's chat template") from error
 
     def _asked(self, prompt: str) -> str:
-        return self._template(Row(0, "", (Message("user", prompt, 0, {}),), None), 1, asks=True)
+        return self._template(_pair(prompt, _ANSWER), 1, asks=True)
 
     def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
         if not texts:
@@ -350,6 +354,10 @@ class _Draft:
     is_plain: bool
     token_ids: NDArray[np.int32] = field(default_factory=lambda: np.array([], dtype=np.int32))
     special: NDArray[np.intp] | None = None
+
+
+def _pair(prompt: str, answer: str) -> Row:
+    return Row(0, "", (Message("user", prompt, 0, {}), Message("assistant", answer, 1, {})), None)
 
 
 def _attempt(step: Callable[[_Given], _Made], given: _Given) -> _Made | Problem:

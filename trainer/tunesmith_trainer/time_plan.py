@@ -25,15 +25,19 @@ _SAVE_SECONDS = 2.0
 _LOOKED_AT = 4  # steps: enough to see how much of a step begins as the rest of it does
 
 
-def computed_part(config: TrainingConfig, training: Sequence[Example], pack_tokens: int) -> float:
-    """Of the tokens of a step, the part that is computed where packs of so many tokens share prefixes.
+def computed_part(
+    shapes: BaseShapes, config: TrainingConfig, training: Sequence[Example], pack_tokens: int, *, gpu: bool
+) -> float:
+    """Of the tokens of a step, the part that is computed: where packs of so many tokens share prefixes, not all.
 
     Told from the first steps of the run, so that it is the same in each of its attempts.
     """
+    if gpu:
+        return 1.0
     computed = tokens = 0
     for step in range(1, min(_LOOKED_AT, config.total_steps) + 1):
         chosen = indices_of_step(len(training), config.batch_size, config.seed, step)
-        for batch in pack([training[index] for index in chosen], pack_tokens, share=True):
+        for batch in pack([training[index] for index in chosen], pack_tokens, share_up_to=shapes.share_up_to):
             computed += len(batch.token_ids)
             tokens += batch.tokens
     return computed / tokens

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer import allocator, attention, checkpoint, compilation, distributed, lora, sharding
+from tunesmith_trainer import allocator, checkpoint, compilation, distributed, lora, sharding
 from tunesmith_trainer.artifact import ArtifactWriter
 from tunesmith_trainer.background import Background
-from tunesmith_trainer.base_shapes import build_empty, read_shapes
+from tunesmith_trainer.base_shapes import BaseShapes, build_empty, read_shapes
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import Yielded, is_out_of_memory
@@ -71,12 +71,13 @@ class Training:
             self._progress = checkpoint.read_progress(self._resume, data.config, self._rows) if self._resume else None
         known = self._progress.dtype if self._progress else None
         hardware = distributed.by_leader(lambda: choose_hardware(known))
-        self._ladder = _ladder(base, data, hardware)
+        shapes = read_shapes(build_empty(base))
+        self._ladder = _ladder(shapes, data, hardware)
         self._choice = distributed.by_leader(lambda: self._choose(hardware))
         pack_tokens = self._choice.rung.pack_tokens
         self._hardware: Hardware = replace(hardware, pack_tokens=pack_tokens)
-        shares = attention.shares_prefixes(hardware.device)
-        self._part = computed_part(data.config, data.training, pack_tokens) if shares else 1.0
+        gpu = hardware.device.type == "cuda"
+        self._part = computed_part(shapes, data.config, data.training, pack_tokens, gpu=gpu)
         renderer = Renderer(load_tokenizer(base), data.model.stop_ids)
         self._artifacts = ArtifactWriter(
             base,
@@ -311,12 +312,12 @@ class Training:
         self._reporter.report(phase=phase, step=step, total_steps=total, remaining_seconds=remaining_seconds)
 
 
-def _ladder(base: Path, data: Prepared, hardware: Hardware) -> Ladder:
-    shapes, examples = read_shapes(build_empty(base)), [*data.training, *data.evaluation]
+def _ladder(shapes: BaseShapes, data: Prepared, hardware: Hardware) -> Ladder:
     return ladder_of(
         shapes,
         data.config,
-        examples,
+        data.training,
+        data.evaluation,
         hardware.dtype,
         hardware.pack_tokens,
         main_memory=memory_of(torch.device("cpu"))[1],
