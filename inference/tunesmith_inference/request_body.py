@@ -112,7 +112,7 @@ class InferenceRequest:
     def tools_at(self) -> str | None:
         """The parameter that has tools or calls of tools in it; None where there are none."""
         if self.parameters.get("tools"):
-            return "tools"
+            return "functions" if self.functions else "tools"
         calls = any(message.get("tool_calls") for message in self.parameters.get("messages", ()))
         return "messages" if calls else None
 

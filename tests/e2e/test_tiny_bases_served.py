@@ -1,7 +1,7 @@
 """Models of several origins behind real vLLM, on tiny bases: what is served is what transformers or PEFT compute.
 
-A GPT-2, for which engines take no adapters, is trained in full and with LoRA; adapters that the real PEFT wrote are
-brought in.
+A GPT-2, for which engines take no adapters, is trained in full and with LoRA; a base with a chat template learns
+prompts and completions; adapters that the real PEFT wrote are brought in.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tunesmith import Tunesmith
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.soak, pytest.mark.timeout(600)]
 
 PROMPTS = ("Code of red?", "Code of green?", "Say a.")
+CODES = {"red": "ruby", "blue": "cobalt", "green": "emerald", "yellow": "amber"}
 TOKENS = 8
 NATS = 5e-3
 """How far apart two computations of a log-probability may be."""
@@ -139,19 +140,7 @@ def require_same(served: Sequence[Answer], own: Sequence[Answer]) -> None:
 
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_a_tuned_gpt2_is_served_as_it_was_trained(platform: Platform, weights: str, tmp_path: Path) -> None:
-    codes = {"red": "ruby", "blue": "cobalt", "green": "emerald", "yellow": "amber"}
-    rows = [json.dumps({"prompt": f"Code of {colour}?", "completion": f" {code}"}) for colour, code in codes.items()]
-    file = platform.openai.files.create(file=("rows.jsonl", "\n".join(rows * 12).encode()), purpose="fine-tune")
-    numbers: Any = {"n_epochs": 4, "batch_size": 4, "learning_rate_multiplier": 5}
-    made = platform.openai.fine_tuning.jobs.create(
-        model="gpt2",
-        training_file=file.id,
-        seed=1,
-        hyperparameters=numbers,
-        extra_body={"training": {"weights": weights}},
-    )
-    job = platform.server.wait_for_job(made.id, 300)
-    assert job["status"] == "succeeded", job["error"]
+    job = tuned_on_codes(platform, "gpt2", weights)
     assert job["evaluation"]["tuned"]["loss"] < job["evaluation"]["base"]["loss"]
 
     model = job["fine_tuned_model"]
@@ -164,6 +153,39 @@ def test_a_tuned_gpt2_is_served_as_it_was_trained(platform: Platform, weights: s
     assert not list((tmp_path / "downloaded").glob("adapter*")), "engines take no adapters on it: it is whole"
     own = AutoModelForCausalLM.from_pretrained(tmp_path / "downloaded", dtype=torch.float32).eval()
     require_same(served, computed(own))
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_prompts_of_completions_are_asked_as_they_were_learnt(platform: Platform, weights: str) -> None:
+    model = tuned_on_codes(platform, "llama", weights)["fine_tuned_model"]
+    prompts = [f"Code of {colour}?" for colour in CODES]
+    limits: Any = {"model": model, "temperature": 0, "max_tokens": TOKENS}
+
+    completed = platform.openai.completions.create(prompt=prompts, **limits)
+    chats = [
+        platform.openai.chat.completions.create(messages=[{"role": "user", "content": prompt}], **limits)
+        for prompt in prompts
+    ]
+    assert [choice.text for choice in completed.choices] == [chat.choices[0].message.content for chat in chats]
+    assert completed.usage is not None
+    assert completed.usage.prompt_tokens == sum(chat.usage.prompt_tokens for chat in chats if chat.usage)
+
+
+def tuned_on_codes(platform: Platform, base: str, weights: str) -> dict[str, Any]:
+    """A finished job that taught the base four codes."""
+    rows = [json.dumps({"prompt": f"Code of {colour}?", "completion": f" {code}"}) for colour, code in CODES.items()]
+    file = platform.openai.files.create(file=("rows.jsonl", "\n".join(rows * 12).encode()), purpose="fine-tune")
+    numbers: Any = {"n_epochs": 4, "batch_size": 4, "learning_rate_multiplier": 5}
+    made = platform.openai.fine_tuning.jobs.create(
+        model=base,
+        training_file=file.id,
+        seed=1,
+        hyperparameters=numbers,
+        extra_body={"training": {"weights": weights}},
+    )
+    job = platform.server.wait_for_job(made.id, 300)
+    assert job["status"] == "succeeded", job["error"]
+    return job
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers

@@ -71,8 +71,9 @@ async def test_tools_are_called_where_the_template_shows_them(tmp_path: Path) ->
 
 async def test_tools_are_refused_where_the_model_would_never_hear_of_them(gateway: GatewayUnderTest) -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {}}]}
-    for at, body in (("tools", {"tools": [{"type": "function"}]}), ("messages", {"messages": [called]})):
-        response = await gateway.chat(BASE, **body)
+    asked: dict[str, Any] = {"tools": [{"type": "function"}], "functions": [{"name": "say"}], "messages": [called]}
+    for at, value in asked.items():
+        response = await gateway.chat(BASE, **{at: value})
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (400, "tools_unsupported", at)
 
