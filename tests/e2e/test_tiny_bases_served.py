@@ -140,10 +140,7 @@ def require_same(served: Sequence[Answer], own: Sequence[Answer]) -> None:
 
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_a_tuned_gpt2_is_served_as_it_was_trained(platform: Platform, weights: str, tmp_path: Path) -> None:
-    job = tuned_on_codes(platform, "gpt2", weights)
-    assert job["evaluation"]["tuned"]["loss"] < job["evaluation"]["base"]["loss"]
-
-    model = job["fine_tuned_model"]
+    model = tuned_on_codes(platform, "gpt2", weights)["fine_tuned_model"]
     served = platform.answers(model)
 
     platform.require_proven(model)
