@@ -140,7 +140,10 @@ def require_same(served: Sequence[Answer], own: Sequence[Answer]) -> None:
 
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_a_tuned_gpt2_is_served_as_it_was_trained(platform: Platform, weights: str, tmp_path: Path) -> None:
-    model = tuned_on_codes(platform, "gpt2", weights)["fine_tuned_model"]
+    job = tuned_on_codes(platform, "gpt2", weights)
+    assert job["evaluation"]["tuned"]["loss"] < job["evaluation"]["base"]["loss"]
+
+    model = job["fine_tuned_model"]
     served = platform.answers(model)
 
     platform.require_proven(model)
@@ -169,13 +172,14 @@ def test_prompts_of_completions_are_asked_as_they_were_learnt(platform: Platform
 
 
 def tuned_on_codes(platform: Platform, base: str, weights: str) -> dict[str, Any]:
-    """A finished job that taught the base four codes."""
+    """A finished job that taught the base four codes, and is asked for them: a held-out one would be in no row."""
     rows = [json.dumps({"prompt": f"Code of {colour}?", "completion": f" {code}"}) for colour, code in CODES.items()]
     file = platform.openai.files.create(file=("rows.jsonl", "\n".join(rows * 12).encode()), purpose="fine-tune")
     numbers: Any = {"n_epochs": 4, "batch_size": 4, "learning_rate_multiplier": 5}
     made = platform.openai.fine_tuning.jobs.create(
         model=base,
         training_file=file.id,
+        validation_file=file.id,
         seed=1,
         hyperparameters=numbers,
         extra_body={"training": {"weights": weights}},

@@ -60,7 +60,12 @@ def alike(row: int, length: int) -> Example:
     return replace(one, token_ids=np.concatenate([EXAMPLES[0].token_ids[:20], one.token_ids[20:]]))
 
 
-@pytest.mark.parametrize("examples", [EXAMPLES, [alike(row, 28 + row) for row in range(6)]], ids=["unlike", "alike"])
+ROWS = pytest.mark.parametrize(
+    "examples", [EXAMPLES, [alike(row, 28 + row) for row in range(6)]], ids=["unlike", "alike"]
+)
+
+
+@ROWS
 @pytest.mark.parametrize("budget", [256, 60])
 def test_packing_changes_neither_loss_nor_gradients(model: nn.Module, budget: int, examples: list[Example]) -> None:
     alone_loss, alone = gradients(model, 1, examples)  # one row per micro-batch
@@ -152,7 +157,7 @@ def test_tied_embeddings_learn_from_both_their_uses_and_stay_one(base: Path, tmp
     assert torch.equal(kept.get_input_embeddings().weight, embeddings)  # type: ignore[operator]  # as above
 
 
-@pytest.mark.parametrize("examples", [EXAMPLES, [alike(row, 28 + row) for row in range(6)]], ids=["unlike", "alike"])
+@ROWS
 def test_half_precision_stays_near_single(base: Path, examples: list[Example]) -> None:
     (batch,) = pack(examples, 256, share_up_to=math.inf)
     exact = score(load(base, FLOAT32), batch).total

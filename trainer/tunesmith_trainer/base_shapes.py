@@ -18,7 +18,7 @@ class BaseShapes:
     """Widths in numbers, `parameters` with tied ones counted once, `linears` (out, in) of every layer but the head.
 
     `normed` is the sum of the widths of one decoder layer's norms. `capped_heads` are the heads whose scores attention
-    bounds and therefore has to write down; 0 where it bounds none. `share_up_to` is as in `share_up_to`.
+    bounds and therefore has to write down; 0 where it bounds none. `share_up_to` is what that function gives.
     """
 
     parameters: int

@@ -76,6 +76,12 @@ def read_rows(path: Path, param: str, kind: RowKind = "chat") -> Iterator[Row | 
             yield Problem("invalid_file_format", f"Row {number} is not valid JSON.", param, number)
 
 
+def completion_row(number: int, param: str, prompt: str, completion: str) -> Row:
+    """A prompt and its completion as a row."""
+    pair = (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {}))
+    return Row(number, param, pair, None, is_completion=True)
+
+
 def count_lines(path: Path) -> int:
     """Lines of a file, empty ones included."""
     with path.open("rb") as file:
@@ -178,8 +184,7 @@ def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
     prompt, completion = value.get("prompt"), value.get("completion")
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise _BadRow('needs "messages", or "prompt" and "completion" as texts')
-    pair = (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {}))
-    return Row(number, param, pair, None, is_completion=True)
+    return completion_row(number, param, prompt, completion)
 
 
 def _tools(value: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith_trainer.data import Message, Row
+from tunesmith_trainer.data import completion_row
 from tunesmith_trainer.errors import Problem
 from tunesmith_trainer.rendering import Example, Renderer
 
@@ -27,7 +27,10 @@ def guard_items(renderer: Renderer, context_length: int) -> list[GuardItem]:
     lines = [json.loads(line) for line in _FILE.read_text(encoding="utf-8").splitlines()]
     # A base without a chat template reads both texts as one; the new line tells it where the answer begins.
     end = "" if renderer.has_chat_template else "\n"
-    rows = [_row(number, line["prompt"] + end, line["completion"]) for number, line in enumerate(lines, start=1)]
+    rows = [
+        completion_row(number, "guard_set", line["prompt"] + end, line["completion"])
+        for number, line in enumerate(lines, start=1)
+    ]
     return [
         GuardItem(line["topic"], line["prompt"], rendered)
         for line, rendered in zip(lines, renderer.render_all(rows), strict=True)
@@ -38,7 +41,3 @@ def guard_items(renderer: Renderer, context_length: int) -> list[GuardItem]:
 def examples_of(items: Sequence[GuardItem]) -> list[Example]:
     """What is scored."""
     return [item.example for item in items]
-
-
-def _row(number: int, prompt: str, completion: str) -> Row:
-    return Row(number, "guard_set", (Message("user", prompt, 0, {}), Message("assistant", completion, 1, {})), None)

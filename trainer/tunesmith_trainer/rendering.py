@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from tunesmith_trainer.conversation import messages_as_served, tools_as_served
-from tunesmith_trainer.data import Message, Row
+from tunesmith_trainer.data import Message, Row, completion_row
 from tunesmith_trainer.errors import Problem
 
 _MAX_REMEMBERED = 4096
@@ -147,7 +147,7 @@ class Renderer:
             return None
         try:
             spaced, plain, other = (self._asked(text) for text in (f" {_PROBE} ", _PROBE, "other"))
-            answered = self._template(_pair(_PROBE, _ANSWER), 2, asks=False)
+            answered = self._template(completion_row(0, "", _PROBE, _ANSWER), 2, asks=False)
         except CannotRender:
             return None
         before, _, after = plain.partition(_PROBE)
@@ -270,7 +270,7 @@ class Renderer:
             raise _problem(row, "template_refused_row", "does not fit the base model's chat template") from error
 
     def _asked(self, prompt: str) -> str:
-        return self._template(_pair(prompt, _ANSWER), 1, asks=True)
+        return self._template(completion_row(0, "", prompt, _ANSWER), 1, asks=True)
 
     def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
         if not texts:
@@ -354,10 +354,6 @@ class _Draft:
     is_plain: bool
     token_ids: NDArray[np.int32] = field(default_factory=lambda: np.array([], dtype=np.int32))
     special: NDArray[np.intp] | None = None
-
-
-def _pair(prompt: str, answer: str) -> Row:
-    return Row(0, "", (Message("user", prompt, 0, {}), Message("assistant", answer, 1, {})), None)
 
 
 def _attempt(step: Callable[[_Given], _Made], given: _Given) -> _Made | Problem:
