@@ -57,7 +57,7 @@ def update(
     pinned: Annotated[bool | None, typer.Option("--pinned/--unpinned", help="Keep the models loaded.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Move a name to other models; gateways go over when those are ready."""
+    """Move a name to other models. Gateways go over when those are ready."""
     weights = _weights(targets) if targets else None
     _show(client_of(ctx).deployments.update(name, weights, pinned=pinned), as_json)
 

@@ -235,7 +235,7 @@ def print_events(
 
 @fine_tunes_app.command("checkpoints")
 def list_checkpoints(ctx: typer.Context, fine_tune_id: JobId, as_json: AsJson = False) -> None:
-    """List the usable states of the model during training, newest first."""
+    """List usable states of the model, newest first."""
     checkpoints = list(client_of(ctx).fine_tunes.checkpoints(fine_tune_id))
     if as_json:
         print_json(checkpoints)

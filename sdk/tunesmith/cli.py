@@ -56,7 +56,13 @@ class ReportingGroup(typer.core.TyperGroup):
         raise typer.Exit(1)
 
 
-app = typer.Typer(cls=ReportingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables of help cut long options and choices off in a terminal of 80 columns
+)
 files_app = typer.Typer(no_args_is_help=True, help="Upload, list, read and delete files.")
 app.add_typer(files_app, name="files")
 app.add_typer(fine_tunes_app, name="fine-tunes")
@@ -163,7 +169,7 @@ def chat(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
 ) -> None:
-    """Talk to a model; without a message, one line after another until end of file (Ctrl-D)."""
+    """Talk to a model. Without a message, line after line until end of file (Ctrl-D)."""
     client = client_of(ctx)
     given = {"temperature": temperature, "max_tokens": max_tokens}
     sampling = {name: value for name, value in given.items() if value is not None}

@@ -34,7 +34,12 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="REST port.")]
 GrpcPort = Annotated[int | None, typer.Option(min=1, max=65535, help="gRPC port.")]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Runs and administers a Tunesmith installation.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # as in the SDK's command: whole options and choices in any terminal
+    help="Runs and administers a Tunesmith installation.",
+)
 models = typer.Typer(no_args_is_help=True, help="Base models.")
 app.add_typer(models, name="models")
 add_admin_commands(app)
@@ -62,7 +67,7 @@ def up(
 
 @app.command()
 def server(home: Home = None, host: Host = None, port: Port = None, grpc_port: GrpcPort = None) -> None:
-    """Runs the control plane only; TUNESMITH_GATEWAY_URL says where inference requests go."""
+    """Runs the control plane only. TUNESMITH_GATEWAY_URL says where inference requests go."""
     settings = read_settings(home=home, host=host, port=port, grpc_port=grpc_port)
     _serve(settings, inference=InferenceMode.ELSEWHERE)
 
@@ -87,7 +92,7 @@ def gateway(
 
 @app.command()
 def migrate(home: Home = None) -> None:
-    """Brings the database to the newest schema; `up` and `server` do it as well."""
+    """Brings the database to the newest schema. `up` and `server` do it as well."""
 
     async def nothing_more(_core: Core) -> None:
         return None
@@ -101,7 +106,7 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="A new folder; `tunesmithd up --home` takes it as it is.")],
     home: Home = None,
 ) -> None:
-    """Copies an installation with SQLite and a folder of objects; it may go on serving meanwhile."""
+    """Copies an installation. SQLite and a folder of objects only; it may go on serving meanwhile."""
     settings = read_installation(home)
     try:
         back_up(settings, folder)

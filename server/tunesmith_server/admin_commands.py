@@ -92,7 +92,7 @@ def rotate_key(
     ] = DEFAULT_OVERLAP_SECONDS // _HOUR,
     home: Home = None,
 ) -> None:
-    """Makes a key like the old one and shows it, once; the old one ends after the overlap."""
+    """Makes a key like the old one. It is shown once; the old one ends after the overlap."""
     new = with_core(
         read_installation(home),
         lambda core: ProjectsService(core).rotate_key(project, key_id, overlap_hours * _HOUR),

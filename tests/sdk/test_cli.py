@@ -51,6 +51,13 @@ class TestTop:
         result = run(*command, "--help")
         assert (result.exit_code, "Usage" in result.stdout) == (0, True)
 
+    def test_help_in_80_columns_cuts_nothing_off(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        assert "--learning-rate-multiplier <float>" in run("fine-tunes", "create", "--help").stdout
+        for group in ([], ["files"], ["fine-tunes"], ["models"], ["deployments"], ["captures"]):
+            commands = run(*group, "--help").stdout.partition("Commands:")[2].splitlines()
+            assert not [line for line in commands if line.endswith("...")]
+
     def test_key_file(self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv("TUNESMITH_API_KEY")
         key_file = tmp_path / "api_key"

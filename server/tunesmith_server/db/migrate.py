@@ -5,10 +5,12 @@ It must not know any table. `python -m tunesmith_server.db.migrate "what changes
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +69,29 @@ def _locked_connection(url: str) -> Iterator[Connection]:
     is_sqlite = target.startswith("sqlite")
     engine = create_engine(target, connect_args={"timeout": _LOCK_SECONDS} if is_sqlite else {})
     if is_sqlite:
-        # The driver would commit at each DDL statement; here a migration is one transaction.
-        event.listen(engine, "connect", _leave_transactions_to_us)
+        event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_exclusively)
     try:
-        with engine.begin() as connection:
+        with _turn(engine.url.database) if is_sqlite else nullcontext(), engine.begin() as connection:
             if not is_sqlite:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
             yield connection
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _turn(database: str | None) -> Iterator[None]:
+    """Held while SQLite goes over to its write-ahead log, which fails at once beside a writer, and by all such writers.
+
+    A lock of the folder: to close a handle of the database itself would end SQLite's own locks.
+    """
+    folder = os.open(Path(database or ".").parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _config(connection: Connection) -> Config:
@@ -87,8 +102,10 @@ def _config(connection: Connection) -> Config:
     return config
 
 
-def _leave_transactions_to_us(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver would commit at each DDL statement; here a migration is one transaction.
     connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_exclusively(connection: Connection) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,14 @@ def test_servers_that_start_together_migrate_once(url: str) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
     engine.dispose()
+
+
+def test_a_session_opens_while_another_process_migrates(tmp_path: Path) -> None:
+    """As `keys create` beside the very first `up`: going over to the write-ahead log waits for no writer."""
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    upgrade(url)
+    with _locked_connection(url), closing(sqlite3.connect(tmp_path / "empty.db")) as session:
+        assert session.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
 
 
 def test_a_migration_that_breaks_off_leaves_nothing(url: str) -> None:
