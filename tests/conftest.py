@@ -32,6 +32,18 @@ settings.register_profile("tunesmith", deadline=None)
 settings.load_profile("tunesmith")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deals the tests to two workers, as `make test` has them: by files, so that servers of a file are started once.
+
+    Whole platforms and real engines use both cores and stay with one worker, which begins with them: they take longest.
+    """
+    for item in items:
+        is_heavy = any(item.get_closest_marker(name) for name in ("engine", "e2e"))
+        item.add_marker(pytest.mark.xdist_group("platforms" if is_heavy else item.path.name))
+    items.sort(key=lambda item: not any(mark.args == ("platforms",) for mark in item.iter_markers("xdist_group")))
+
+
 def pytest_collection_finish() -> None:
     """Keeps what was collected out of garbage collections.
 

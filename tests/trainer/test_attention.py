@@ -1,8 +1,8 @@
 """Every family that is trained: packs, losses and adapters are what its own code and PEFT make of them."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,6 +158,70 @@ def test_its_small_files_tell_what_the_run_needs(family: Path) -> None:
     assert len(shapes.linears) in (3 * 4, 3 * 7)
 
 
+Kernel = Callable[..., torch.Tensor]
+
+
+def kernel_of_2_11(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: object = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """As torch 2.11 declares `varlen_attn`: it groups queries and has no word for it. Computed plainly, causal only."""
+    assert window_size == (-1, 0)
+    assert (cu_seq_q.tolist(), max_q) == (cu_seq_k.tolist(), max_k)
+    parts = []
+    for start, end in pairwise(cu_seq_q.tolist()):
+        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def kernel_since_2_12(
+    query: torch.Tensor, key: torch.Tensor, *rest: Any, enable_gqa: bool = False, **named: Any
+) -> Any:
+    """As later ones do: they refuse groups that they were not told of."""
+    if not enable_gqa and query.shape[1] != key.shape[1]:
+        raise ValueError("Try setting enable_gqa=True for GQA.")
+    return kernel_of_2_11(query, key, *rest, **named)
+
+
+def kernel_across_documents(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **named: Any) -> Any:
+    ends = torch.tensor([0, len(query)])
+    return kernel_of_2_11(query, key, value, ends, ends, 0, 0, **named)
+
+
+def kernel_that_fails(*_: Any, **_named: Any) -> Any:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "has_to_be_told", "is_right"),
+    [
+        (kernel_of_2_11, False, True),
+        (kernel_since_2_12, True, True),
+        (kernel_across_documents, False, False),
+        (kernel_that_fails, False, False),
+    ],
+)
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_a_kernel_is_tried_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, kernel: Kernel, has_to_be_told: bool, is_right: bool, key_heads: int
+) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_HAS_TO_BE_TOLD_OF_GROUPS", has_to_be_told)
+    found = attention.kernel_is_right.__wrapped__(torch.device("cpu"), torch.bfloat16, 4, key_heads, 32)
+    assert found == is_right
+
+
 @pytest.mark.parametrize(
     ("width", "dtype", "capability", "fits"),
     [
@@ -173,5 +237,5 @@ def test_only_what_flash_attention_takes_goes_into_its_kernel(
     monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype, capability: tuple[int, int], fits: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    query = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 4, 20, width), device="cuda")
-    assert attention._fits_kernel(query) == fits  # type: ignore[arg-type]  # there is no such device here
+    monkeypatch.setattr(attention, "kernel_is_right", lambda *_: True)
+    assert attention._fits_kernel(torch.device("cuda"), dtype, 4, 2, width) == fits

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.adapters import wake
-from tunesmith_trainer import compilation, lora
+from tunesmith_trainer import attention, compilation, lora
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
@@ -30,7 +31,8 @@ FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 def _afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set by the code under test")  # and set back afterwards
     torch.compiler.reset()
-    yield
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield
     torch.compiler.reset()
 
 
@@ -77,6 +79,87 @@ def test_compiled_layers_give_the_loss_and_gradients_of_plain_ones(
             assert found.keys() == wanted.keys()
             for name, gradient in wanted.items():
                 torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)  # of a sum over all tokens
+
+
+@torch.library.custom_op("tests::attention_kernel", mutates_args=())
+def attention_kernel(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
+) -> Tensor:
+    """What `varlen_attn` is to the compiler: an operator that takes the longest length as a number."""
+    assert longest == int(boundaries.diff().max())
+    groups = query.shape[1] // key.shape[1]
+    return _weights(query, key, boundaries, scale) @ value.repeat_interleave(groups, 1).transpose(0, 1)
+
+
+@torch.library.custom_op("tests::attention_kernel_backward", mutates_args=())
+def attention_kernel_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = query.shape[1] // key.shape[1]
+    weights = _weights(query, key, boundaries, scale)
+    wide_key, wide_value = (part.repeat_interleave(groups, 1).transpose(0, 1) for part in (key, value))
+    grad_weights = grad @ wide_value.transpose(1, 2)
+    grad_scores = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True)) * scale
+    grad_key, grad_value = (
+        (left.transpose(1, 2) @ right).view(-1, groups, *right.shape[1:]).sum(1).transpose(0, 1).contiguous()
+        for left, right in ((grad_scores, query.transpose(0, 1)), (weights, grad))
+    )
+    return (grad_scores @ wide_key).transpose(0, 1).contiguous(), grad_key, grad_value
+
+
+@attention_kernel.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape[1], query.shape[0], query.shape[2])
+
+
+@attention_kernel_backward.register_fake
+def _(_grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(part.new_empty(part.shape) for part in (query, key, value))  # type: ignore[return-value]
+
+
+def _weights(query: Tensor, key: Tensor, boundaries: Tensor, scale: float) -> Tensor:
+    """(heads, T, T): the softmaxes of causal attention within documents."""
+    documents = torch.bucketize(torch.arange(len(query)), boundaries, right=True)
+    seen = (documents[:, None] == documents).tril()
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = query.transpose(0, 1) @ keys.permute(1, 2, 0) * scale
+    return scores.masked_fill(~seen, -math.inf).softmax(-1)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.scale = inputs[5]
+    ctx.save_for_backward(*inputs[:4])
+
+
+attention_kernel.register_autograd(
+    lambda ctx, grad: (*attention_kernel_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None),
+    setup_context=_keep,
+)
+
+
+@pytest.mark.parametrize("full_weights", [False, True], ids=["lora", "full"])
+def test_so_they_do_with_a_kernel_for_packs_as_gpus_have_it(
+    base: Path, full_weights: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain, compiled = made(base, full_weights=full_weights), made(base, full_weights=full_weights)
+    lengths = ((30, 12, 55), (64,), (31, 40, 29), (5, 6, 7, 8))
+    wanted = [gradients(plain, each) for each in lengths]
+
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, ends: Tensor, _: Tensor, longest: int, *_more: int, **named: Any
+    ) -> Any:
+        return attention_kernel(q, k, v, ends, longest, named["scale"]).transpose(0, 1)
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    fits = torch.compiler.assume_constant_result(lambda *_: True)  # type: ignore[no-untyped-call]  # torch
+    monkeypatch.setattr(attention, "_fits_kernel", fits)
+    assert compilation.compile_layers(compiled, tmp_path) is None
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for each, (wanted_loss, wanted_gradients) in zip(lengths, wanted, strict=True):
+            loss, found = gradients(compiled, each)
+            torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=1e-5)
+            for name, gradient in wanted_gradients.items():
+                torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_without_a_compiler_the_model_stays_as_it_was(

@@ -45,22 +45,22 @@ NEEDS = dict(zip(RUNGS, (8, 6, 4, 3), strict=True))
 
 
 def ladder(*, full_weights: bool = False) -> Ladder:
-    return Ladder(RUNGS, lambda rung: Plan({"all": NEEDS[rung] * GIB}), full_weights=full_weights)
+    return Ladder(RUNGS, lambda rung: Plan({"all": NEEDS[rung] * GIB}), full_weights=full_weights, gpu=False)
 
 
 @pytest.mark.parametrize(
-    ("pack_tokens", "longest", "layers", "expected"),
+    ("pack_tokens", "longest", "layers", "sizes", "counts"),
     [
-        (1024, 100, 30, [Rung(1024), Rung(512), Rung(256), Rung(256, 15), Rung(256, 30)]),
-        (1024, 400, 3, [Rung(1024), Rung(512), Rung(400), Rung(400, 2), Rung(400, 3)]),
-        (1024, 1024, 2, [Rung(1024), Rung(1024, 1), Rung(1024, 2)]),
-        (1024, 5000, 1, [Rung(1024), Rung(1024, 1)]),  # a row that is longer than a pack travels alone as it is
+        (1024, 100, 30, [1024, 512, 256], [0, 15, 30]),
+        (1024, 400, 3, [1024, 512, 400], [0, 2, 3]),
+        (1024, 1024, 2, [1024], [0, 1, 2]),
+        (1024, 5000, 1, [1024], [0, 1]),  # a row that is longer than a pack travels alone as it is
     ],
 )
 def test_packs_are_halved_down_to_the_longest_row_then_layers_are_computed_twice(
-    pack_tokens: int, longest: int, layers: int, expected: list[Rung]
+    pack_tokens: int, longest: int, layers: int, sizes: list[int], counts: list[int]
 ) -> None:
-    assert rungs(pack_tokens, longest, layers) == expected
+    assert rungs(pack_tokens, longest, layers) == [Rung(size, count) for count in counts for size in sizes]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,7 @@ def test_where_nothing_fits_and_lower_rungs_need_the_same_the_fastest_is_taken()
         RUNGS,
         lambda rung: Plan({"all": min(NEEDS[rung], 6) * GIB if rung == RUNGS[0] else 6 * GIB}),
         full_weights=False,
+        gpu=False,
     )
     assert same.choose(GIB, 64 * GIB).rung == RUNGS[0]
 
@@ -148,7 +149,7 @@ def ladder_of_large(
     ("memory", "starts_with"),
     [
         (139, "packs of 16384 tokens"),
-        (24, "packs of 512 tokens"),
+        (24, "packs of 1024 tokens"),
         (16, "packs of 1024 tokens, the base in four bits"),
         (12, "packs of 512 tokens, the base in four bits"),
     ],
@@ -157,7 +158,7 @@ def test_adapters_of_a_large_model_are_trained_on_what_a_gpu_has(memory: int, st
     choice = ladder_of_large(full_weights=False).choose(memory * GIB, memory * GIB)
 
     assert str(choice.rung) == starts_with
-    assert choice.need.needed <= memory * GIB * 0.9
+    assert choice.need.needed <= memory * GIB * 0.95
 
 
 def test_the_optimizer_goes_to_main_memory_where_a_gpu_is_too_small_for_it_and_packs_grow_again() -> None:
@@ -187,15 +188,11 @@ def test_what_does_not_help_is_no_rung() -> None:
     assert not lowest(ladder_of_large(full_weights=False, merged=True)).in_four_bits, "they are served in whole weights"
 
 
-def test_further_rungs_need_less_than_all_before() -> None:
-    steps = ladder_of_large(full_weights=False)
-    whole, four_bits = (
-        [need.needed for rung, need in zip(steps._rungs, steps._needs, strict=True) if rung.in_four_bits is wanted]
-        for wanted in (False, True)
-    )
+@pytest.mark.parametrize("full_weights", [False, True])
+def test_every_rung_needs_less_than_those_before(full_weights: bool) -> None:
+    needs = [need.needed for need in ladder_of_large(full_weights=full_weights)._needs]
 
-    assert four_bits
-    assert max(four_bits) < min(whole)
+    assert needs == sorted(set(needs), reverse=True)
 
 
 @pytest.mark.parametrize(("prompt", "gpu", "expected"), [(480, False, 1000), (0, False, 512), (480, True, 512)])

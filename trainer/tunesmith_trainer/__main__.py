@@ -40,6 +40,8 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # users read the log, in which a bar is many lines of noise
+    # Read when torch is imported. Packs differ in length, and proofs come and go: a GPU would be left with gaps.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     arguments = _arguments()
     if arguments.command == "import-base":
         return _import_base(arguments)

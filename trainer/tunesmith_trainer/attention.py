@@ -2,6 +2,9 @@
 Must not know models, data or losses."""
 
 import inspect
+import logging
+from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -14,30 +17,33 @@ from transformers import AttentionInterface
 
 from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.gpus import FIRST_WITH_BFLOAT16
-from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.processor_attention import attend, window_mask
 
+logger = logging.getLogger(__name__)
+
 NAME = "tunesmith_documents"
-# Older releases lack grouped-query support in the kernel; the loop over documents serves every device.
-_KERNEL_GROUPS_QUERIES = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# The kernel has always grouped queries; since 2.12 torch refuses to have it do so unless it is told.
+_HAS_TO_BE_TOLD_OF_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+_TRIAL_LENGTHS = (5, 3)
+_TOLERANCE = 0.05  # of a norm; bfloat16 costs a hundredth
 # What layers pass on that changes nothing here: positions are in queries and keys already, and packs have no cache.
 _WITHOUT_EFFECT = frozenset({"position_ids", "use_cache"})
 
 
 class Documents:
-    """Where the documents of a pack lie, on the model's device.
+    """Where the documents of a pack lie, see `packing.Pack`, on the model's device.
 
     `boundaries` are the cumulative sums of its segments' lengths from 0, int32. `blocks` (blocks, 4) int32 are ranges
     of queries and of the keys that they see, from and to before: each segment itself, then what it shares with others,
-    then an empty one, so that compiled code never meets a single block.
+    then an empty one, so that compiled code never meets a single block. `longest` counts the longest segment's tokens.
     """
 
-    def __init__(self, batch: Pack, device: torch.device) -> None:
-        self.lengths, self.shared = batch.lengths, batch.shared
-        ends = [0, *accumulate(batch.lengths)]
+    def __init__(self, lengths: Sequence[int], shared: Sequence[tuple[int, int, int]], device: torch.device) -> None:
+        self.lengths, self.shared, self.longest = lengths, shared, max(lengths)
+        ends = [0, *accumulate(lengths)]
         self.boundaries = to_device(torch.tensor(ends, dtype=torch.int32), device)
         own = [(start, end, start, end) for start, end in pairwise(ends)]
-        others = [(end, last, start, end) for start, end, last in batch.shared]
+        others = [(end, last, start, end) for start, end, last in shared]
         self.blocks = to_device(torch.tensor([*own, *others, (0, 0, 0, 0)], dtype=torch.int32), device)
 
 
@@ -71,33 +77,82 @@ def document_attention(
     strange = sorted(name for name in others.keys() - _WITHOUT_EFFECT if others[name] is not None)
     if strange:
         raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
-    if softcap is None and _fits_kernel(query):
+    if softcap is None and _fits_kernel(query.device, query.dtype, *_heads(query, key)):
         return _in_one_kernel(query, key, value, documents, scaling, sliding_window), None
     if query.device.type == "cpu" and softcap is None:
         return attend(query, key, value, documents.blocks, scaling, sliding_window), None
     if documents.shared:
         raise TypeError("only attention on a processor, without a softcap, takes packs that share prefixes")
-    lengths = list(documents.lengths)
-    parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
-    if softcap is None:
-        outputs = [_in_document(q, k, v, scaling, sliding_window) for q, k, v in parts]
-    else:
-        # Its scores are kept for no layer but the one that goes back: they grow with the square of the length.
-        outputs = [
-            checkpoint(_capped, q, k, v, scaling, sliding_window, softcap, use_reentrant=False) for q, k, v in parts
-        ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return _one_by_one(query, key, value, documents, scaling, sliding_window, softcap), None
 
 
-def _fits_kernel(query: Tensor) -> bool:
+@cache
+def kernel_is_right(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> bool:
+    """Whether the kernel for packs gives what exact attention gives, forward and back; tried on two short documents.
+
+    What releases of torch say about it has changed, and a wrong model is worse than a slow run.
+    """
+    documents = Documents(_TRIAL_LENGTHS, (), device)
+    made = []
+    try:
+        for attend_all, precision in ((_in_one_kernel, dtype), (_one_by_one, torch.float32)):
+            query, key, value = (
+                torch.arange(count * sum(_TRIAL_LENGTHS) * width, device=device, dtype=torch.float32)
+                .mul_(number)
+                .sin_()
+                .to(precision)
+                .view(1, count, -1, width)
+                .requires_grad_()
+                for number, count in enumerate((heads, key_heads, key_heads), start=1)
+            )
+            with torch.enable_grad():
+                out = attend_all(query, key, value, documents, width**-0.5, None)
+                made.append([out, *torch.autograd.grad(out.sin().sum(), (query, key, value))])
+    except RuntimeError as error:
+        logger.warning("Attention goes document by document, which is slower. The kernel for packs failed: %s", error)
+        return False
+    ours, exact = made
+    is_right = all((one - other).norm() <= _TOLERANCE * other.norm() for one, other in zip(ours, exact, strict=True))
+    if not is_right:
+        logger.warning("Attention goes document by document, which is slower. The kernel for packs is wrong here.")
+    return is_right
+
+
+def _heads(query: Tensor, key: Tensor) -> tuple[int, int, int]:
+    """How many there are of queries and of keys, and their width."""
+    return query.shape[1], key.shape[1], query.shape[3]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch
+def _fits_kernel(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> bool:
     """Whether flash attention, as torch hands it out, computes these: it pads no heads and has no way round for others.
 
     Of torch's `mha_varlen_fwd` (aten/native/transformers/cuda/flash_attn).
     """
-    width = query.shape[-1]
-    if not (query.is_cuda and _KERNEL_GROUPS_QUERIES and query.dtype in (torch.bfloat16, torch.float16)):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or width % 8 or width > 256:
         return False
-    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device)[0] >= FIRST_WITH_BFLOAT16
+    if torch.cuda.get_device_capability(device)[0] < FIRST_WITH_BFLOAT16:
+        return False
+    return kernel_is_right(device, dtype, heads, key_heads, width)
+
+
+def _one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scaling: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Tensor:
+    lengths = list(documents.lengths)
+    parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
+    if softcap is None:
+        outputs = [_in_document(q, k, v, scaling, window) for q, k, v in parts]
+    else:
+        # Its scores are kept for no layer but the one that goes back: they grow with the square of the length.
+        outputs = [checkpoint(_capped, q, k, v, scaling, window, softcap, use_reentrant=False) for q, k, v in parts]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _in_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
@@ -132,17 +187,17 @@ def _in_one_kernel(
     window: int | None,
 ) -> Tensor:
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    longest = max(documents.lengths)
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _HAS_TO_BE_TOLD_OF_GROUPS else {}
     out = varlen_attn(
         q,
         k,
         v,
         documents.boundaries,
         documents.boundaries,
-        longest,
-        longest,
+        documents.longest,
+        documents.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     return cast("Tensor", out).unsqueeze(0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tunesmith_trainer.products import product
+from tunesmith_trainer.products import exact_product, product
 
 
 def rows_at_once(*, gpu: bool) -> int:
@@ -25,7 +25,7 @@ def logits_of(hidden: Tensor, head: Tensor, cap: float | None) -> Tensor:
 
     With a cap c they are c · tanh(z / c) of the plain product z.
     """
-    logits = product(hidden, head.t()).float()
+    logits = exact_product(hidden, head.t())
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
@@ -58,4 +58,4 @@ class HeadGradients:
         if self.hidden is not None:
             self.hidden[part] = product(cast_grad, self._weight)
         if self.head is not None:
-            self.head += product(cast_grad.t(), self._states[part])
+            self.head += exact_product(cast_grad.t(), self._states[part])

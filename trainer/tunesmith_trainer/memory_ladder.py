@@ -12,8 +12,9 @@ from tunesmith_trainer.memory_plan import Plan, gib, offloaded_bytes, plan
 from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
-TIGHT = 0.9
-"""Share of the free memory that a run may be expected to need: the plan is a prediction."""
+# Share of the free memory that a run may be expected to need: the plan is a prediction. A GPU is the run's own, and
+# what it falls back to there, once, costs less than a rung that is lower than needed.
+_TIGHT, _TIGHT_ON_GPU = 0.9, 0.95
 _ROOM_TO_SHARE = 2  # longest rows: one whole, and its length of what further ones do not share with it
 _WORTH_MEMORY = 0.1  # of all tokens, not computed: what larger packs should save at least
 _LEAST_PACK_TOKENS = 256  # smaller packs save little and keep no device busy
@@ -55,9 +56,15 @@ class Choice:
 
 
 class Ladder:
-    """Rungs with what a run of given shapes, rows and numbers needs on each."""
+    """Rungs with what a run of given shapes, rows and numbers needs on each.
 
-    def __init__(self, rungs: Sequence[Rung], need_of: Callable[[Rung], Plan], *, full_weights: bool) -> None:
+    `tight` is the share of the free memory that it may be expected to need.
+    """
+
+    def __init__(
+        self, rungs: Sequence[Rung], need_of: Callable[[Rung], Plan], *, full_weights: bool, gpu: bool
+    ) -> None:
+        self.tight = _TIGHT_ON_GPU if gpu else _TIGHT
         self._rungs = list(rungs)
         self._needs = [need_of(rung) for rung in rungs]
         self._full_weights = full_weights
@@ -102,7 +109,7 @@ class Ladder:
             return self._rungs.index(kept), "as before the run was resumed"
         free = f"of {gib(available)} free"
         for index, need in enumerate(self._needs):
-            if need.needed <= available * TIGHT:
+            if need.needed <= available * self.tight:
                 why = f"{gib(need.needed)} {free} are needed"
                 more = f", {self._rungs[index - 1]} would need {gib(self._needs[index - 1].needed)}" if index else ""
                 return index, why + more
@@ -159,23 +166,25 @@ def ladder_of(
     ways = rungs(pack_tokens, longest, shapes.layers)
     further: list[Rung] = []
     if config.full_weights and gpu and ranks == 1:  # several devices share the optimizer instead
-        if offloaded_bytes(shapes) <= main_memory * TIGHT:
+        if offloaded_bytes(shapes) <= main_memory * _TIGHT:
             further = [replace(way, offloaded=True) for way in ways]
     elif not config.full_weights and not merged:
         further = [replace(way, in_four_bits=True) for way in ways]
-    least = min(need_of(way).needed for way in ways)
-    further = [way for way in further if need_of(way).needed < least]
-    return Ladder([*ways, *further], need_of, full_weights=config.full_weights)
+    kept: list[Rung] = []
+    for way in [*ways, *further]:
+        if not kept or need_of(way).needed < need_of(kept[-1]).needed:
+            kept.append(way)
+    return Ladder(kept, need_of, full_weights=config.full_weights, gpu=gpu)
 
 
 def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
-    """From the fastest to the smallest, with weights and optimizer as they are.
+    """From the fastest to the smallest, with weights and optimizer as they are; some need more than one before them.
 
-    Halved packs cost little; layers that are computed twice cost up to half as much again, so that they come after:
-    half of them, then all. Rows are not split, so that no pack is made smaller than the `longest` one, in tokens.
+    Halved packs cost little, layers that are computed twice up to half as much again: none are, then half of them, then
+    all. Rows are not split, so that no pack is made smaller than the `longest` one, in tokens.
     """
     least = max(longest, _LEAST_PACK_TOKENS)
     sizes = [pack_tokens]
     while sizes[-1] > least:
         sizes.append(max(sizes[-1] // 2, least))
-    return [*(Rung(size) for size in sizes), *(Rung(sizes[-1], count) for count in sorted({-(-layers // 2), layers}))]
+    return [Rung(size, count) for count in sorted({0, -(-layers // 2), layers}) for size in sizes]

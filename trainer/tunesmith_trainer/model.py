@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import is_accelerate_available
 
 from tunesmith_trainer import attention, four_bit_linear, processor_linear
 from tunesmith_trainer.base_model import unsupported
@@ -33,22 +34,23 @@ class Hardware:
 
 def choose_hardware(dtype: str | None = None) -> Hardware:
     """Picks the device, and the dtype that it multiplies fastest unless one is given (as when resuming)."""
-    if torch.cuda.is_available():
-        if torch.cuda.get_device_capability()[0] >= FIRST_WITH_BFLOAT16:
-            fastest, reason = "bfloat16", "this GPU multiplies bfloat16 natively"
-        else:
-            fastest, reason = "float32", "this GPU is too old for bfloat16"
-        return Hardware(torch.device("cuda"), dtype or fastest, GPU_PACK_TOKENS, reason)
-    device = torch.device("cpu")
+    gpu = torch.cuda.is_available()
+    device, pack_tokens = (torch.device("cuda"), GPU_PACK_TOKENS) if gpu else (torch.device("cpu"), CPU_PACK_TOKENS)
     if dtype is not None:
-        return Hardware(device, dtype, CPU_PACK_TOKENS, "as before the run was resumed")
-    dtype, _, reason = choose_cpu_dtype()
-    return Hardware(device, dtype, CPU_PACK_TOKENS, reason)
+        return Hardware(device, dtype, pack_tokens, "as before the run was resumed")
+    if not gpu:
+        dtype, _, reason = choose_cpu_dtype()
+    elif torch.cuda.get_device_capability()[0] >= FIRST_WITH_BFLOAT16:
+        dtype, reason = "bfloat16", "this GPU multiplies bfloat16 natively"
+    else:
+        dtype, reason = "float32", "this GPU is too old for bfloat16"
+    return Hardware(device, dtype, pack_tokens, reason)
 
 
 def load(folder: Path, hardware: Hardware) -> nn.Module:
     """Loads a model folder for training and scoring packs. Runs none of the folder's code; safetensors only."""
     attention.register()
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # where documents go one by one, it plans for each new length
     model = _load(folder, _DTYPES[hardware.dtype], hardware.device, attention.NAME)
     if hardware.device.type == "cpu" and hardware.dtype == "float32" and uses_onednn():
         processor_linear.install(decoder_layers(model))
@@ -87,6 +89,9 @@ def load_as_stored(folder: Path) -> nn.Module:
 
 
 def _load(folder: Path, dtype: torch.dtype | str, device: torch.device, attention_name: str) -> nn.Module:
+    # Straight onto a GPU, by its number, since "cuda" alone means another one to transformers where there are ranks.
+    # Through main memory a proof of 8 billion weights would need 30 GiB of it beside an offloaded optimizer.
+    straight = device.type == "cuda" and is_accelerate_available()
     model, loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -95,6 +100,7 @@ def _load(folder: Path, dtype: torch.dtype | str, device: torch.device, attentio
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        device_map={"": torch.device("cuda", torch.cuda.current_device())} if straight else None,
     )
     if loaded["missing_keys"]:  # they would be random numbers
         raise unsupported(f"its files lack the weights {sorted(loaded['missing_keys'])[0]}")

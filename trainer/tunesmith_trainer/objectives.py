@@ -68,7 +68,7 @@ def states_at_labels(model: nn.Module, batch: Pack) -> tuple[Tensor, Tensor, Ten
         input_ids=to_device(torch.from_numpy(batch.token_ids), device)[None],
         position_ids=to_device(torch.from_numpy(batch.positions), device)[None],
         use_cache=False,
-        documents=Documents(batch, device),
+        documents=Documents(batch.lengths, batch.shared, device),
     ).last_hidden_state[0]
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]  # as above
     at_labels = hidden.index_select(0, to_device(torch.from_numpy(batch.label_positions), device))
@@ -116,8 +116,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return (
-            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
-            None if grad_head is None else grad_head * grad,
+            None if grad_hidden is None else grad_hidden.mul_(grad.to(grad_hidden.dtype)),
+            None if grad_head is None else grad_head.mul_(grad),
             None,
             None,
         )

@@ -12,7 +12,7 @@ from tunesmith_trainer.delivery import deliver
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.machine import Machine, survey
-from tunesmith_trainer.memory_ladder import TIGHT, Ladder, ladder_of
+from tunesmith_trainer.memory_ladder import Ladder, ladder_of
 from tunesmith_trainer.memory_plan import Plan, checkpoint_bytes, gib
 from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.preflight_report import (
@@ -118,7 +118,7 @@ def _foresee(
 
 def _check_memory(ladder: Ladder, need: Plan, machine: Machine, findings: Findings) -> bool:
     """Whether a run could ever fit: what is free now may be more by the time it starts, so a tight one is a warning."""
-    if need.needed > machine.available * TIGHT and ladder.least.needed <= machine.capacity * _MARGIN:
+    if need.needed > machine.available * ladder.tight and ladder.least.needed <= machine.capacity * _MARGIN:
         free = f"{gib(machine.available)} of {machine.device} are free now"
         findings.add(Problem("memory_tight", f"{_told(need)}; {free}. {ladder.advice} if it fails."), "warning")
     return ladder.least.needed <= machine.capacity * _MARGIN

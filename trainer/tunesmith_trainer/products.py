@@ -21,6 +21,13 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return left @ right if bias is None else torch.addmm(bias, left, right)
 
 
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """left (n, k) · right (k, m) in float32. GPUs do not round the sums of 16-bit numbers to 16 bits on the way."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return product(left, right).float()
+
+
 @cache
 def uses_onednn() -> bool:
     """Whether float32 is multiplied by oneDNN here.
