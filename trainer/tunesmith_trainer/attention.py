@@ -74,7 +74,7 @@ def document_attention(
     query (1, heads, T, d), key and value (1, key heads, T, d), where T is the number of the pack's tokens.
     Returns (1, T, heads, d).
     """
-    strange = sorted(name for name in others.keys() - _WITHOUT_EFFECT if others[name] is not None)
+    strange = [name for name, wish in others.items() if wish is not None and name not in _WITHOUT_EFFECT]
     if strange:
         raise TypeError(f"attention within documents knows nothing of {', '.join(strange)}")
     if softcap is None and _fits_kernel(query.device, query.dtype, *_heads(query, key)):
