@@ -16,7 +16,7 @@ quickstart: install ## Fine-tune the bundled model, serve it, show before and af
 	@$(VENV_PYTHON) sdk/examples/quickstart.py
 
 test: install ## Run everything that needs no GPU
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 clusters: install ## Install Docker, Compose and Slurm (as root, on Debian) and run what needs them
 	@sh tests/install_clusters.sh

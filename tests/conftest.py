@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         is_heavy = any(item.get_closest_marker(name) for name in ("engine", "e2e"))
-        item.add_marker(pytest.mark.xdist_group("platforms" if is_heavy else item.path.name))
+        item.add_marker(pytest.mark.xdist_group("platforms" if is_heavy else item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: not any(mark.args == ("platforms",) for mark in item.iter_markers("xdist_group")))
 
 

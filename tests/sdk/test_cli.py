@@ -56,6 +56,7 @@ class TestTop:
         assert "--learning-rate-multiplier <float>" in run("fine-tunes", "create", "--help").stdout
         for group in ([], ["files"], ["fine-tunes"], ["models"], ["deployments"], ["captures"]):
             commands = run(*group, "--help").stdout.partition("Commands:")[2].splitlines()
+            assert commands
             assert not [line for line in commands if line.endswith("...")]
 
     def test_key_file(self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

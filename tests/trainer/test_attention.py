@@ -174,13 +174,15 @@ def kernel_of_2_11(
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
 ) -> torch.Tensor:
-    """As torch 2.11 declares `varlen_attn`: it groups queries and has no word for it. Computed plainly, causal only."""
-    assert window_size == (-1, 0)
+    """As torch 2.11 declares `varlen_attn`: it groups queries and has no word for it. Computed plainly."""
     assert (cu_seq_q.tolist(), max_q) == (cu_seq_k.tolist(), max_k)
     parts = []
     for start, end in pairwise(cu_seq_q.tolist()):
         q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril(window_size[1])
+        if window_size[0] >= 0:
+            seen = seen.triu(-window_size[0])
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 
@@ -199,8 +201,20 @@ def kernel_across_documents(query: torch.Tensor, key: torch.Tensor, value: torch
     return kernel_of_2_11(query, key, value, ends, ends, 0, 0, **named)
 
 
+def kernel_without_windows(*parts: Any, window_size: tuple[int, int], **named: Any) -> Any:
+    return kernel_of_2_11(*parts, window_size=(-1, window_size[1]), **named)
+
+
+def kernel_without_scale(*parts: Any, scale: float, **named: Any) -> Any:
+    return kernel_of_2_11(*parts, **named)
+
+
 def kernel_that_fails(*_: Any, **_named: Any) -> Any:
     raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+# Of Llama 3 8B, Qwen2.5 1.5B, SmolLM2 135M, Gemma 2B and Phi 3 mini.
+SIZES = [(32, 8, 128), (12, 2, 128), (9, 3, 64), (8, 1, 256), (32, 32, 96)]
 
 
 @pytest.mark.parametrize(
@@ -209,16 +223,24 @@ def kernel_that_fails(*_: Any, **_named: Any) -> Any:
         (kernel_of_2_11, False, True),
         (kernel_since_2_12, True, True),
         (kernel_across_documents, False, False),
+        (kernel_without_windows, False, False),
+        (kernel_without_scale, False, False),
         (kernel_that_fails, False, False),
     ],
 )
-@pytest.mark.parametrize("key_heads", [2, 4])
+@pytest.mark.parametrize(("heads", "key_heads", "width"), SIZES)
 def test_a_kernel_is_tried_before_it_is_used(
-    monkeypatch: pytest.MonkeyPatch, kernel: Kernel, has_to_be_told: bool, is_right: bool, key_heads: int
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: Kernel,
+    has_to_be_told: bool,
+    is_right: bool,
+    heads: int,
+    key_heads: int,
+    width: int,
 ) -> None:
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "_HAS_TO_BE_TOLD_OF_GROUPS", has_to_be_told)
-    found = attention.kernel_is_right.__wrapped__(torch.device("cpu"), torch.bfloat16, 4, key_heads, 32)
+    found = attention.kernel_is_right.__wrapped__(torch.device("cpu"), torch.bfloat16, heads, key_heads, width)
     assert found == is_right
 
 

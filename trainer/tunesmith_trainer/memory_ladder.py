@@ -13,7 +13,7 @@ from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
 # Share of the free memory that a run may be expected to need: the plan is a prediction. A GPU is the run's own, and
-# what it falls back to there, once, costs less than a rung that is lower than needed.
+# to fall back there, once, costs less than a rung that is lower than needed.
 _TIGHT, _TIGHT_ON_GPU = 0.9, 0.95
 _ROOM_TO_SHARE = 2  # longest rows: one whole, and its length of what further ones do not share with it
 _WORTH_MEMORY = 0.1  # of all tokens, not computed: what larger packs should save at least
@@ -170,21 +170,19 @@ def ladder_of(
             further = [replace(way, offloaded=True) for way in ways]
     elif not config.full_weights and not merged:
         further = [replace(way, in_four_bits=True) for way in ways]
-    kept: list[Rung] = []
-    for way in [*ways, *further]:
-        if not kept or need_of(way).needed < need_of(kept[-1]).needed:
-            kept.append(way)
-    return Ladder(kept, need_of, full_weights=config.full_weights, gpu=gpu)
+    least = min(need_of(way).needed for way in ways)
+    further = [way for way in further if need_of(way).needed < least]
+    return Ladder([*ways, *further], need_of, full_weights=config.full_weights, gpu=gpu)
 
 
 def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
-    """From the fastest to the smallest, with weights and optimizer as they are; some need more than one before them.
+    """From the fastest to the smallest, with weights and optimizer as they are.
 
-    Halved packs cost little, layers that are computed twice up to half as much again: none are, then half of them, then
-    all. Rows are not split, so that no pack is made smaller than the `longest` one, in tokens.
+    Halved packs cost little; layers that are computed twice cost up to half as much again, so that they come after:
+    half of them, then all. Rows are not split, so that no pack is made smaller than the `longest` one, in tokens.
     """
     least = max(longest, _LEAST_PACK_TOKENS)
     sizes = [pack_tokens]
     while sizes[-1] > least:
         sizes.append(max(sizes[-1] // 2, least))
-    return [Rung(size, count) for count in sorted({0, -(-layers // 2), layers}) for size in sizes]
+    return [*(Rung(size) for size in sizes), *(Rung(sizes[-1], count) for count in sorted({-(-layers // 2), layers}))]

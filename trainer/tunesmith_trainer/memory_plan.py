@@ -178,5 +178,6 @@ def _logits(shapes: BaseShapes, config: TrainingConfig, labels: int, size: int, 
     """Logits in float32 of so many labels with what is made of them, and the head's gradient where it learns."""
     rows = min(labels, rows_at_once(gpu=gpu))
     per_logit = 2 * _FULL + (2 * size if size != _FULL else 0)
-    gradient = shapes.vocabulary * shapes.hidden * (_FULL + size) if config.full_weights else 0
+    product = _FULL if gpu else size  # which joins the head's gradient
+    gradient = shapes.vocabulary * shapes.hidden * (_FULL + product) if config.full_weights else 0
     return rows * shapes.vocabulary * per_logit + gradient

@@ -50,7 +50,6 @@ def choose_hardware(dtype: str | None = None) -> Hardware:
 def load(folder: Path, hardware: Hardware) -> nn.Module:
     """Loads a model folder for training and scoring packs. Runs none of the folder's code; safetensors only."""
     attention.register()
-    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # where documents go one by one, it plans for each new length
     model = _load(folder, _DTYPES[hardware.dtype], hardware.device, attention.NAME)
     if hardware.device.type == "cpu" and hardware.dtype == "float32" and uses_onednn():
         processor_linear.install(decoder_layers(model))

@@ -88,7 +88,8 @@ class Optimizer:
             gradient = cast("Tensor", self._parameters[name].grad)
             gradients.append(gradient.float())
             self._parameters[name].grad = None
-        torch._foreach_mul_([_local(gradient) for gradient in gradients], scale)  # one call of a GPU, not hundreds
+        if gradients:
+            torch._foreach_mul_([_local(gradient) for gradient in gradients], scale)  # one call of a GPU, not hundreds
         for name, gradient in zip(handed, gradients, strict=True):
             self._masters[name].grad = gradient.to(self._masters[name].device)
 

@@ -86,7 +86,7 @@ def _turn(database: str | None) -> Iterator[None]:
 
     A lock of the folder: to close a handle of the database itself would end SQLite's own locks.
     """
-    folder = os.open(Path(database or ".").parent, os.O_RDONLY)
+    folder = os.open(Path((database or ".").removeprefix("file:")).parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
