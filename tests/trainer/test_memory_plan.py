@@ -10,7 +10,7 @@ from tests.support import tiny_families
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_shapes import BaseShapes, build_empty, read_shapes
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
-from tunesmith_trainer.memory_plan import _PROCESS, Plan, checkpoint_bytes, plan
+from tunesmith_trainer.memory_plan import _PROCESS, Plan, checkpoint_bytes, largest_step, plan
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
@@ -44,7 +44,8 @@ def planned(
     recomputed_layers: int = 0,
 ) -> Plan:
     numbers = config(full=full, batch_size=batch_size)
-    return plan(shapes, numbers, [example()] * rows, dtype, TOKENS, gpu=False, recomputed_layers=recomputed_layers)
+    step = largest_step(shapes, numbers, [example()] * rows, TOKENS, gpu=False)
+    return plan(shapes, numbers, step, dtype, gpu=False, recomputed_layers=recomputed_layers)
 
 
 @pytest.fixture(scope="module", params=tiny_families.FAMILIES)
@@ -125,7 +126,9 @@ def test_the_largest_terms_come_first(shapes: BaseShapes) -> None:
 
 def test_full_weights_are_split_among_ranks_and_adapters_are_not(shapes: BaseShapes) -> None:
     def on(ranks: int, *, full: bool) -> Plan:
-        return plan(shapes, config(full=full), [example()], "bfloat16", TOKENS, gpu=True, ranks=ranks)
+        numbers = config(full=full)
+        step = largest_step(shapes, numbers, [example()], TOKENS, gpu=True)
+        return plan(shapes, numbers, step, "bfloat16", gpu=True, ranks=ranks)
 
     one, four = on(1, full=True), on(4, full=True)
     assert four.terms["weights"] == one.terms["weights"] // 4
@@ -140,7 +143,7 @@ def test_a_checkpoint_takes_main_memory_for_its_state_and_where_the_gpu_is_full_
     shapes: BaseShapes, full: bool, dtype: str
 ) -> None:
     numbers, count = config(full=full), shapes.parameters
-    need = plan(shapes, numbers, [example()], dtype, TOKENS, gpu=True)
+    need = plan(shapes, numbers, largest_step(shapes, numbers, [example()], TOKENS, gpu=True), dtype, gpu=True)
     sizes = (1 << 40, need.terms["process"] + need.terms["weights"])
     roomy, tight = (checkpoint_bytes(shapes, numbers, dtype, need, size) for size in sizes)
     state = count * {"bfloat16": 2 + 12, "float32": 4 + 8}[dtype] * full
@@ -156,8 +159,10 @@ def test_rows_that_begin_alike_are_expected_to_fill_a_pack(shapes: BaseShapes) -
     ]
     unlike = [Example(row, (one.token_ids + row).astype(np.int32), one.labelled) for row, one in enumerate(alike)]
     numbers = config(full=False, batch_size=8)
-    plans = [plan(shapes, numbers, rows, "float32", TOKENS, gpu=False) for rows in (alike, unlike)]
+    shared, alone = (largest_step(shapes, numbers, rows, TOKENS, gpu=False) for rows in (alike, unlike))
+    needs = [plan(shapes, numbers, step, "float32", gpu=False) for step in (shared, alone)]
 
-    assert plans[0].terms["activations"] == plans[1].terms["activations"] * 256 // 150
-    on_gpus = [plan(shapes, numbers, rows, "float32", TOKENS, gpu=True) for rows in (alike, unlike)]
+    assert (shared.tokens, alone.tokens) == (256, 150)
+    assert needs[0].terms["activations"] == needs[1].terms["activations"] * 256 // 150
+    on_gpus = [largest_step(shapes, numbers, rows, TOKENS, gpu=True) for rows in (alike, unlike)]
     assert on_gpus[0] == on_gpus[1]

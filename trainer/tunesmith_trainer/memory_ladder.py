@@ -8,7 +8,7 @@ from functools import cache
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, OutOfMemory, Problem, RunFailed
-from tunesmith_trainer.memory_plan import Plan, gib, offloaded_bytes, plan
+from tunesmith_trainer.memory_plan import LargestStep, Plan, gib, largest_step, offloaded_bytes, plan
 from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
@@ -143,13 +143,16 @@ def ladder_of(
     examples = [*training, *evaluation]
 
     @cache
+    def step_of(tokens: int) -> LargestStep:
+        return largest_step(shapes, config, examples, tokens, gpu=gpu)
+
+    @cache
     def need_of(rung: Rung) -> Plan:
         return plan(
             shapes,
             config,
-            examples,
+            step_of(rung.pack_tokens),
             dtype,
-            rung.pack_tokens,
             gpu=gpu,
             recomputed_layers=rung.recomputed_layers,
             offloaded=rung.offloaded,

@@ -9,7 +9,7 @@ from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.four_bit_linear import BYTES_PER_WEIGHT
 from tunesmith_trainer.head import rows_at_once
 from tunesmith_trainer.optim import STEPPED_AT_ONCE
-from tunesmith_trainer.packing import Pack, pack
+from tunesmith_trainer.packing import pack
 from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
@@ -43,12 +43,40 @@ def gib(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB"
 
 
+@dataclass(frozen=True, slots=True)
+class LargestStep:
+    """Micro-batches of a step that happens to get the longest rows.
+
+    The largest has so many `tokens`, and of all any may have so many `labels`; the longest document is of `longest`
+    tokens. `is_one`: there is one micro-batch.
+    """
+
+    tokens: int
+    labels: int
+    longest: int
+    is_one: bool
+
+
+def largest_step(
+    shapes: BaseShapes, config: TrainingConfig, examples: Sequence[Example], pack_tokens: int, *, gpu: bool
+) -> LargestStep:
+    """That of a run over these rows in packs of `pack_tokens` tokens."""
+    rows = sorted(examples, key=lambda example: -len(example.token_ids))[: config.batch_size]
+    packs = pack(rows, pack_tokens)
+    tokens = max(len(one.token_ids) for one in packs)
+    labels = max(len(one.targets) for one in packs)
+    if computed_part(shapes, config, examples, pack_tokens, gpu=gpu) < 1:
+        # Rows that share what they begin with may fill any pack, and bring more labels.
+        tokens = max(tokens, min(pack_tokens, sum(one.tokens for one in packs)))
+        labels = sum(len(one.targets) for one in packs)
+    return LargestStep(tokens, labels, max(max(one.lengths) for one in packs), len(packs) == 1)
+
+
 def plan(
     shapes: BaseShapes,
     config: TrainingConfig,
-    examples: Sequence[Example],
+    step: LargestStep,
     dtype: str,
-    pack_tokens: int,
     *,
     gpu: bool,
     recomputed_layers: int = 0,
@@ -74,21 +102,14 @@ def plan(
         "adapters": 0 if config.full_weights else trained * _FULL,
         "optimizer": 0 if offloaded else (2 * trained * _FULL + master) // parts,
     }
-    packs = _largest_step(examples, config.batch_size, pack_tokens)
-    worst = max(len(one.token_ids) for one in packs)
-    labels = max(len(one.targets) for one in packs)
-    if computed_part(shapes, config, examples, pack_tokens, gpu=gpu) < 1:
-        # Rows that share what they begin with may fill any pack, and bring more labels.
-        worst = max(worst, min(pack_tokens, sum(one.tokens for one in packs)))
-        labels = sum(len(one.targets) for one in packs)
     gradients = trained * (size if config.full_weights else _FULL)
     passing = {
-        "activations": worst * _bytes_per_token(shapes, config, size, recomputed_layers, gpu=gpu),
-        "scores": shapes.capped_heads * max(max(one.lengths) for one in packs) ** 2 * _BYTES_PER_SCORE,
-        "gaps": 0 if gpu else worst * shapes.layers * _GAPS * shapes.intermediate * size,
-        "logits": _logits(shapes, config, labels, size, gpu=gpu),
+        "activations": step.tokens * _bytes_per_token(shapes, config, size, recomputed_layers, gpu=gpu),
+        "scores": shapes.capped_heads * step.longest**2 * _BYTES_PER_SCORE,
+        "gaps": 0 if gpu else step.tokens * shapes.layers * _GAPS * shapes.intermediate * size,
+        "logits": _logits(shapes, config, step.labels, size, gpu=gpu),
         # While the first micro-batch goes back, its activations make room for the gradients.
-        "gradients": gradients // parts if len(packs) > 1 else 0,
+        "gradients": 0 if step.is_one else gradients // parts,
         "gathered": _gathered(shapes) * size if parts > 1 else 0,
         "whole": _restored(shapes, size) if in_four_bits else 0,
     }
@@ -137,12 +158,6 @@ def _restored(shapes: BaseShapes, size: int) -> int:
 def _gathered(shapes: BaseShapes) -> int:
     """Parameters that a rank has whole at once: embeddings and head, a layer, and the next one on its way."""
     return shapes.parameters - shapes.multiplied + 2 * shapes.multiplied // shapes.layers
-
-
-def _largest_step(examples: Sequence[Example], batch_size: int, pack_tokens: int) -> list[Pack]:
-    """Micro-batches of a step that happens to get the longest rows."""
-    longest = sorted(examples, key=lambda example: -len(example.token_ids))[:batch_size]
-    return pack(longest, pack_tokens)
 
 
 def _bytes_per_token(
