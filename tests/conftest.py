@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings, strategies
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.administration import each_installation, installation
 from tests.support.core import clock, cluster_settings, core, each_core, postgres_template
@@ -27,21 +31,39 @@ __all__ = [
     "s3_server",
 ]
 
+# On a machine with a GPU everything runs on the processor as well: what is compared is compared there, to the last bit.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+_CPU_ENGINE = Path(__file__).parents[1] / ".venv-engine-cpu" / "bin" / "python"
+if _CPU_ENGINE.exists():
+    os.environ.setdefault("TUNESMITH_ENGINE_PYTHON", str(_CPU_ENGINE))
+
 # A machine may stand still for a moment, whatever the example: limits of time are the tests' own.
 settings.register_profile("tunesmith", deadline=None)
 settings.load_profile("tunesmith")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deals the tests to two workers, as `make test` has them: by files, so that servers of a file are started once.
+class _Deal(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Deals the tests to the workers of `make test` by files, so that servers of a file are started once.
 
-    Whole platforms and real engines use both cores and stay with one worker, which begins with them: they take longest.
+    Whole platforms and real engines use both cores and stay with one worker.
     """
-    for item in items:
-        is_heavy = any(item.get_closest_marker(name) for name in ("engine", "e2e"))
-        item.add_marker(pytest.mark.xdist_group("platforms" if is_heavy else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: not any(mark.args == ("platforms",) for mark in item.iter_markers("xdist_group")))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "platforms" if _is_heavy(nodeid) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Deal:
+    """Has tests dealt so. Called where there are several workers."""
+    return _Deal(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes longest."""
+    items.sort(key=lambda item: not _is_heavy(item.nodeid))
+
+
+def _is_heavy(nodeid: str) -> bool:
+    return nodeid.startswith("tests/e2e/") or "vllm" in nodeid
 
 
 def pytest_collection_finish() -> None:

@@ -15,6 +15,7 @@ adapter, counted in tokens per second of processor time and given as ratios:
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,11 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that the engine takes for its largest adapter rank."""
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver is loaded and the operator has not hidden its GPUs, by an empty CUDA_VISIBLE_DEVICES."""
+    return _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 class Device(StrEnum):
@@ -80,21 +86,21 @@ class Settings(BaseSettings):
     engine_python: Path = Path(".venv-engine/bin/python")
     """The interpreter that has vLLM."""
     engine_device: Literal["auto"] | Device = "auto"
-    """`auto` takes the GPU when an NVIDIA driver is loaded."""
+    """`auto` takes the GPU when an NVIDIA driver is loaded and CUDA_VISIBLE_DEVICES is not empty."""
     engine_threads: int | None = Field(default=None, gt=0)
     """Threads of one CPU engine. Default: all cores this process may use."""
     max_engines: int = Field(default=2, gt=0)
     """Engines alive at once, the base model's included."""
     engine_memory_bytes: int | None = Field(default=None, gt=0)
     """Main memory that CPU engines may have together, as predicted from their weights and `kv_cache_gib`. Default: no
-    bound but `max_engines`. On a GPU each engine gets an equal share of it."""
+    bound but `max_engines`. Of a GPU each engine gets what it is predicted to need."""
     engine_idle_seconds: float = Field(default=1800.0, gt=0)
     """An engine of full weights that nobody has asked for so long is stopped; the next request starts it."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt and answer together in tokens, at most the model's own. Default: what fits into memory."""
-    kv_cache_gib: int = Field(default=1, gt=0)
-    """Memory for keys and values of one CPU engine, in GiB."""
-    max_lora_rank: int = Field(default_factory=lambda: 64 if _NVIDIA_DRIVER.exists() else 16, gt=0, le=512)
+    kv_cache_gib: int = Field(default_factory=lambda: 8 if has_gpu() else 1, gt=0)
+    """Memory for keys and values of one engine, in GiB. Default: 8 with a GPU, else 1."""
+    max_lora_rank: int = Field(default_factory=lambda: 64 if has_gpu() else 16, gt=0, le=512)
     """Largest adapter rank that can be served; rounded up to the next one the engine knows."""
     max_loras: int = Field(default=4, gt=1)
     """Different adapters in one batch; on CPU one of the slots serves the base model."""
@@ -125,4 +131,4 @@ class Settings(BaseSettings):
         """What engines compute on, with `auto` resolved."""
         if self.engine_device != "auto":
             return self.engine_device
-        return Device.CUDA if _NVIDIA_DRIVER.exists() else Device.CPU
+        return Device.CUDA if has_gpu() else Device.CPU

@@ -23,6 +23,7 @@ from typing import Any
 
 from tunesmith_inference import engine_guard, tool_calls
 from tunesmith_inference.config import Device, Settings
+from tunesmith_inference.engine_memory import first_gpu_bytes, gpu_share
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
@@ -150,7 +151,8 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     if settings.device is Device.CPU:
         command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
     else:
-        command += ["--gpu-memory-utilization", f"{0.9 / settings.max_engines:.3f}", "--api-server-count", "1"]
+        share = gpu_share(spec.model_folder, settings.kv_cache_gib, first_gpu_bytes())
+        command += ["--gpu-memory-utilization", f"{share:.3f}", "--api-server-count", "1"]
     parser = tool_calls.parser_for(spec.model_folder)
     if parser is not None:
         # Arguments fit their schema also where the client does not say `strict`: nobody wants others.
@@ -188,6 +190,14 @@ def engine_environment(settings: Settings, key: str) -> dict[str, str]:
             # Ranks of log-probabilities are compiled in eager mode, too: where there is no C++ compiler, the first
             # request for log-probabilities would end the engine.
             "TORCH_COMPILE_DISABLE": "1",
+        }
+    else:
+        environment |= {
+            # It is compiled at the first start, by CUDA's own compiler, which is part of no driver and of no wheel.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+            # Tools of the engine's environment that what is compiled nevertheless asks for by name.
+            "PATH": f"{settings.engine_python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the first GPU is the one that nvidia-smi lists first
         }
     return environment
 

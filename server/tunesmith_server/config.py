@@ -22,8 +22,9 @@ def default_cache_dir() -> Path:
 
 
 def default_max_lora_rank() -> int:
-    """64 with an NVIDIA driver, else 16: on a CPU every token costs what an adapter of this rank costs."""
-    return 64 if Path("/proc/driver/nvidia/version").exists() else 16
+    """64 with a GPU, as gateways find it, else 16: on a CPU every token costs what an adapter of this rank costs."""
+    has_gpu = Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return 64 if has_gpu else 16
 
 
 class Settings(BaseSettings):

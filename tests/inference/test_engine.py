@@ -156,6 +156,18 @@ def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) 
     on_gpu = vllm_command(spec, settings.model_copy(update={"engine_device": Device.CUDA}), Path("/run/e.sock"))
     assert "--enforce-eager" not in on_gpu
     assert "--dtype" not in on_gpu
+    assert 0 < float(_option(on_gpu, "--gpu-memory-utilization") or 0) <= 0.9
+
+
+def test_on_a_gpu_nothing_is_compiled_that_needs_cudas_own_compiler(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/bin")
+    environment = engine_environment(settings.model_copy(update={"engine_device": Device.CUDA}), "key")
+    assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert environment["PATH"] == f"{settings.engine_python.parent}:/bin"
+    assert not {name for name in environment if name.startswith("VLLM_CPU")}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tunesmith_trainer import model
+from tunesmith_trainer.errors import InfrastructureFailed
 from tunesmith_trainer.gpus import gpus_of, largest
 
 LISTING = (
@@ -39,3 +41,10 @@ def test_without_a_visible_gpu_that_tells_its_memory_there_is_none(listing: str,
 def test_old_gpus_have_no_bfloat16(capability: str, expected: bool) -> None:
     (gpu,) = gpus_of(f"0, GPU-a, Tesla T4, 15360, 15000, {capability}\n", None)
     assert gpu.has_bfloat16 == expected
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is too old: torch only warns, and a run of minutes would take days."""
+    monkeypatch.setattr(model, "visible_gpus", lambda: gpus_of(LISTING, "1"))
+    with pytest.raises(InfrastructureFailed, match="NVIDIA H200"):
+        model.choose_hardware()

@@ -12,8 +12,8 @@ from tunesmith_trainer.memory_plan import LargestStep, Plan, gib, largest_step, 
 from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
-# Share of the free memory that a run may be expected to need: the plan is a prediction. A GPU is the run's own, and
-# to fall back there, once, costs less than a rung that is lower than needed.
+# Share of the free memory that a run may be expected to need: the plan is a prediction. On a GPU nobody else takes a
+# little now and then, and to fall back once costs less than a rung that is lower than needed.
 _TIGHT, _TIGHT_ON_GPU = 0.9, 0.95
 _ROOM_TO_SHARE = 2  # longest rows: one whole, and its length of what further ones do not share with it
 _WORTH_MEMORY = 0.1  # of all tokens, not computed: what larger packs should save at least

@@ -13,7 +13,8 @@ from transformers.utils import is_accelerate_available
 from tunesmith_trainer import attention, four_bit_linear, processor_linear
 from tunesmith_trainer.base_model import unsupported
 from tunesmith_trainer.base_shapes import decoder_layers
-from tunesmith_trainer.gpus import FIRST_WITH_BFLOAT16
+from tunesmith_trainer.errors import InfrastructureFailed, Problem
+from tunesmith_trainer.gpus import FIRST_WITH_BFLOAT16, visible_gpus
 from tunesmith_trainer.processor import choose_cpu_dtype
 from tunesmith_trainer.products import uses_onednn
 
@@ -33,8 +34,17 @@ class Hardware:
 
 
 def choose_hardware(dtype: str | None = None) -> Hardware:
-    """Picks the device, and the dtype that it multiplies fastest unless one is given (as when resuming)."""
+    """Picks the device, and the dtype that it multiplies fastest unless one is given (as when resuming).
+
+    Raises InfrastructureFailed where there is a GPU that torch cannot use: on the processor the run would take days.
+    """
     gpu = torch.cuda.is_available()
+    if not gpu and (gpus := visible_gpus()):
+        message = (
+            f"There is a GPU ({gpus[0].name}) that torch {torch.__version__} cannot use. Bring the driver up to date, "
+            "take the GPU build (`make install`), or hide the GPU by an empty CUDA_VISIBLE_DEVICES."
+        )
+        raise InfrastructureFailed(Problem("gpu_unusable", message))
     device, pack_tokens = (torch.device("cuda"), GPU_PACK_TOKENS) if gpu else (torch.device("cpu"), CPU_PACK_TOKENS)
     if dtype is not None:
         return Hardware(device, dtype, pack_tokens, "as before the run was resumed")

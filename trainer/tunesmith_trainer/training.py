@@ -73,7 +73,8 @@ class Training:
         hardware = distributed.by_leader(lambda: choose_hardware(known))
         shapes = read_shapes(build_empty(base))
         self._ladder = _ladder(shapes, data, hardware)
-        self._choice = distributed.by_leader(lambda: self._choose(hardware))
+        memory = min(distributed.gather(memory_of(hardware.device)))  # one GPU of several may hold an engine as well
+        self._choice = distributed.by_leader(lambda: self._choose(hardware, *memory))
         pack_tokens = self._choice.rung.pack_tokens
         self._hardware: Hardware = replace(hardware, pack_tokens=pack_tokens)
         gpu = hardware.device.type == "cuda"
@@ -296,9 +297,8 @@ class Training:
         self._committed[progress.step] = artifact
         shutil.rmtree(folder)
 
-    def _choose(self, hardware: Hardware) -> Choice:
-        """The rung to compute on, given what has become of the attempts before."""
-        available, capacity = memory_of(hardware.device)
+    def _choose(self, hardware: Hardware, available: int, capacity: int) -> Choice:
+        """The rung to compute on in so many bytes, given what has become of the attempts before."""
         if hardware.device.type == "cpu":  # the ranks are all in the same memory
             available, capacity = available // distributed.size(), capacity // distributed.size()
         failures = self._spec.memory_failures

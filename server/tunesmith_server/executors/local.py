@@ -42,11 +42,13 @@ _INHERITED_NAMES = frozenset(
         "TMPDIR",
         "LD_LIBRARY_PATH",
         "NVIDIA_VISIBLE_DEVICES",
+        "CC",
+        "CXX",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
     }
 )
-_INHERITED_PREFIXES = ("CUDA_", "OMP_", "MKL_", "TORCHINDUCTOR_", "TRITON_")
+_INHERITED_PREFIXES = ("CUDA_", "NCCL_", "OMP_", "MKL_", "TORCHINDUCTOR_", "TRITON_")
 
 
 class LocalExecutor:

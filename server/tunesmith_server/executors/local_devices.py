@@ -57,8 +57,8 @@ def _driver_gpus() -> tuple[str, ...]:
 
 def _left_to_us(uuids: Mapping[str, str], visible: str | None) -> tuple[str, ...]:
     """The GPUs in `visible` (indices or UUIDs, as CUDA reads it); unset means all."""
+    # The last ones first: whatever else runs here, an inference engine above all, takes the first by default.
     if visible is None:
-        # The last ones first: whatever else runs here, an inference engine above all, takes the first by default.
         return tuple(uuids.values())[::-1]
     named = [name.strip() for name in visible.split(",") if name.strip()]
-    return tuple(uuids.get(name, name) for name in named if name in uuids or not name.lstrip("-").isdecimal())
+    return tuple(uuids.get(name, name) for name in named if name in uuids or not name.lstrip("-").isdecimal())[::-1]

@@ -30,7 +30,7 @@ def test_a_machine_without_a_driver_has_slots(tmp_path: Path, monkeypatch: pytes
     [
         (None, ("GPU-bbb", "GPU-aaa")),
         ("1", ("GPU-bbb",)),
-        ("1,0", ("GPU-bbb", "GPU-aaa")),
+        ("1,0", ("GPU-aaa", "GPU-bbb")),
         ("GPU-aaa", ("GPU-aaa",)),
         ("7", ("slot-0",)),
         ("", ("slot-0",)),
