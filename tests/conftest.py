@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_heavy(nodeid: str) -> bool:
-    return nodeid.startswith("tests/e2e/") or "vllm" in nodeid
+    return nodeid.startswith(("tests/e2e/", "tests/security/")) or "vllm" in nodeid
 
 
 def pytest_collection_finish() -> None:

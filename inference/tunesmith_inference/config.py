@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -32,7 +32,13 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 def has_gpu() -> bool:
     """Whether an NVIDIA driver is loaded and the operator has not hidden its GPUs, by an empty CUDA_VISIBLE_DEVICES."""
-    return _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def _default_kv_cache_gib(read: dict[str, Any]) -> int:
+    """By `engine_device`, which is read before."""
+    device = read.get("engine_device")
+    return 8 if device is Device.CUDA or (device == "auto" and has_gpu()) else 1
 
 
 class Device(StrEnum):
@@ -98,8 +104,8 @@ class Settings(BaseSettings):
     """An engine of full weights that nobody has asked for so long is stopped; the next request starts it."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Longest prompt and answer together in tokens, at most the model's own. Default: what fits into memory."""
-    kv_cache_gib: int = Field(default_factory=lambda: 8 if has_gpu() else 1, gt=0)
-    """Memory for keys and values of one engine, in GiB. Default: 8 with a GPU, else 1."""
+    kv_cache_gib: int = Field(default_factory=_default_kv_cache_gib, gt=0)
+    """Memory for keys and values of one engine, in GiB. Default: 8 on a GPU, else 1."""
     max_lora_rank: int = Field(default_factory=lambda: 64 if has_gpu() else 16, gt=0, le=512)
     """Largest adapter rank that can be served; rounded up to the next one the engine knows."""
     max_loras: int = Field(default=4, gt=1)

@@ -123,6 +123,7 @@ class EngineProcess:
         logs = self._settings.cache_dir / "engine_logs"
         logs.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, engine_guard.__file__]
+        command = await asyncio.to_thread(self._command, spec, self._settings, socket)  # it may ask the driver
         path = logs / f"{spec.name}.log"
         with contextlib.suppress(FileNotFoundError):
             # Kept: it tells why the last one ended, or belongs to another installation's engine that still writes it.
@@ -130,7 +131,7 @@ class EngineProcess:
         with path.open("wb") as log:
             return await asyncio.create_subprocess_exec(
                 *guard,
-                *self._command(spec, self._settings, socket),
+                *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -151,7 +152,7 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     if settings.device is Device.CPU:
         command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
     else:
-        share = gpu_share(spec.model_folder, settings.kv_cache_gib, first_gpu_bytes())
+        share = gpu_share(spec.model_folder, settings.kv_cache_gib, first_gpu_bytes(), settings.max_engines)
         command += ["--gpu-memory-utilization", f"{share:.3f}", "--api-server-count", "1"]
     parser = tool_calls.parser_for(spec.model_folder)
     if parser is not None:

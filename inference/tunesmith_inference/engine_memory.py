@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 GIBIBYTE = 1024**3
@@ -28,18 +27,20 @@ def engine_bytes(model_folder: Path, kv_cache_gib: int) -> int:
     return _numbers(model_folder) * 4 + kv_cache_gib * GIBIBYTE + _ITSELF
 
 
-def gpu_share(model_folder: Path, kv_cache_gib: int, capacity: int | None) -> float:
-    """The part of a GPU of so many bytes that an engine of this model takes: the rest is for runs and other engines.
+def gpu_share(model_folder: Path, kv_cache_gib: int, capacity: int | None, engines: int) -> float:
+    """The part of a GPU of so many bytes that one of so many engines takes for this model: runs have the rest.
 
-    Its weights are two bytes wide there. As much as an engine may take where the capacity is not known.
+    Its weights are two bytes wide there. Where the engines would not fit beside each other, keys and values give way,
+    down to a gibibyte. An equal part where the capacity is not known.
     """
+    equal = _MOST_OF_A_GPU / engines
     if capacity is None:
-        return _MOST_OF_A_GPU
-    needed = _numbers(model_folder) * 2 + kv_cache_gib * GIBIBYTE + _ITSELF_ON_GPU
-    return min(_MOST_OF_A_GPU, needed / capacity)
+        return equal
+    itself = _numbers(model_folder) * 2 + _ITSELF_ON_GPU
+    least, wanted = itself + GIBIBYTE, itself + kv_cache_gib * GIBIBYTE
+    return min(_MOST_OF_A_GPU, max(least / capacity, min(wanted / capacity, equal)))
 
 
-@cache
 def first_gpu_bytes() -> int | None:
     """Memory of the first GPU that CUDA shows to this process, where nvidia-smi tells it."""
     command = shutil.which("nvidia-smi")

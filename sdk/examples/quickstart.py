@@ -8,6 +8,7 @@ Exit status 0: the tuned model was served and beats the base model on exact matc
 import argparse
 import contextlib
 import itertools
+import os
 import shutil
 import signal
 import sys
@@ -85,7 +86,8 @@ def _plan() -> Plan:
     parser.add_argument("--keep", action="store_true", help="leave the platform running at the end")
     parser.add_argument("--folder", type=Path, default=Path(".quickstart"), help="where everything is put")
     given = parser.parse_args()
-    everything = given.all or shutil.which("nvidia-smi") is not None
+    has_gpu = shutil.which("nvidia-smi") is not None and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    everything = given.all or has_gpu
     available, heldout = _line_count(TRAINING_DATA), _line_count(HELDOUT_DATA)
     rows = given.rows or (available if everything else CPU_ROWS)
     if not 10 <= rows <= available:

@@ -23,7 +23,7 @@ def default_cache_dir() -> Path:
 
 def default_max_lora_rank() -> int:
     """64 with a GPU, as gateways find it, else 16: on a CPU every token costs what an adapter of this rank costs."""
-    has_gpu = Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    has_gpu = Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
     return 64 if has_gpu else 16
 
 

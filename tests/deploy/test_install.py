@@ -84,3 +84,7 @@ def test_an_environment_for_another_device_is_made_anew(install: ModuleType, tmp
     environment(gpu=False).mark_current(inputs)  # type: ignore[attr-defined]
     environment(gpu=True).create()  # type: ignore[attr-defined]
     assert pip.read_bytes() != b"", "what fits the other device is gone"
+    pip.write_bytes(b"")
+    environment(gpu=True).mark_begun()  # type: ignore[attr-defined]
+    environment(gpu=False).create()  # type: ignore[attr-defined]
+    assert pip.read_bytes() != b"", "also what was begun for it"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tunesmith_inference import config
 from tunesmith_inference.config import Device, Settings
 
 
@@ -38,6 +39,17 @@ def test_a_virtual_environments_interpreter_keeps_its_own_name(tmp_path: Path) -
 
 def test_the_device_can_be_said() -> None:
     assert Settings(engine_device=Device.CUDA).device is Device.CUDA
+
+
+def test_defaults_follow_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "_NVIDIA_DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert (Settings().device, Settings().kv_cache_gib, Settings().max_lora_rank) == (Device.CUDA, 8, 64)
+    assert Settings(engine_device=Device.CPU).kv_cache_gib == 1
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert (Settings().device, Settings().kv_cache_gib, Settings().max_lora_rank) == (Device.CPU, 1, 16)
+    assert Settings(engine_device=Device.CUDA).kv_cache_gib == 8
 
 
 @pytest.mark.parametrize("url", ["moderation.example.org", "ftp://example.org", "http://", "http://[", "file:///etc"])

@@ -146,7 +146,11 @@ async def test_the_guard_ends_the_whole_group(tmp_path: Path, parent_dies: bool)
     await until(lambda: not _alive(pid))
 
 
-def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) -> None:
+def test_the_command_line_fits_the_device(
+    settings: Settings, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "first_gpu_bytes", lambda: 40 << 30)
+    monkeypatch.setattr(engine, "gpu_share", lambda folder, keys, size, engines: 0.123 * (size == 40 << 30))
     command = vllm_command(spec, settings, Path("/run/e.sock"))
     assert _option(command, "--max-model-len") == "auto"
     assert _option(command, "--max-lora-rank") == str(settings.max_lora_rank)
@@ -156,7 +160,7 @@ def test_the_command_line_fits_the_device(settings: Settings, spec: EngineSpec) 
     on_gpu = vllm_command(spec, settings.model_copy(update={"engine_device": Device.CUDA}), Path("/run/e.sock"))
     assert "--enforce-eager" not in on_gpu
     assert "--dtype" not in on_gpu
-    assert 0 < float(_option(on_gpu, "--gpu-memory-utilization") or 0) <= 0.9
+    assert _option(on_gpu, "--gpu-memory-utilization") == "0.123"
 
 
 def test_on_a_gpu_nothing_is_compiled_that_needs_cudas_own_compiler(
@@ -222,7 +226,7 @@ def _alive(pid: int) -> bool:
 @pytest.mark.engine
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.parametrize("name", CONVERSATIONS)
-async def test_a_row_is_trained_behind_the_tokens_that_the_engine_makes_of_its_prompt(
+async def test_a_row_is_trained_behind_the_tokens_that_vllm_makes_of_its_prompt(
     vllm: Engine, tmp_path: Path, name: str
 ) -> None:
     row = CONVERSATIONS[name]

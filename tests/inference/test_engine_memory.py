@@ -25,11 +25,13 @@ def test_of_a_gpu_an_engine_takes_what_it_needs_and_leaves_room_for_runs(tmp_pat
     (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
     with (tmp_path / "model.safetensors").open("wb") as weights:
         weights.truncate(16 * GIBIBYTE)  # 8 billion, two bytes each; sparse
-    assert gpu_share(tmp_path, 8, 140 * GIBIBYTE) == pytest.approx(28 / 140)
-    assert gpu_share(tmp_path, 8, 24 * GIBIBYTE) == 0.9, "it may still fit, with fewer keys"
-    assert gpu_share(tmp_path, 8, None) == 0.9
+    assert gpu_share(tmp_path, 8, 140 * GIBIBYTE, 2) == pytest.approx(28 / 140)
+    assert gpu_share(tmp_path, 8, 48 * GIBIBYTE, 2) == 0.45, "keys give way to a second engine"
+    assert gpu_share(tmp_path, 8, 24 * GIBIBYTE, 2) == pytest.approx(21 / 24), "but one has to start"
+    assert gpu_share(tmp_path, 8, 16 * GIBIBYTE, 1) == 0.9
+    assert gpu_share(tmp_path, 8, None, 2) == 0.45
     (tmp_path / "config.json").write_text('{"dtype": "float32"}')
-    assert gpu_share(tmp_path, 8, 40 * GIBIBYTE) == pytest.approx(20 / 40), "a GPU has them in half the width"
+    assert gpu_share(tmp_path, 8, 80 * GIBIBYTE, 2) == pytest.approx(20 / 80), "a GPU has them in half the width"
 
 
 @pytest.mark.parametrize(
@@ -51,4 +53,4 @@ def test_the_first_gpu_that_is_left_to_us_tells_its_size(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert first_gpu_bytes.__wrapped__() == expected
+    assert first_gpu_bytes() == expected

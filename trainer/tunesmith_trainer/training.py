@@ -73,8 +73,9 @@ class Training:
         hardware = distributed.by_leader(lambda: choose_hardware(known))
         shapes = read_shapes(build_empty(base))
         self._ladder = _ladder(shapes, data, hardware)
-        memory = min(distributed.gather(memory_of(hardware.device)))  # one GPU of several may hold an engine as well
-        self._choice = distributed.by_leader(lambda: self._choose(hardware, *memory))
+        # One GPU of several may hold an engine as well, or be smaller.
+        available, capacity = map(min, zip(*distributed.gather(memory_of(hardware.device)), strict=True))
+        self._choice = distributed.by_leader(lambda: self._choose(hardware, available, capacity))
         pack_tokens = self._choice.rung.pack_tokens
         self._hardware: Hardware = replace(hardware, pack_tokens=pack_tokens)
         gpu = hardware.device.type == "cuda"

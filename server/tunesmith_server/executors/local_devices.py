@@ -39,7 +39,7 @@ def gpus(devices: tuple[str, ...]) -> list[str]:
 
 def _driver_gpus() -> tuple[str, ...]:
     command = shutil.which("nvidia-smi")
-    if command is None:
+    if command is None or os.environ.get(VISIBLE) == "":  # hidden, whether or not the driver works
         return ()
     try:
         answer = subprocess.run(

@@ -51,6 +51,12 @@ def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(driver: Path) 
         list_devices(1)
 
 
+def test_a_driver_that_does_not_answer_can_be_hidden(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(driver, "exit 9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert list_devices(1) == ("slot-0",)
+
+
 def test_a_run_sees_its_gpus_only() -> None:
     assert environment(("GPU-bbb", "GPU-aaa")) == {"CUDA_VISIBLE_DEVICES": "GPU-bbb,GPU-aaa"}
     assert environment(("slot-0",)) == environment(()) == {}
