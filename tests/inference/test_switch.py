@@ -71,7 +71,7 @@ def test_the_name_is_its_projects_own() -> None:
 
 @contextlib.asynccontextmanager
 async def _load(gateway: GatewayUnderTest, streams: int = 8) -> AsyncIterator[list[httpx.Response]]:
-    """Asks the deployment without a pause inside the block, and gives every answer."""
+    """Asks the deployment without a pause inside the block, from before it begins, and gives every answer."""
     answers: list[httpx.Response] = []
     ended = asyncio.Event()
 
@@ -81,6 +81,7 @@ async def _load(gateway: GatewayUnderTest, streams: int = 8) -> AsyncIterator[li
 
     asking = [asyncio.create_task(ask()) for _ in range(streams)]
     try:
+        await until(lambda: answers)
         yield answers
     finally:
         ended.set()
