@@ -23,7 +23,8 @@ from tunesmith_inference.engine import EngineProcess, EngineSpec, engine_environ
 from tunesmith_inference.request_body import Route
 from tunesmith_inference.vllm import EngineUnavailable, VllmClient
 from tunesmith_trainer.data import Row, read_rows
-from tunesmith_trainer.rendering import Renderer, load_tokenizer
+from tunesmith_trainer.rendering import Renderer
+from tunesmith_trainer.tokenizer import load_tokenizer
 
 STUBBORN = """
 import os, pathlib, signal, sys, time

@@ -18,10 +18,10 @@ from tests.support.adapters import wake
 from tunesmith_trainer import attention, lora
 from tunesmith_trainer.base_model import read_facts
 from tunesmith_trainer.base_shapes import build_empty, read_shapes, stored_shapes
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.model import Hardware, load, load_for_generation
 from tunesmith_trainer.objectives import pack_for, score
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 LENGTHS = (30, 12, 55, 5)  # longer and shorter than the windows
@@ -89,7 +89,7 @@ def test_packs_give_the_losses_and_gradients_of_documents_alone(
     family: Path, make: Callable[[], list[Example]]
 ) -> None:
     ours, theirs = load(family, FLOAT32), eager(family)
-    (batch,) = pack_for(ours, make(), 512)
+    (batch,) = pack_for(ours, make(), 512, apart=False)
     assert len(batch.shared) == (0 if make is rows else _shared(ours.config))
     scored = score(ours, batch)
     expected = eager_loss(theirs, make())

@@ -86,6 +86,20 @@ def test_a_folder_with_pickles_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     assert list((tmp_path / "cache/base_models").iterdir()) == []
 
 
+@pytest.mark.parametrize("broken", ["weights cut off", "another width", "no widths"])
+def test_weights_that_cannot_be_read_or_do_not_fit_are_refused_before_any_job(tmp_path: Path, broken: str) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    if broken == "weights cut off":
+        os.truncate(source / "model.safetensors", 5000)
+    else:
+        config = json.loads((source / "config.json").read_text())
+        change = {"intermediate_size": 120} if broken == "another width" else {"num_attention_heads": 0}
+        (source / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UnsupportedModel):
+        import_base("tiny", str(source), tmp_path / "cache")
+    assert list((tmp_path / "cache/base_models").iterdir()) == []
+
+
 def test_a_model_of_a_hub_is_imported_from_the_librarys_cache(tmp_path: Path) -> None:
     """As the library leaves it: a folder of links into one of contents."""
     source, revision = tiny_model.build(tmp_path / "source"), "a" * 40

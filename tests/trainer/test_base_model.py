@@ -45,6 +45,9 @@ def test_facts_of_a_good_model(folder: Path) -> None:
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ({"model_type": "gpt2", "reorder_and_upcast_attn": True}, "engines do not serve"),
         ({"max_position_embeddings": None}, "max_position_embeddings"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"vocab_size": 10**12}, "vocab_size"),
     ],
 )
 def test_what_would_be_trained_wrongly_is_refused(folder: Path, change_to: dict[str, object], what: str) -> None:
@@ -54,6 +57,13 @@ def test_what_would_be_trained_wrongly_is_refused(folder: Path, change_to: dict[
 
     (problem,) = refused.value.problems
     assert (problem.code, problem.param) == ("unsupported_architecture", "model")
+
+
+@pytest.mark.parametrize("stops", [-1, [2, -1], "x", 10**13, 259])
+def test_stop_tokens_that_there_are_not_are_refused(folder: Path, stops: object) -> None:
+    change(folder, "generation_config.json", eos_token_id=stops)
+    with pytest.raises(UnsupportedModel, match="eos_token_id"):
+        read_facts(folder, 2)
 
 
 def test_positions_that_do_not_depend_on_the_batch_are_taken(folder: Path) -> None:

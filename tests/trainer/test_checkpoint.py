@@ -13,12 +13,12 @@ from tunesmith_trainer import checkpoint, lora
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Method, TrainingConfig, Wanted, resolve
 from tunesmith_trainer.errors import InfrastructureFailed
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.loop import Loop, Metrics
 from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.methods import objective_of
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
-from tunesmith_trainer.rendering import Example
 
 RUNG = Rung(64)
 ROWS = "digest of rows"

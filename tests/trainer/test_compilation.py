@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from tests.support.adapters import wake
 from tunesmith_trainer import attention, compilation, lora
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.recompute import recompute
-from tunesmith_trainer.rendering import Example
 
 # What torch says of itself when it compiles.
 pytestmark = [
@@ -62,6 +62,14 @@ def gradients(model: nn.Module, lengths: tuple[int, ...], alike: int = 0) -> tup
     return total.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def assert_close(found: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, dict[str, Tensor]]) -> None:
+    """Loss and gradients, which are sums over all tokens."""
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("full_weights", [False, True], ids=["lora", "full"])
 def test_compiled_layers_give_the_loss_and_gradients_of_plain_ones(
     base: Path, full_weights: bool, tmp_path: Path
@@ -73,12 +81,7 @@ def test_compiled_layers_give_the_loss_and_gradients_of_plain_ones(
         for lengths, alike in (((30, 12, 55), 0), ((64,), 0), ((31, 40, 29), 12), ((5, 6, 7, 8), 0)):
             if len(lengths) == 4:
                 recompute(compiled, 1)  # which a run short of memory does with compiled layers too
-            wanted_loss, wanted = gradients(plain, lengths, alike)
-            loss, found = gradients(compiled, lengths, alike)
-            torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=1e-5)
-            assert found.keys() == wanted.keys()
-            for name, gradient in wanted.items():
-                torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)  # of a sum over all tokens
+            assert_close(gradients(compiled, lengths, alike), gradients(plain, lengths, alike))
 
 
 @torch.library.custom_op("tests::attention_kernel", mutates_args=())
@@ -155,11 +158,8 @@ def test_so_they_do_with_a_kernel_for_packs_as_gpus_have_it(
     monkeypatch.setattr(attention, "_fits_kernel", fits)
     assert compilation.compile_layers(compiled, tmp_path) is None
     with torch.compiler.set_stance("fail_on_recompile"):
-        for each, (wanted_loss, wanted_gradients) in zip(lengths, wanted, strict=True):
-            loss, found = gradients(compiled, each)
-            torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=1e-5)
-            for name, gradient in wanted_gradients.items():
-                torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
+        for each, expected in zip(lengths, wanted, strict=True):
+            assert_close(gradients(compiled, each), expected)
 
 
 def test_without_a_compiler_the_model_stays_as_it_was(

@@ -137,7 +137,8 @@ def test_a_bad_line_is_named(tmp_path: Path, value: object) -> None:
     ("message", "code"),
     [
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "unsupported_content"),
-        ({"role": "assistant", "function_call": {"name": "f", "arguments": "no"}}, "invalid_file_format"),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": "no"}}, "invalid_tool_calls"),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": NaN}'}}, "invalid_tool_calls"),
         ({"role": "assistant", "function_call": {"name": "f", "arguments": "[]"}}, "invalid_tool_calls"),
     ],
 )

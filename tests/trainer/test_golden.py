@@ -10,9 +10,9 @@ import torch
 from tests.support import tiny_families
 from tests.support.training_server import TrainingServer
 from tests.trainer.conftest import RunAttempt
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.golden import golden_prompts, greedy
 from tunesmith_trainer.model import load_for_generation
-from tunesmith_trainer.rendering import Example
 
 CPU = torch.device("cpu")
 

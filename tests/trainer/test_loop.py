@@ -21,7 +21,8 @@ from tunesmith_trainer.config import Facts, Method, Wanted, resolve
 from tunesmith_trainer.data import Message, Row, indices_of_step
 from tunesmith_trainer.device_copies import Readout
 from tunesmith_trainer.errors import BadData, Problem
-from tunesmith_trainer.evaluation import evaluate, flips, summarise
+from tunesmith_trainer.evaluation import RowScore, evaluate, flips, summarise
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.golden import greedy
 from tunesmith_trainer.loop import Loop, Metrics, Trained
 from tunesmith_trainer.methods import Objective, TokenObjective, objective_of
@@ -30,7 +31,7 @@ from tunesmith_trainer.objectives import Scored
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.pairs import render_pairs
-from tunesmith_trainer.rendering import Example, Renderer
+from tunesmith_trainer.rendering import Renderer
 from tunesmith_trainer.time_plan import computed_part
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
@@ -240,6 +241,18 @@ def test_numbers_read_late_are_the_same(base: Path) -> None:
     assert found[0] == found[1]
     assert len(found[0][0]) == 12
     assert found[0][1] == [6, 12]
+
+
+@pytest.mark.parametrize(("losses", "chosen"), [((2.0, 1.0, 1.0), 12), ((1.0, 1.0, 2.0), 6)])
+def test_of_passes_that_are_equally_good_the_earlier_is_chosen(
+    base: Path, monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...], chosen: int
+) -> None:
+    course = Course(base, 0)
+    course.config = replace(course.config, early_stopping_patience=5, n_epochs=3, total_steps=18)
+    given = iter(losses)
+    monkeypatch.setattr(Loop, "_evaluate", lambda _: [RowScore(1, next(given), 1, 1)])
+
+    assert course.run(Onlooker()).chosen.step == chosen
 
 
 def test_tokens_that_rows_share_count_for_each_of_them(base: Path) -> None:

@@ -75,6 +75,24 @@ def test_fresh_adapters_change_nothing(base: Path) -> None:
     assert torch.equal(before, after)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers
+def test_fresh_adapters_are_drawn_as_peft_draws_them(base: Path) -> None:
+    model = load_for_generation(base, torch.device("cpu"))
+    lora.attach(model, rank=64, alpha=64, seed=1)
+    peft_model: nn.Module = peft.get_peft_model(
+        load_for_generation(base, torch.device("cpu")), peft.LoraConfig(r=64, target_modules="all-linear")
+    )
+    theirs = [p for name, p in peft_model.named_parameters() if ".lora_A." in name]
+    ours = [p for name, p in model.named_parameters() if name.endswith(".lora_A")]
+
+    assert len(ours) == len(theirs)
+    for own, other in zip(ours, theirs, strict=True):
+        bound = own.shape[1] ** -0.5
+        for drawn in (own, other):  # 4,096 numbers and more, uniform up to the bound
+            assert bound * 0.99 < drawn.detach().abs().max().item() <= bound
+            assert drawn.detach().std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 def test_the_configuration_is_a_plain_lora(base: Path, tmp_path: Path) -> None:
     lora.save(trained(base), tmp_path, "tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tunesmith_trainer.base_shapes import BaseShapes
-from tunesmith_trainer.config import Facts, Wanted, resolve
+from tunesmith_trainer.config import Facts, Method, Wanted, resolve
 from tunesmith_trainer.errors import BadSpec, OutOfMemory
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.memory_ladder import Ladder, Rung, ladder_of, rungs
 from tunesmith_trainer.memory_plan import Plan
-from tunesmith_trainer.rendering import Example
 
 GIB = 1 << 30
 # Eight thousand million parameters in 32 layers.
@@ -23,6 +23,7 @@ LARGE = BaseShapes(
     keys=1024,
     normed=8192,
     capped_heads=0,
+    window=None,
     share_up_to=math.inf,
     vocabulary=128_256,
     linears={
@@ -197,6 +198,17 @@ def test_further_rungs_need_less_than_all_before() -> None:
 
     assert four_bits
     assert max(four_bits) < min(whole)
+
+
+@pytest.mark.parametrize(("method", "least"), [("supervised", 500), ("dpo", 10_000)])
+def test_a_row_learnt_answer_by_answer_needs_no_more_than_its_longest_document(method: Method, least: int) -> None:
+    """A pair of answers stays together."""
+    row = Example(1, np.zeros(10_000, np.int32), np.arange(10_000) % 500 >= 490, tuple(range(500, 10_000, 500)))
+    wanted = Wanted(full_weights=False, seed=1, batch_size=4, method=method)
+    config = resolve(wanted, Facts(20, 500, 10, 4096, "llama", 8192))[0]
+    steps = ladder_of(LARGE, config, [row] * 20, [], "bfloat16", 16_384, main_memory=GIB, gpu=True, merged=False)
+
+    assert min(rung.pack_tokens for rung in steps._rungs) == least
 
 
 @pytest.mark.parametrize(("prompt", "gpu", "expected"), [(480, False, 1000), (0, False, 512), (480, True, 512)])

@@ -1,5 +1,6 @@
 """The predicted peak: its largest part is held against what a real step keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from tests.support import tiny_families
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_shapes import BaseShapes, build_empty, read_shapes
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.memory_plan import _PROCESS, Plan, checkpoint_bytes, largest_step, plan
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.recompute import recompute
-from tunesmith_trainer.rendering import Example
 
 TOKENS = 256
 
@@ -94,6 +95,13 @@ def test_capped_scores_grow_with_the_square_of_the_longest_row(tmp_path: Path) -
     scores = planned(capped, full=False, rows=2, batch_size=2).terms["scores"]
 
     assert scores == 16 * 4 * TOKENS**2
+
+
+def test_a_windows_mask_does_too_on_a_processor_where_a_row_is_longer(shapes: BaseShapes) -> None:
+    narrow, wide = (replace(shapes, window=window) for window in (TOKENS - 1, TOKENS))
+
+    assert planned(narrow, full=False).terms["window"] == 6 * TOKENS**2
+    assert "window" not in planned(wide, full=False).terms
 
 
 def test_full_weights_need_their_optimizer_and_lora_hardly_any(shapes: BaseShapes) -> None:

@@ -15,11 +15,11 @@ from torch.nn import functional
 from tests.support.adapters import wake
 from tunesmith_trainer import lora
 from tunesmith_trainer.evaluation import evaluate
+from tunesmith_trainer.example import Example, joined
 from tunesmith_trainer.model import Hardware, load, load_for_generation
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example, joined
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 
@@ -173,9 +173,12 @@ def _reference_model(base: Path) -> nn.Module:
     return model.eval()
 
 
-def test_a_row_of_several_documents_is_measured_as_one_row(model: nn.Module) -> None:
+@pytest.mark.parametrize("budget", [256, 1])
+def test_a_row_of_several_documents_is_measured_as_one_row_however_they_are_packed(
+    model: nn.Module, budget: int
+) -> None:
     alone = evaluate(model, EXAMPLES, 256, lambda: None)
-    (first, both) = evaluate(model, [EXAMPLES[0], joined(EXAMPLES[1:3])], 256, lambda: None)
+    (first, both) = evaluate(model, [EXAMPLES[0], joined(EXAMPLES[1:3])], budget, lambda: None)
 
     assert first.loss == pytest.approx(alone[0].loss, rel=1e-5)
     assert (both.row, both.labels) == (2, alone[1].labels + alone[2].labels)

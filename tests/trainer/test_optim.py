@@ -26,6 +26,31 @@ def step(optimizer: Optimizer, trained: dict[str, nn.Parameter], seed: int) -> f
     return float(optimizer.step(1e-2))
 
 
+def test_steps_are_adamw_as_it_is_written_without_decay_on_gradients_clipped_to_a_norm_of_one() -> None:
+    """Loshchilov and Hutter (2019), algorithm 2, with betas of 0.9 and 0.999."""
+    trained = parameters(torch.float32)
+    wanted = {name: parameter.detach().clone().double() for name, parameter in trained.items()}
+    first = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    second = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    optimizer = Optimizer(trained.items())
+
+    for number, size in enumerate((3.0, 1e-3, 1.0), start=1):
+        gradients = {name: torch.full_like(tensor, size) for name, tensor in wanted.items()}
+        for name, parameter in trained.items():
+            parameter.grad = gradients[name].float()
+        norm = optimizer.step(1e-2)
+        whole = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+        assert float(norm) == pytest.approx(float(whole))
+        for name, gradient in gradients.items():
+            clipped = gradient / max(1.0, float(whole))
+            first[name] = 0.9 * first[name] + 0.1 * clipped
+            second[name] = 0.999 * second[name] + 0.001 * clipped**2
+            corrected = (second[name] / (1 - 0.999**number)).sqrt() + 1e-8
+            wanted[name] -= 1e-2 * first[name] / (1 - 0.9**number) / corrected
+    for name, parameter in trained.items():
+        torch.testing.assert_close(parameter.detach().double(), wanted[name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_offloaded_optimizer_takes_the_same_steps(dtype: torch.dtype) -> None:
     near, far = parameters(dtype), parameters(dtype)

@@ -1,14 +1,15 @@
 """Packs: nothing lost, nothing mixed up, never over budget."""
 
 import math
+import sys
 from itertools import accumulate
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith_trainer.example import Example, joined
 from tunesmith_trainer.packing import Pack, pack
-from tunesmith_trainer.rendering import Example, joined
 
 
 def make(lengths: list[int]) -> list[Example]:
@@ -88,6 +89,33 @@ def test_a_common_beginning_is_computed_once() -> None:
         ((0, 40, 90),),
     )
     assert len(pack(examples, 100)) == 3
+
+
+def test_a_long_conversation_may_share_its_beginning_in_a_long_chain() -> None:
+    """As rows are that are learnt answer by answer."""
+    text = np.arange(5300, dtype=np.int32)
+    parts = [Example(1, text[:length], np.arange(length) == length - 1) for length in range(100, 5300, 4)]
+    (one,) = pack([joined(parts)], 10, share_up_to=math.inf)
+
+    assert len(one.shared) == len(parts) - 1 > sys.getrecursionlimit()
+    assert labelled_pasts(one) == [past for part in parts for past in labels_and_pasts(part)]
+
+
+@given(beginning_alike(), st.integers(1, 100), st.sampled_from([0, math.inf]))
+def test_documents_that_need_not_stay_together_all_lie_in_packs_within_the_budget(
+    examples: list[Example], budget: int, share_up_to: float
+) -> None:
+    packs = pack(examples, budget, share_up_to=share_up_to, apart=True)
+
+    assert all(len(one.token_ids) <= budget or len(one.members) == 1 for one in packs)
+    found = sorted(past for one in packs for past in labelled_pasts(one))
+    assert found == sorted(past for example in examples for past in labels_and_pasts(example))
+    assert sum(one.tokens for one in packs) == sum(len(example.token_ids) for example in examples)
+    counts = [0] * len(examples)
+    for one in packs:
+        for member, labels in zip(one.members, one.label_counts, strict=True):
+            counts[member] += labels
+    assert counts == [int(example.labelled.sum()) for example in examples]
 
 
 def test_examples_go_where_they_share_most() -> None:

@@ -6,8 +6,9 @@ import pytest
 from tests.support import tiny_model
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.pairs import conversations, render_pairs
-from tunesmith_trainer.rendering import Example, Renderer
+from tunesmith_trainer.rendering import Renderer
 
 
 def preference_row(asked: str, preferred: str, other: str) -> Row:

@@ -16,13 +16,14 @@ from tunesmith_trainer import lora
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.evaluation import summarise
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.pairs import render_pairs
 from tunesmith_trainer.preference import PairScore, PreferenceObjective
-from tunesmith_trainer.rendering import Example, Renderer
+from tunesmith_trainer.rendering import Renderer
 
 from .test_pairs import preference_row
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,64 @@ def test_rows_whose_answers_are_rendered_apart_are_a_warning(base: Path, tmp_pat
 
     assert (one.severity, one.rows) == ("warning", (11,))
     assert result.training.examples[-1].token_ids.size == sum(result.training.examples[-1].documents)
+
+
+def test_rows_of_a_dated_template_are_the_same_on_another_day(base: Path, tmp_path: Path) -> None:
+    dated = Path(shutil.copytree(base, tmp_path / "dated"))
+    (dated / "chat_template.jinja").write_text(CHATML.replace("You are a test.", "' + strftime_now('%d') + '"))
+    file = write(tmp_path / "train.jsonl", *(pair(index) for index in range(10)))
+    days = [replace(WANTED, day=date(2026, 3, day)) for day in (5, 6)]
+    first, other = (prepare(dated, file, None, day, cache=tmp_path / "cache") for day in days)
+    again = prepare(dated, file, None, days[0])
+
+    rows = [[example.token_ids.tolist() for example in data.training] for data in (first, other, again)]
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_a_token_that_the_base_has_no_weights_for_is_refused(base: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(base, tmp_path / "own"))
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 1}))
+    one = found(examined(own, tmp_path, pair(10, "yes \u00ad")), "token_unknown")
+
+    assert (one.severity, one.rows) == ("error", (11,))
+
+
+def test_names_and_first_answers_that_do_not_reach_the_model_are_told(base: Path, tmp_path: Path) -> None:
+    ask: dict[str, object] = {"role": "user", "content": "a"}
+    result = examined(base, tmp_path, chat(ask | {"name": "bob"}), chat({"role": "assistant", "content": "Hi"}, ask))
+
+    assert result.prepared is not None
+    assert [(one.severity, one.rows) for one in (found(result, "names_not_shown"),)] == [("warning", (11,))]
+    assert [(one.severity, one.rows) for one in (found(result, "answer_without_question"),)] == [("warning", (12,))]
+
+
+def test_a_row_learnt_answer_by_answer_keeps_what_is_whole_of_it_when_it_is_cut(base: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(base, tmp_path / "own"))
+    thought = "+ ('<think></think>' if loop.last and message['role'] == 'assistant' else '') + message['content']"
+    (own / "chat_template.jinja").write_text(CHATML.replace("+ message['content']", thought))
+    turns = [{"role": "user", "content": "a"}, ANSWER, {"role": "user", "content": "word " * 200}, ANSWER]
+    file = write(tmp_path / "train.jsonl", *(pair(index) for index in range(10)), {"messages": turns})
+    result = examine(own, file, None, replace(WANTED, long_rows="cut"), lambda done, rows: None)
+
+    assert found(result, "row_cut").rows == (11,)
+    assert len(result.training.examples[-1].documents) == 1
+    assert result.training.examples[-1].teaches
+
+
+def test_a_pair_of_which_the_cut_leaves_the_same_twice_is_dropped(base: Path, tmp_path: Path) -> None:
+    def row(first: str, other: str) -> dict[str, object]:
+        answers = ([{"role": "assistant", "content": text}] for text in (first, other))
+        return {"input": {"messages": [{"role": "user", "content": "a"}]}} | dict(
+            zip(("preferred_output", "non_preferred_output"), answers, strict=True)
+        )
+
+    file = write(tmp_path / "train.jsonl", *(row(f"a{i}", "b") for i in range(10)), row("x" * 600, "x" * 600 + "y"))
+    wanted = replace(WANTED, method="dpo", long_rows="cut")
+    result = examine(base, file, None, wanted, lambda done, rows: None)
+
+    assert found(result, "row_dropped").rows == (11,)
+    assert len(result.training.examples) == 10
 
 
 def test_special_tokens_in_texts_are_a_warning(base: Path, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from tests.support import tiny_families
 from tests.support.adapters import wake
 from tunesmith_trainer import lora
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.preference import PreferenceObjective
 from tunesmith_trainer.recompute import recompute
-from tunesmith_trainer.rendering import Example
 
 LENGTHS = (40, 20, 30)
 

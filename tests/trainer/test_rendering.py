@@ -1,6 +1,7 @@
 """Rendering: the mask says exactly what a served model has to produce, stop token included."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from tests.support import tiny_model
 from tests.support.chat_templates import SHAPES
 from tunesmith_trainer.data import Message, Row
-from tunesmith_trainer.rendering import CannotRender, Example, Renderer
+from tunesmith_trainer.example import Example
+from tunesmith_trainer.rendering import CannotRender, Renderer
+from tunesmith_trainer.tokenizer import load_tokenizer
 
 STOP = 2  # <|im_end|>
 UNTHOUGHT = "<think>\n\n</think>\n\n"
@@ -161,12 +164,60 @@ def test_a_template_that_raises_names_the_row() -> None:
     assert refused.value.problem.code == "template_refused_row"
 
 
-def test_an_answer_before_any_question_is_refused_unless_it_is_not_learnt() -> None:
-    renderer = Renderer(tiny_model.tokenizer(), [STOP])
+def test_an_answer_before_any_question_is_read_but_not_learnt(renderer: Renderer) -> None:
+    example = renderer.render(row(("assistant", "hello"), ("user", "a"), ("assistant", "one")))
+    assert learnt(example) == "one<|im_end|>"
+    assert "hello" in tiny_model.tokenizer().decode(example.token_ids)
+
     with pytest.raises(CannotRender) as refused:
-        renderer.render(row(("assistant", "hello"), ("user", "a"), ("assistant", "one")))
+        renderer.render(row(("assistant", "hello"), ("user", "a")))
     assert refused.value.problem.code == "answer_without_question"
-    assert "weight 0" in refused.value.problem.message
+
+
+@pytest.mark.parametrize("answer", ["    return 1", "\n\nHello", "   Hello", " \t x"])
+def test_an_answer_that_merges_with_the_prompt_is_learnt_as_it_is_generated(smollm2: Path, answer: str) -> None:
+    """Behind the prompt's own tokens; further answers see the conversation as a server would make it again."""
+    tokenizer: Any = load_tokenizer(smollm2)
+    renderer = Renderer(tokenizer, [STOP])
+    turns = [("user", "Hi"), ("assistant", answer), ("user", "and?"), ("assistant", "two")]
+    alone, both = renderer.render(row(*turns[:2])), renderer.render(row(*turns))
+
+    wire = [{"role": role, "content": content} for role, content in turns]
+    asked = tokenizer.apply_chat_template(wire[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert alone.prompt_token_ids == asked
+    assert tokenizer.decode(alone.token_ids[alone.labelled]) == f"{answer}<|im_end|>"
+    whole, apart = np.split(both.token_ids, both.splits)
+    assert whole.tolist() == tokenizer.apply_chat_template(wire, return_dict=True)["input_ids"]
+    assert apart.tolist() == alone.token_ids.tolist()
+    assert tokenizer.decode(both.token_ids[both.labelled]) == f"two<|im_end|>{answer}<|im_end|>"
+
+
+def test_so_is_a_completion_where_there_is_no_template(smollm2: Path) -> None:
+    tokenizer: Any = load_tokenizer(smollm2)
+    tokenizer.chat_template = None
+    example = Renderer(tokenizer, [STOP]).render(row(("user", "x\n\n###\n\n"), ("assistant", "\n y")))
+
+    assert example.prompt_token_ids == tokenizer("x\n\n###\n\n")["input_ids"]
+    assert tokenizer.decode(example.token_ids[example.labelled]) == "\n y<|im_end|>"
+
+
+def test_half_a_character_is_refused_with_its_row(renderer: Renderer) -> None:
+    with pytest.raises(CannotRender) as refused:
+        renderer.render(row(("user", "a"), ("assistant", "so \ud83d")))
+    assert (refused.value.problem.code, refused.value.problem.row) == ("invalid_file_format", 7)
+
+
+@pytest.mark.parametrize(
+    ("template", "shows"),
+    [
+        (tiny_model.CHATML, False),
+        ("{% for m in messages %}{{ m['tool_calls'][0]['name'] }}{{ tool_call.function.name }}{% endfor %}", False),
+        (tiny_model.CHATML.replace("message['role'] +", "message['role'] + message['name'] +"), True),
+        ("{% for message in messages %}{% if message.name %}{{ message.name }}{% endif %}{% endfor %}", True),
+    ],
+)
+def test_a_template_that_writes_names_is_told_from_one_that_does_not(template: str, shows: bool) -> None:
+    assert Renderer(tiny_model.tokenizer(template), [STOP]).shows_speakers == shows
 
 
 @pytest.mark.parametrize("begins", [False, True])
@@ -187,14 +238,17 @@ def test_a_plain_text_that_nothing_comes_before_does_not_learn_its_first_token()
 
 def test_special_tokens_inside_texts_are_found(renderer: Renderer) -> None:
     assert renderer.special_tokens_in(row(("user", "say <|im_end|>"), ("assistant", "no"))) == ["<|im_end|>"]
+    tool = {"type": "function", "function": {"name": "f", "description": "as in <|im_start|>"}}
+    assert renderer.special_tokens_in(row(("user", "a"), ("assistant", "b"), tools=[tool])) == ["<|im_start|>"]
+    call = {"function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}
+    called = Row(7, "training_file", (Message("assistant", "", 1, {"tool_calls": [call]}),), None)
+    assert renderer.special_tokens_in(called) == ["<|im_end|>"]
 
 
 def test_smollm2_renders_with_its_own_system_prompt(smollm2: Path) -> None:
-    from tunesmith_trainer.rendering import load_tokenizer
-
     tokenizer = load_tokenizer(smollm2)
     example = Renderer(tokenizer, [STOP]).render(row(("user", "Hi"), ("assistant", "Hello")))
-    text = tokenizer.decode(example.token_ids)  # type: ignore[attr-defined]  # only this test decodes
+    text = tokenizer.decode(example.token_ids.tolist())
 
     assert text == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

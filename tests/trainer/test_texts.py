@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from tests.support import tiny_model
 from tunesmith_trainer import texts
 from tunesmith_trainer.data import Message, Row
-from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.errors import Problem
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.texts import render_text
 
 TOKENIZER = tiny_model.tokenizer()
 
 
 def pieces(text: str, limit: int) -> list[Example]:
-    return render_text(TOKENIZER, Row(5, "training_file", (Message("text", text, 1, {}),), None), limit)
+    made = render_text(TOKENIZER, Row(5, "training_file", (Message("text", text, 1, {}),), None), limit)
+    assert isinstance(made, list)
+    return made
 
 
 def learnt(examples: list[Example]) -> str:
@@ -47,10 +50,19 @@ def test_a_long_text_is_tokenised_line_by_line_with_the_same_tokens(monkeypatch:
     assert np.array_equal(whole.token_ids, parts.token_ids)
 
 
+def test_a_text_with_half_a_character_is_refused_with_its_row() -> None:
+    refused = render_text(TOKENIZER, Row(5, "training_file", (Message("text", "a \ud83d", 1, {}),), None), 100)
+
+    assert isinstance(refused, Problem)
+    assert (refused.code, refused.row) == ("invalid_file_format", 5)
+
+
 def test_a_text_begins_as_its_tokenizer_begins_texts() -> None:
     tokenizer = tiny_model.tokenizer(begins=True)
-    (one,) = render_text(tokenizer, Row(1, "training_file", (Message("text", "ab", 1, {}),), None), 100)
+    made = render_text(tokenizer, Row(1, "training_file", (Message("text", "ab", 1, {}),), None), 100)
 
+    assert isinstance(made, list)
+    (one,) = made
     assert tokenizer.decode(one.token_ids) == "<|im_start|>ab<|im_end|>"
     assert one.labelled.tolist() == [False, True, True, True]
 

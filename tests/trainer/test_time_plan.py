@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith_trainer.base_shapes import build_empty, read_shapes
 from tunesmith_trainer.config import Facts, Wanted, resolve
-from tunesmith_trainer.rendering import Example
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.time_plan import computed_part, expected_seconds
 
 ROWS = [Example(row, np.zeros(100, dtype=np.int32), np.arange(100) >= 60) for row in range(20)]

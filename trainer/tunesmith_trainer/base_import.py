@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from tunesmith_trainer.base_model import read_facts, refuse_unsafe, unsupported
-from tunesmith_trainer.rendering import load_tokenizer
+from tunesmith_trainer.tokenizer import load_tokenizer
 from tunesmith_trainer.transfer import MANIFEST_FILE, draft, list_files, manifest_bytes, publish, sha256_of
 
 logger = logging.getLogger(__name__)
 
+_Read = TypeVar("_Read")
 _KEPT = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -57,8 +59,10 @@ def _import(model_id: str, source: str, beside: Path, name: Callable[[str], Path
         _filler(source)(filling)
         logger.info("checking")
         refuse_unsafe(filling)
-        tokenizer = load_tokenizer(filling)
-        _complete_stop_ids(filling, read_facts(filling, tokenizer.eos_token_id).stop_ids)
+        tokenizer = _readable("config.json or its tokenizer", lambda: load_tokenizer(filling))
+        facts = read_facts(filling, tokenizer.eos_token_id)
+        _require_fitting(filling)
+        _complete_stop_ids(filling, facts.stop_ids)
         manifest = manifest_bytes(model_id, list_files(filling))
         revision = hashlib.sha256(manifest).hexdigest()
         (filling / MANIFEST_FILE).write_bytes(manifest)
@@ -124,6 +128,27 @@ def _download_from_hub(model_id: str, folder: Path) -> None:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise unsupported(f"{model_id!r} is neither a folder nor a model that can be downloaded") from error
     _copy_folder(Path(fetched), folder)  # its files are links of the library's, into its own cache
+
+
+def _require_fitting(folder: Path) -> None:
+    """Raises UnsupportedModel where the weights cannot be read, or are not of the shapes that config.json tells."""
+    from tunesmith_trainer.base_shapes import build_empty, stored_shapes  # here because they import torch
+
+    empty = _readable("config.json", lambda: build_empty(folder))
+    stored = _readable("weights", lambda: stored_shapes(folder))
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    for name, shape in stored.items():  # some leave out the name of the part that is the decoder
+        own = wanted.get(name, wanted.get(f"{empty.base_model_prefix}.{name}"))
+        if own not in (None, shape):
+            raise unsupported(f"its weights {name} have the shape {shape}, by its config.json they would have {own}")
+
+
+def _readable(what: str, read: Callable[[], _Read]) -> _Read:
+    try:
+        return read()
+    except Exception as error:  # whatever libraries make of broken files
+        logger.warning("broken files", exc_info=error)
+        raise unsupported(f"its {what} cannot be read ({type(error).__name__})") from error
 
 
 def _complete_stop_ids(folder: Path, stop_ids: tuple[int, ...]) -> None:

@@ -15,7 +15,9 @@ _SERVED_MERGED = frozenset({"gpt2"})
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so", ".h5", ".msgpack")
 # GPT-2 has its own words for what the others call alike.
 _HIDDEN_SIZE = ("hidden_size", "n_embd")
+_VOCABULARY = ("vocab_size",)
 _CONTEXT_LENGTH = ("max_position_embeddings", "n_positions")
+_LARGEST = 1 << 31  # of any of these numbers
 _HEADS = ("ForCausalLM", "LMHeadModel")
 _UNSUPPORTED_SETTINGS = (
     ("vision_config", "it is multimodal; only text models are trained"),
@@ -38,13 +40,14 @@ _LENGTH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope", "su"})
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the run needs to know before it loads weights. Lengths are in tokens.
+    """What the run needs to know before it loads weights. Lengths are in tokens; `vocabulary` are those with weights.
 
     `served_merged`: engines take no adapters of this architecture.
     """
 
     model_type: str
     hidden_size: int
+    vocabulary: int
     max_context_length: int
     stop_ids: tuple[int, ...]
     served_merged: bool
@@ -55,10 +58,12 @@ def read_facts(folder: Path, eos_token_id: int | None) -> ModelFacts:
     refuse_unsafe(folder)
     config = _read_json(folder / "config.json")
     _refuse_architecture(config)
-    stops = _stop_ids(folder, config) | ({eos_token_id} if eos_token_id is not None else set())
+    vocabulary = _number(config, _VOCABULARY)
+    stops = _stop_ids(folder, config, vocabulary) | ({eos_token_id} if eos_token_id is not None else set())
     return ModelFacts(
         model_type=str(config["model_type"]),
         hidden_size=_number(config, _HIDDEN_SIZE),
+        vocabulary=vocabulary,
         max_context_length=_number(config, _CONTEXT_LENGTH),
         stop_ids=tuple(sorted(stops)),
         served_merged=config["model_type"] in _SERVED_MERGED,
@@ -94,8 +99,8 @@ def _refuse_architecture(config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if kind not in SUPPORTED_TYPES:
         raise _unsupported_architecture(f"its type {kind!r} is not one of {', '.join(SUPPORTED_TYPES)}")
-    classes = config.get("architectures") or []
-    if classes and not str(classes[0]).endswith(_HEADS):
+    classes = config.get("architectures")
+    if isinstance(classes, list) and classes and not str(classes[0]).endswith(_HEADS):
         raise _unsupported_architecture(f"{classes[0]} does not predict the next token")
     if kind == "gemma3_text" and config.get("attn_logit_softcapping"):
         raise _unsupported_architecture("this type has no attn_logit_softcapping")
@@ -122,17 +127,18 @@ def _unsupported_architecture(why: str) -> UnsupportedModel:
 
 def _number(config: dict[str, Any], names: tuple[str, ...]) -> int:
     number = next((config[name] for name in names if name in config), None)
-    if not isinstance(number, int):
+    if not isinstance(number, int) or not 0 < number < _LARGEST:
         raise _unsupported_architecture(f"its config.json does not tell {names[0]}")
     return number
 
 
-def _stop_ids(folder: Path, config: dict[str, Any]) -> set[int]:
+def _stop_ids(folder: Path, config: dict[str, Any], vocabulary: int) -> set[int]:
     generation = folder / "generation_config.json"
-    stops: Any = (_read_json(generation) if generation.exists() else config).get("eos_token_id")
-    if stops is None:
-        return set()
-    return {int(stop) for stop in (stops if isinstance(stops, list) else [stops])}
+    told: Any = (_read_json(generation) if generation.exists() else config).get("eos_token_id")
+    stops = [] if told is None else told if isinstance(told, list) else [told]
+    if not all(isinstance(stop, int) and 0 <= stop < vocabulary for stop in stops):
+        raise unsupported(f"eos_token_id names what is none of its {vocabulary} tokens")
+    return set(stops)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

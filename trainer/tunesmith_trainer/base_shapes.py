@@ -18,7 +18,8 @@ class BaseShapes:
     """Widths in numbers, `parameters` with tied ones counted once, `linears` (out, in) of every layer but the head.
 
     `normed` is the sum of the widths of one decoder layer's norms. `capped_heads` are the heads whose scores attention
-    bounds and therefore has to write down; 0 where it bounds none. `share_up_to` is what that function gives.
+    bounds and therefore has to write down; 0 where it bounds none. `window` is `window_of` its configuration, and
+    `share_up_to` likewise.
     """
 
     parameters: int
@@ -30,6 +31,7 @@ class BaseShapes:
     normed: int
     capped_heads: int
     vocabulary: int
+    window: int | None
     share_up_to: float
     linears: dict[str, tuple[int, int]]
 
@@ -73,6 +75,7 @@ def read_shapes(model: nn.Module) -> BaseShapes:
         normed=_normed(decoder_layers(model)[0], config.hidden_size, queries, keys),
         capped_heads=heads if getattr(config, "attn_logit_softcapping", None) else 0,
         vocabulary=config.vocab_size,
+        window=window_of(config),
         share_up_to=share_up_to(config),
         linears=linears,
     )
@@ -85,8 +88,13 @@ def share_up_to(config: Any) -> float:
     """
     if getattr(config, "attn_logit_softcapping", None):
         return 0
+    return window_of(config) or math.inf
+
+
+def window_of(config: Any) -> int | None:
+    """Tokens that a token of some layer sees at most; None where all layers see all."""
     has_window = getattr(config, "use_sliding_window", True)
-    return (has_window and getattr(config, "sliding_window", None)) or math.inf
+    return (has_window and getattr(config, "sliding_window", None)) or None
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -19,10 +19,10 @@ from tunesmith_trainer import lora
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import checkpoint_damaged
 from tunesmith_trainer.evaluation import Measured, RowScore
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.memory_ladder import Rung
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preference import PairScore
-from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.sharding import inner, part_of
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from tunesmith_trainer.base_shapes import decoder_layers
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example
 
 # Tokens times parameters: SmolLM2-135M on two cores for six minutes in float32. From there on the quarter of a minute
 # that compiling takes comes back. No measurement goes into it, so that a resumed run decides as the first attempt did.

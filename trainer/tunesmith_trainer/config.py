@@ -3,6 +3,7 @@ Must not know torch, files or the control plane."""
 
 import math
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal
 
 from tunesmith_trainer.data import steps_per_pass
@@ -20,6 +21,7 @@ class Wanted:
     `learning_rate` is the peak where it has been resolved before: rules may have changed since, a job's rate may not.
     `max_rank` and `max_context_length` are what serving accepts.
     `long_rows` is what becomes of rows over the context: the job fails, or they are cut at the end or dropped.
+    `day` is what chat templates are told that it is; without one, they look.
     `start` is what the run goes on from: the base model, a tuned adapter on it, or tuned weights in place of its own.
     """
 
@@ -41,6 +43,7 @@ class Wanted:
     beta: float | None = None
     early_stopping_patience: int | None = None
     start: Start = "base"
+    day: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ def check(wanted: Wanted, max_context_length: int) -> None:
 def row_limit(wanted: Wanted, max_context_length: int) -> int:
     """Tokens that a row may have; continued pretraining splits its texts into pieces of so many."""
     if wanted.context_length is not None:
-        return min(wanted.context_length, max_context_length)
+        return max(2, min(wanted.context_length, max_context_length))  # fewer would split no text
     return min(_PIECE_TOKENS, max_context_length) if wanted.method == "continued_pretraining" else max_context_length
 
 

@@ -69,7 +69,7 @@ def read_rows(path: Path, param: str, kind: RowKind = "chat") -> Iterator[Row | 
         if not line.strip():
             continue
         try:
-            yield _row(json.loads(line), number, param, kind)
+            yield _row(json.loads(line, parse_constant=_no_number), number, param, kind)
         except _BadRow as error:
             yield Problem(error.code, f"Row {number} {error}.", param, number)
         except (ValueError, RecursionError):
@@ -228,11 +228,18 @@ def _calls(calls: object) -> list[dict[str, Any]]:
         if not isinstance(call, dict) or not isinstance(function, dict):
             raise _BadRow('has a tool call that is not {"function": {"name", "arguments"}}', "invalid_tool_calls")
         given = function.get("arguments") or "{}"
-        arguments = json.loads(given) if isinstance(given, str) else given
+        try:
+            arguments = json.loads(given, parse_constant=_no_number) if isinstance(given, str) else given
+        except (ValueError, RecursionError):
+            arguments = None
         if not isinstance(arguments, dict):
             raise _BadRow("has a tool call whose arguments are not a JSON object", "invalid_tool_calls")
         read.append({**call, "function": {**function, "arguments": arguments}})
     return read
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _text(content: object, extra: dict[str, Any]) -> str:

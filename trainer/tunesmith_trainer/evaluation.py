@@ -2,7 +2,6 @@
 Must not know optimizers, files' destinations or the control plane."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,9 +10,9 @@ import torch
 from torch import nn
 
 from tunesmith_trainer import distributed
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.objectives import pack_for, score, score_nothing
 from tunesmith_trainer.packing import Pack
-from tunesmith_trainer.rendering import Example
 
 _Found = TypeVar("_Found")
 _LARGEST_EXPONENT = 700.0  # exp of more is no float
@@ -77,28 +76,28 @@ def evaluate(
     Each pack is scored by one rank; all ranks must call it, and all get everything.
     """
 
-    def scores_of(batch: Pack) -> dict[int, RowScore]:
+    def sums_of(batch: Pack) -> list[tuple[int, float, int, int]]:
+        """For each document the index of its example, the sum of its losses, its hits, and its labels."""
         scored = score(model, batch)
-        # A row's documents lie side by side in a pack.
-        counts: Counter[int] = Counter()
-        for member, labels in zip(batch.members, batch.label_counts, strict=True):
-            counts[member] += labels
         parts = zip(
-            counts,
-            torch.split(scored.losses.cpu(), list(counts.values())),
-            torch.split(scored.hits.cpu(), list(counts.values())),
+            batch.members,
+            torch.split(scored.losses.cpu(), list(batch.label_counts)),
+            torch.split(scored.hits.cpu(), list(batch.label_counts)),
             strict=True,
         )
         after_pack()
-        return {
-            member: RowScore(examples[member].row, float(losses.mean()), int(hits.sum()), len(losses))
-            for member, losses, hits in parts
-        }
+        return [(member, float(losses.sum()), int(hits.sum()), len(losses)) for member, losses, hits in parts]
 
-    scores: dict[int, RowScore] = {}
-    for of_pack in measure_packs(model, pack_for(model, examples, pack_tokens), scores_of):
-        scores.update(of_pack)
-    return [scores[index] for index in range(len(examples))]
+    losses, hits, labels = [0.0] * len(examples), [0] * len(examples), [0] * len(examples)
+    for of_pack in measure_packs(model, pack_for(model, examples, pack_tokens, apart=True), sums_of):
+        for index, of_losses, of_hits, count in of_pack:
+            losses[index] += of_losses
+            hits[index] += of_hits
+            labels[index] += count
+    return [
+        RowScore(one.row, losses[index] / labels[index], hits[index], labels[index])
+        for index, one in enumerate(examples)
+    ]
 
 
 def measure_packs(model: nn.Module, packs: Sequence[Pack], measure: Callable[[Pack], _Found]) -> list[_Found]:

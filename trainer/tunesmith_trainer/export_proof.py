@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tunesmith_trainer.errors import Problem, RunFailed
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.objectives import score
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example
 
 BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 """Nats between log-probabilities, in the mean of all tokens, that rounding explains, by the coarsest dtype that either

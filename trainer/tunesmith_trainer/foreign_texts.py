@@ -34,9 +34,13 @@ def _tokens(path: Path) -> tuple[Any, Any, Any]:
     model = document.get("model")
     if not isinstance(model, dict):
         return None, None, None
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or ()]
-    added = [token for token in document.get("added_tokens") or () if isinstance(token, dict)]
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in _list(model.get("merges"))]
+    added = [token for token in _list(document.get("added_tokens")) if isinstance(token, dict)]
     return model.get("vocab"), merges, [(token.get("content"), token.get("id")) for token in added]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _template(folder: Path) -> str | None:

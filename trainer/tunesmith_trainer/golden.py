@@ -13,10 +13,10 @@ from transformers import GenerationConfig
 
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_shapes import stored_shapes
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.machine import memory_of
 from tunesmith_trainer.memory_plan import PROOF_ROOM
 from tunesmith_trainer.model import load_for_generation
-from tunesmith_trainer.rendering import Example
 
 GOLDEN_FILE = "golden.json"
 _PROMPTS = 3

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tunesmith_trainer.data import completion_row
 from tunesmith_trainer.errors import Problem
-from tunesmith_trainer.rendering import Example, Renderer
+from tunesmith_trainer.example import Example
+from tunesmith_trainer.rendering import Renderer
 
 _FILE = Path(__file__).with_name("guard_set.jsonl")
 

@@ -25,8 +25,9 @@ from tunesmith_trainer.guard_set import examples_of, guard_items
 from tunesmith_trainer.machine import memory_of
 from tunesmith_trainer.memory_plan import gib
 from tunesmith_trainer.model import load_as_stored
-from tunesmith_trainer.rendering import Renderer, load_tokenizer
+from tunesmith_trainer.rendering import Renderer
 from tunesmith_trainer.reporter import Reporter
+from tunesmith_trainer.tokenizer import load_tokenizer
 from tunesmith_trainer.workspace import model_archive
 
 _PREFIX = "model"

@@ -17,11 +17,11 @@ from tunesmith_trainer.data import indices_of_step
 from tunesmith_trainer.device_copies import Readout
 from tunesmith_trainer.errors import BadData, Problem
 from tunesmith_trainer.evaluation import Measured, RowScore, evaluate, summarise
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.methods import Objective, TokenObjective
 from tunesmith_trainer.objectives import pack_for, score_nothing
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.packing import Pack
-from tunesmith_trainer.rendering import Example
 
 _VALIDATIONS_PER_RUN = 20
 _LEAST_STEPS_BETWEEN_VALIDATIONS = 5
@@ -230,7 +230,10 @@ class Loop:
         """What each rank learns of a step; every rank knows all of it."""
         hands = distributed.deal([len(example.token_ids) for example in examples], distributed.size())
         dealt = ([examples[index] for index in hand] for hand in hands)
-        return [_Share(chosen, pack_for(self._model, chosen, self._pack_tokens)) for chosen in dealt]
+        return [_Share(chosen, self._packed(chosen)) for chosen in dealt]
+
+    def _packed(self, examples: Sequence[Example]) -> list[Pack]:
+        return pack_for(self._model, examples, self._pack_tokens, apart=self._objective.by_document)
 
     def _learn(self, shares: Sequence[_Share], counted: int) -> Tensor:
         """Adds the gradients of this rank's share of the step's mean. Returns the sums of its losses and hits (2,)."""

@@ -8,8 +8,8 @@ from functools import cache
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.errors import BadSpec, OutOfMemory, Problem, RunFailed
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.memory_plan import LargestStep, Plan, gib, largest_step, offloaded_bytes, plan
-from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
 # Share of the free memory that a run may be expected to need: the plan is a prediction. On a GPU nobody else takes a
@@ -160,7 +160,8 @@ def ladder_of(
             ranks=ranks,
         )
 
-    longest = max(len(example.token_ids) for example in examples)
+    together = [(len(one.token_ids),) if config.method == "dpo" else one.documents for one in examples]
+    longest = max(length for lengths in together for length in lengths)
     larger = _ROOM_TO_SHARE * longest
     if larger > pack_tokens:
         parts = (computed_part(shapes, config, training, tokens, gpu=gpu) for tokens in (pack_tokens, larger))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.four_bit_linear import BYTES_PER_WEIGHT
 from tunesmith_trainer.head import rows_at_once
 from tunesmith_trainer.optim import STEPPED_AT_ONCE
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.time_plan import computed_part
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -19,6 +19,8 @@ PROOF_ROOM = 1.2
 """Of its weights, that a model needs to answer."""
 # Of scores that are bounded, for each pair of tokens and head: capped, softmaxed, and the gradients of both.
 _BYTES_PER_SCORE = 4 * _FULL
+# Of a window's mask on a processor, for each pair of tokens: as truths, their opposite, and numbers to add.
+_BYTES_PER_PAIR = 6
 # Between what is kept, main memory is left with gaps that the next large tensor does not fit into: measured, they come
 # to three of the widest tensors of every layer, kept or not. GPUs' allocators sort by size.
 _GAPS = 3
@@ -62,7 +64,7 @@ def largest_step(
 ) -> LargestStep:
     """That of a run over these rows in packs of `pack_tokens` tokens."""
     rows = sorted(examples, key=lambda example: -len(example.token_ids))[: config.batch_size]
-    packs = pack(rows, pack_tokens)
+    packs = pack(rows, pack_tokens, apart=config.method != "dpo")
     tokens = max(len(one.token_ids) for one in packs)
     labels = max(len(one.targets) for one in packs)
     if computed_part(shapes, config, examples, pack_tokens, gpu=gpu) < 1:
@@ -106,6 +108,7 @@ def plan(
     passing = {
         "activations": step.tokens * _bytes_per_token(shapes, config, size, recomputed_layers, gpu=gpu),
         "scores": shapes.capped_heads * step.longest**2 * _BYTES_PER_SCORE,
+        "window": _window_mask(shapes, step.longest) if not gpu else 0,
         "gaps": 0 if gpu else step.tokens * shapes.layers * _GAPS * shapes.intermediate * size,
         "logits": _logits(shapes, config, step.labels, size, gpu=gpu),
         # While the first micro-batch goes back, its activations make room for the gradients.
@@ -136,6 +139,11 @@ def checkpoint_bytes(shapes: BaseShapes, config: TrainingConfig, dtype: str, nee
     beside = 0 if lasting + PROOF_ROOM * proof <= capacity else proof
     state = shapes.parameters * (_BYTES[dtype] + _FULL * (2 if dtype == "float32" else 3)) if config.full_weights else 0
     return _PROCESS[False] + beside + state
+
+
+def _window_mask(shapes: BaseShapes, longest: int) -> int:
+    """Of the longest document, where it is longer than the window."""
+    return longest**2 * _BYTES_PER_PAIR if shapes.window is not None and longest > shapes.window else 0
 
 
 def _stepped(shapes: BaseShapes, trained: int) -> int:

@@ -8,14 +8,19 @@ from torch import nn
 
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.evaluation import RowScore, evaluate
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.objectives import Scored, score
 from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.preference import PreferenceObjective
-from tunesmith_trainer.rendering import Example
 
 
 class Objective(Protocol):
-    """What a step minimises, and how rows are measured."""
+    """What a step minimises, and how rows are measured.
+
+    `by_document`: the documents of a row count one by one, and need not be in the same pack.
+    """
+
+    by_document: bool
 
     def observe_base(
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
@@ -41,6 +46,8 @@ def objective_of(config: TrainingConfig) -> Objective:
 
 class TokenObjective:
     """Cross-entropy of the labelled tokens: supervised tuning and continued pretraining differ in their labels only."""
+
+    by_document = True
 
     def observe_base(
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]

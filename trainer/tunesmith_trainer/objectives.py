@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tunesmith_trainer.attention import Documents
 from tunesmith_trainer.base_shapes import share_up_to
 from tunesmith_trainer.device_copies import to_device
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.packing import Pack, pack
-from tunesmith_trainer.rendering import Example
 
 _NONE = np.zeros(0, dtype=np.int64)
 _ONE = np.zeros(1, dtype=np.int64)
@@ -34,10 +34,10 @@ class Scored:
     hits: Tensor
 
 
-def pack_for(model: nn.Module, examples: Sequence[Example], budget: int) -> list[Pack]:
+def pack_for(model: nn.Module, examples: Sequence[Example], budget: int, *, apart: bool) -> list[Pack]:
     """Packs of at most `budget` tokens, see `pack`, as the model's device computes them best."""
     is_cpu = next(model.parameters()).device.type == "cpu"  # the kernel for GPUs knows whole documents only
-    return pack(examples, budget, share_up_to=share_up_to(model.config) if is_cpu else 0)
+    return pack(examples, budget, share_up_to=share_up_to(model.config) if is_cpu else 0, apart=apart)
 
 
 def score(model: nn.Module, batch: Pack) -> Scored:

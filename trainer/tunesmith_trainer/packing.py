@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.prefixes import Document, Prefixes
-from tunesmith_trainer.rendering import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,23 @@ class Pack:
     tokens: int
 
 
-def pack(examples: Sequence[Example], budget: int, *, share_up_to: float = 0) -> list[Pack]:
+def pack(examples: Sequence[Example], budget: int, *, share_up_to: float = 0, apart: bool = False) -> list[Pack]:
     """Packs whole examples, first fit by decreasing length, into as few packs of at most `budget` tokens as that finds.
 
-    An example longer than the budget travels alone. What documents of at most `share_up_to` tokens begin with in common
-    is in a pack once, and an example goes where it shares most. The result depends on nothing but the arguments.
+    An example longer than the budget travels alone. `apart`: its documents may be in different packs. What documents of
+    at most `share_up_to` tokens begin with in common is in a pack once, and an example goes where it shares most. The
+    result depends on nothing but the arguments.
     """
     documents = [_documents_of(example) for example in examples]
     prefixes = Prefixes([one for parts in documents for one in parts], share_up_to)
     places = iter(prefixes.places)
     bins: list[_Bin] = []
-    members = [_Member(index, parts, [next(places) for _ in parts]) for index, parts in enumerate(documents)]
-    for member in sorted(members, key=lambda one: (-len(examples[one.index].token_ids), one.index)):
+    members = [
+        _Member(index, together, [next(places) for _ in together])
+        for index, parts in enumerate(documents)
+        for together in ([[part] for part in parts] if apart else [parts])
+    ]
+    for member in sorted(members, key=lambda one: -one.tokens):  # which keeps the order of equals
         added = [one.would_add(member) for one in bins]
         fitting = [index for index, one in enumerate(bins) if one.tokens + added[index] <= budget]
         if fitting:
@@ -61,11 +66,16 @@ def pack(examples: Sequence[Example], budget: int, *, share_up_to: float = 0) ->
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """An example in a pack, with its documents and their places among all that are packed."""
+    """Documents of an example that travel together, with their places among all that are packed."""
 
     index: int
     documents: list[Document]
     places: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(len(document.token_ids) for document in self.documents)
 
 
 class _Bin:
@@ -103,7 +113,7 @@ class _Bin:
         places = [place for member in members for place in member.places]
         in_order = sorted(range(len(places)), key=lambda index: places[index])
         common = [self._prefixes.shared(places[one], places[other]) for one, other in pairwise(in_order)]
-        layout.lay([documents[index] for index in in_order], [0, *common], 0)
+        layout.lay([documents[index] for index in in_order], [0, *common])
         shifts = dict(zip(in_order, layout.shifts, strict=True))
         label_at = [np.nonzero(document.labelled)[0] for document in documents]
         return Pack(
@@ -120,6 +130,15 @@ class _Bin:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Documents from `first` to before `last`, all of which go on alike after their first `depth` tokens."""
+
+    first: int
+    last: int
+    depth: int
+
+
 class _Layout:
     """Documents laid down as a tree: first what several begin with, then how each of them goes on.
 
@@ -133,27 +152,37 @@ class _Layout:
         self.shifts: list[int] = []
         self._end = 0
 
-    def lay(self, documents: Sequence[Document], common: Sequence[int], depth: int) -> None:
-        """Lays what comes after the first `depth` tokens, which all of them share, of documents that are in order.
+    def lay(self, documents: Sequence[Document], common: Sequence[int]) -> None:
+        """Lays documents that are in order: `common[i]` is with how many tokens document i begins as the one before it.
 
-        `common[i]` is with how many tokens document i begins as the one before it does.
+        What is still to be laid is on a stack, since conversations may share their beginnings in long chains.
         """
-        starts = [index for index in range(len(documents)) if index == 0 or common[index] <= depth]
-        for first, last in pairwise([*starts, len(documents)]):
-            if last - first == 1:
-                self.shifts.append(self._end - depth)
-                self._segment(documents[first], depth, len(documents[first].token_ids))
+        ahead: list[_Branch | tuple[int, int]] = [*_branches(common, 0, len(documents), 0)]
+        while ahead:
+            branch = ahead.pop()
+            if isinstance(branch, tuple):
+                self.shared.append((*branch, self._end))
                 continue
-            further, start = min(common[first + 1 : last]), self._end
-            self._segment(documents[first], depth, further)
-            end = self._end
-            self.lay(documents[first:last], common[first:last], further)
-            self.shared.append((start, end, self._end))
+            first, depth = documents[branch.first], branch.depth
+            if branch.last - branch.first == 1:
+                self.shifts.append(self._end - depth)
+                self._segment(first, depth, len(first.token_ids))
+                continue
+            further, start = min(common[branch.first + 1 : branch.last]), self._end
+            self._segment(first, depth, further)
+            ahead.append((start, self._end))
+            ahead += _branches(common, branch.first, branch.last, further)
 
     def _segment(self, document: Document, start: int, end: int) -> None:
         self.token_ids.append(document.token_ids[start:end])
         self.positions.append(np.arange(start, end, dtype=np.int64))
         self._end += end - start
+
+
+def _branches(common: Sequence[int], first: int, last: int, depth: int) -> list[_Branch]:
+    """Where documents part that share their first `depth` tokens, the branch that comes first at the end."""
+    starts = [index for index in range(first, last) if index == first or common[index] <= depth]
+    return [_Branch(*ends, depth) for ends in pairwise([*starts, last])][::-1]
 
 
 def _documents_of(example: Example) -> list[Document]:

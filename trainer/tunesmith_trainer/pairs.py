@@ -8,7 +8,8 @@ import numpy as np
 
 from tunesmith_trainer.data import Message, Row
 from tunesmith_trainer.errors import Problem
-from tunesmith_trainer.rendering import Example, Renderer, joined
+from tunesmith_trainer.example import Example, joined
+from tunesmith_trainer.rendering import Renderer
 
 
 def render_pairs(renderer: Renderer, rows: Sequence[Row]) -> list[list[Example] | Problem]:

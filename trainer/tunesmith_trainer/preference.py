@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from tunesmith_trainer.device_copies import to_device
 from tunesmith_trainer.evaluation import RowScore, measure_packs
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.head import HeadGradients, logits_of, parts, slope_of
 from tunesmith_trainer.objectives import Scored, logit_cap, pack_for, states_at_labels
 from tunesmith_trainer.packing import Pack
-from tunesmith_trainer.rendering import Example
 
 _PAIRS_AT_ONCE = 256  # packed together without gradients: packing all pairs of a large file would take too long
 
@@ -43,6 +43,8 @@ class PreferenceObjective:
     it again before it restores its weights, which gives the same numbers. In bfloat16 a document's numbers depend on
     what it is packed with, so that `evaluate` packs the same examples as `observe_base` did in the same way.
     """
+
+    by_document = False
 
     def __init__(self, beta: float) -> None:
         self._beta = beta
@@ -90,7 +92,7 @@ def _margins(
         return margins
 
     for start in range(0, len(examples), _PAIRS_AT_ONCE):
-        packs = pack_for(model, examples[start : start + _PAIRS_AT_ONCE], pack_tokens)
+        packs = pack_for(model, examples[start : start + _PAIRS_AT_ONCE], pack_tokens, apart=False)
         for batch, margins in zip(packs, measure_packs(model, packs, margins_of), strict=True):
             yield from zip((start + member for member in batch.members[::2]), margins, strict=True)
 

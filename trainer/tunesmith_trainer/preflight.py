@@ -12,10 +12,12 @@ from tunesmith_trainer.base_model import ModelFacts, read_facts
 from tunesmith_trainer.config import Facts, Method, Resolution, TrainingConfig, Wanted, check, resolve, row_limit
 from tunesmith_trainer.data import RowKind, held_out_indices
 from tunesmith_trainer.errors import BadData, BadSpec, Problem
+from tunesmith_trainer.example import Example, labelled_tokens
 from tunesmith_trainer.findings import Findings
-from tunesmith_trainer.rendering import Example, Renderer, labelled_tokens, load_tokenizer
+from tunesmith_trainer.rendering import Renderer
 from tunesmith_trainer.row_cache import RowCache
 from tunesmith_trainer.row_checks import FileRows, RowReader, Watch
+from tunesmith_trainer.tokenizer import load_tokenizer
 
 MIN_ROWS = 10
 MIN_PIECES = 2  # of raw text: one to learn and one to hold out
@@ -92,7 +94,7 @@ def examine(
     cache: Path | None = None,
 ) -> Examined:
     """Like `prepare`, but what is wrong with the files is found and not raised. Raises UnsupportedModel."""
-    tokenizer = load_tokenizer(base_folder)
+    tokenizer = load_tokenizer(base_folder, wanted.day)
     model = read_facts(base_folder, tokenizer.eos_token_id)
     most = min(model.max_context_length, wanted.max_context_length or model.max_context_length)
     findings = Findings()
@@ -103,9 +105,10 @@ def examine(
             findings.add(problem)
     renderer = Renderer(tokenizer, model.stop_ids)
     kind, limit = _ROW_KINDS[wanted.method], row_limit(wanted, most)
-    read = RowReader(tokenizer, renderer, kind, limit, wanted.long_rows, watch).read
+    read = RowReader(tokenizer, renderer, kind, limit, wanted.long_rows, watch, model.vocabulary).read
     if cache is not None:
-        kept = RowCache(cache, base_folder, [kind, limit, wanted.long_rows, model.stop_ids])
+        day = str(wanted.day) if renderer.mentions("strftime_now") else None
+        kept = RowCache(cache, base_folder, [kind, limit, wanted.long_rows, model.stop_ids, model.vocabulary, day])
         read = partial(kept.read, read=read)
     training = read(training_file, "training_file")
     validation = read(validation_file, "validation_file") if validation_file else None
@@ -167,7 +170,7 @@ def _prepared(
     examples, evaluation = _split(training.examples, validation.examples if validation else None, wanted.seed)
     facts = Facts(
         rows=len(examples),
-        longest=max(len(example.token_ids) for example in examples),
+        longest=max(length for example in examples for length in example.documents),
         labelled=labelled_tokens(examples) / len(examples),
         hidden_size=model.hidden_size,
         model_type=model.model_type,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.config import Resolution
+from tunesmith_trainer.example import labelled_tokens
 from tunesmith_trainer.findings import Finding, Findings
 from tunesmith_trainer.machine import Machine
 from tunesmith_trainer.memory_ladder import Choice
 from tunesmith_trainer.memory_plan import Plan
 from tunesmith_trainer.preflight import Examined, Prepared
-from tunesmith_trainer.rendering import labelled_tokens
 
 REJECTS_FILE = "rejects.jsonl"
 _SEVERITIES = {"error": pb.SEVERITY_ERROR, "warning": pb.SEVERITY_WARNING}

@@ -1,97 +1,34 @@
 """Owns turning rows into token ids and a mask of the tokens to learn, with the template that serving uses.
 Must not know packing, models' weights or the control plane."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from tunesmith_trainer.conversation import messages_as_served, tools_as_served
-from tunesmith_trainer.data import Message, Row, completion_row
+from tunesmith_trainer.data import Row, completion_row
 from tunesmith_trainer.errors import Problem
+from tunesmith_trainer.example import Example, joined
+from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text
 
 _MAX_REMEMBERED = 4096
 _PROBE, _ANSWER = "what is asked", "what is answered"
-_ANSWERS_NOTHING = "begins with an assistant message; put a message before it, or give it weight 0"
+_ANSWERS_NOTHING = "has nothing but an assistant message at its beginning; put a message before it"
+_MERGES = (
+    "has an answer whose first characters merge with the prompt when tokenised; "
+    "remove white space at the start of the answer"
+)
+_HALF = "has half of a character (a lone surrogate) in one of its texts; write the whole character, or leave it out"
+_SPEAKER = re.compile(r"""\bmessages?(?:\[[^\]]*\])?(?:\.name\b|\[['"]name['"]\])""")
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A rendered row: `token_ids` int32 (T,); `labelled` bool (T,) marks the tokens that are to be predicted.
-
-    It may consist of several documents, which do not see each other: `splits` are where all but the first begin.
-    """
-
-    row: int
-    token_ids: NDArray[np.int32]
-    labelled: NDArray[np.bool_]
-    splits: tuple[int, ...] = ()
-
-    @property
-    def documents(self) -> tuple[int, ...]:
-        """Lengths of its documents. They sum to T."""
-        bounds = (0, *self.splits, len(self.token_ids))
-        return tuple(end - start for start, end in pairwise(bounds))
-
-    @property
-    def teaches(self) -> bool:
-        """Whether there is something to learn in each of its documents."""
-        return all(part.any() for part in np.split(self.labelled, self.splits))
-
-    @property
-    def prompt_token_ids(self) -> list[int]:
-        """What the model is given before the first token that it is to predict."""
-        return [int(token) for token in self.token_ids[: int(self.labelled.argmax())]]
-
-    def cut(self, tokens: int) -> "Example":
-        """The example without what comes after the first `tokens` tokens of a document."""
-        keep = np.concatenate([np.arange(length) < tokens for length in self.documents])
-        kept = np.cumsum([min(tokens, length) for length in self.documents])
-        splits = tuple(int(end) for end in kept[:-1])
-        return replace(self, token_ids=self.token_ids[keep], labelled=self.labelled[keep], splits=splits)
-
-
-def joined(examples: Sequence[Example]) -> Example:
-    """One example with the documents of several of the same row."""
-    if len(examples) == 1:
-        return examples[0]
-    lengths = [length for example in examples for length in example.documents]
-    return Example(
-        examples[0].row,
-        np.concatenate([example.token_ids for example in examples]),
-        np.concatenate([example.labelled for example in examples]),
-        tuple(int(end) for end in np.cumsum(lengths)[:-1]),
-    )
-
-
-def labelled_tokens(examples: Iterable[Example]) -> int:
-    """How many tokens of these rows are to be predicted."""
-    return sum(int(example.labelled.sum()) for example in examples)
-
-
-class Tokenizer(Protocol):
-    """What rendering uses of a transformers tokenizer."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    eos_token: str | None
-    chat_template: str | dict[str, str] | None
-    all_special_tokens: list[str]
-    added_tokens_decoder: dict[int, Any]
-
-    def __call__(
-        self, text: list[str], *, add_special_tokens: bool, return_attention_mask: bool
-    ) -> dict[str, list[list[int]]]: ...
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> str: ...
 
 
 class CannotRender(Exception):
@@ -100,19 +37,6 @@ class CannotRender(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
         self.problem = problem
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Reads the tokenizer of a model folder; runs none of the folder's code."""
-    from transformers import AutoTokenizer  # here because it takes seconds to import
-
-    return cast("Tokenizer", AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-
-
-def begin_of_text(tokenizer: Tokenizer) -> list[int]:
-    """The token that this tokenizer puts before a text, and with it every server; none where it puts none."""
-    frame = tokenizer([""], add_special_tokens=True, return_attention_mask=False)["input_ids"][0]
-    return frame[:1] if frame and frame[0] == tokenizer.bos_token_id else []
 
 
 class Renderer:
@@ -182,10 +106,17 @@ class Renderer:
         self._remember(place.end for draft in good for answer in draft.answers for place in answer)
         return [of_row if isinstance(of_row, Problem) else _attempt(self._finish_all, of_row) for of_row in drafts]
 
+    @property
+    def shows_speakers(self) -> bool:
+        """Whether the chat template writes the names that messages have."""
+        return _SPEAKER.search(self._templates) is not None
+
     def special_tokens_in(self, row: Row) -> list[str]:
-        """Special tokens spelled out inside the row's texts: they would act as control tokens."""
-        found = (token for message in row.messages for token in self._controlling.findall(message.content))
-        return list(dict.fromkeys(found))
+        """Special tokens spelled out inside the row's texts, calls and tools: they would act as control tokens."""
+        calls = [message.extra["tool_calls"] for message in row.messages if message.extra.get("tool_calls")]
+        structures = [json.dumps(one, ensure_ascii=False) for one in (*calls, row.tools) if one]
+        texts = [*(message.content for message in row.messages), *structures]
+        return list(dict.fromkeys(token for text in texts for token in self._controlling.findall(text)))
 
     @property
     def _templates(self) -> str:
@@ -197,8 +128,14 @@ class Renderer:
         """The row's documents: one, or one for each answer where the template writes an answer in another way once
         the conversation goes on (Qwen3 takes its thoughts out). Each is then as it will be when serving asks for it.
         """
-        if self.has_chat_template:
-            return self._draft_chat(row)
+        drafts = self._draft_chat(row) if self.has_chat_template else self._draft_plain(row)
+        try:
+            "".join(draft.text for draft in drafts).encode()
+        except UnicodeEncodeError as error:
+            raise _problem(row, "invalid_file_format", _HALF) from error
+        return drafts
+
+    def _draft_plain(self, row: Row) -> list["_Draft"]:
         if [message.role for message in row.messages] != ["user", "assistant"]:
             raise _problem(row, "no_chat_template", "has chat messages, but the base model has no chat template")
         prompt, completion = row.messages
@@ -208,11 +145,12 @@ class Renderer:
     def _draft_chat(self, row: Row) -> list["_Draft"]:
         text = self._template(row, len(row.messages), asks=False)
         answers: list[tuple[_Place, _Place]] = []
-        for index, message in enumerate(row.messages):
-            if message.role != "assistant" or message.weight == 0:
+        learnt = [i for i, message in enumerate(row.messages) if message.role == "assistant" and message.weight]
+        if learnt == [0]:
+            raise _problem(row, "answer_without_question", _ANSWERS_NOTHING)
+        for index in learnt:
+            if index == 0:  # nothing asks for it
                 continue
-            if index == 0:
-                raise _problem(row, "answer_without_question", _ANSWERS_NOTHING)
             before = self._template(row, index, asks=True)
             is_last = index + 1 == len(row.messages)
             through = text if is_last else self._template(row, index + 1, asks=False)
@@ -225,19 +163,42 @@ class Renderer:
         return [_Draft(row, answer[1].text, [answer], is_plain=False) for answer in answers]
 
     def _finish_all(self, drafts: Sequence["_Draft"]) -> Example:
-        return joined([self._finish(draft) for draft in drafts])
+        return joined([document for draft in drafts for document in self._finish(draft)])
 
-    def _finish(self, draft: "_Draft") -> Example:
+    def _finish(self, draft: "_Draft") -> list[Example]:
+        """The draft as a document, and one for each answer whose first characters merge with the prompt."""
         token_ids = draft.token_ids
         labelled = np.zeros(len(token_ids), dtype=np.bool_)
         special = _places(token_ids, self._specials)
         draft.special = special if len(special) == len(self._special.findall(draft.text)) else None
+        apart = []
         for before, through in draft.answers:
             start = self._agreed_prefix(draft, before)
             stop = len(token_ids) if through.text == draft.text else self._agreed_prefix(draft, through)
-            answer = token_ids[start:stop]
-            length = len(answer) if draft.is_plain else self._answer_length(draft.row, answer)
-            labelled[start : start + length] = True
+            if start is None or stop is None:
+                apart.append(self._finish_apart(draft, before, through))
+            else:
+                labelled[start : start + self._learnt(draft, token_ids[start:stop])] = True
+        if apart and len(apart) == len(draft.answers):
+            return apart
+        return [self._document(draft, token_ids, labelled), *apart]
+
+    def _finish_apart(self, draft: "_Draft", before: "_Place", through: "_Place") -> Example:
+        """An answer as it will be made: the prompt's tokens are there before the answer's first is chosen."""
+        texts = [before.text, through.text.removeprefix(before.text), through.text]
+        prompt, answer, whole = self._tokenize(texts)
+        token_ids = np.concatenate([prompt, answer])
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        if self._tokenizer.decode(token_ids.tolist(), **options) != self._tokenizer.decode(whole.tolist(), **options):
+            raise _problem(draft.row, "label_boundary_split", _MERGES)
+        labelled = np.arange(len(token_ids)) >= len(prompt)
+        labelled[len(prompt) + self._learnt(draft, answer) :] = False
+        return self._document(draft, token_ids, labelled)
+
+    def _learnt(self, draft: "_Draft", answer: NDArray[np.int32]) -> int:
+        return len(answer) if draft.is_plain else self._answer_length(draft.row, answer)
+
+    def _document(self, draft: "_Draft", token_ids: NDArray[np.int32], labelled: NDArray[np.bool_]) -> Example:
         if draft.is_plain:
             token_ids, labelled = self._framed(draft.row, token_ids, labelled)
         labelled[:1] = False  # nothing comes before it that it could follow from
@@ -266,7 +227,7 @@ class Renderer:
         except TemplateError as error:
             what = f"does not fit the base model's chat template, which says: {str(error)[:200]}"
             raise _problem(row, "template_refused_row", what) from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise _problem(row, "template_refused_row", "does not fit the base model's chat template") from error
 
     def _asked(self, prompt: str) -> str:
@@ -288,8 +249,8 @@ class Renderer:
         new = list(dict.fromkeys(end for end in ends if end not in self._remembered))
         self._remembered.update(zip(new, self._tokenize(new), strict=True))
 
-    def _agreed_prefix(self, draft: "_Draft", place: "_Place") -> int:
-        """Tokens of the text before `place`, which must be the row's first tokens exactly as a server would make them.
+    def _agreed_prefix(self, draft: "_Draft", place: "_Place") -> int | None:
+        """Tokens of the text before `place`, if the row's first tokens are those that a server would make of it.
 
         Tokenizers cut a text at its special tokens before anything else, so only what follows the last of them can
         come out otherwise; where tokenizer and text disagree on their number, the whole text is compared.
@@ -306,14 +267,8 @@ class Renderer:
                 "cannot be learnt as it would be asked: with the answer behind it, the base model's chat template "
                 "writes the prompt in another way; shorten the conversation, or choose another base model",
             )
-        if not np.array_equal(draft.token_ids[start : start + len(own)], own):
-            raise _problem(
-                draft.row,
-                "label_boundary_split",
-                "has an answer whose first characters merge with the prompt when tokenised; "
-                "remove white space at the start of the answer",
-            )
-        return start + len(own)
+        agrees = np.array_equal(draft.token_ids[start : start + len(own)], own)
+        return start + len(own) if agrees else None
 
     def _answer_length(self, row: Row, answer: NDArray[np.int32]) -> int:
         """Tokens up to and with the first stop token; what comes behind it is not generated when serving."""
@@ -384,6 +339,3 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
 
 def _problem(row: Row, code: str, what: str) -> CannotRender:
     return CannotRender(Problem(code, f"Row {row.number} {what}.", row.param, row.number))
-
-
-__all__ = ["CannotRender", "Example", "Message", "Renderer", "Tokenizer", "load_tokenizer"]

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.findings import Findings
-from tunesmith_trainer.rendering import Example
 from tunesmith_trainer.row_checks import FileRows
 from tunesmith_trainer.texts import Piece
 from tunesmith_trainer.transfer import MANIFEST_FILE, sha256_of

@@ -7,21 +7,25 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from tunesmith_trainer.config import LongRows
 from tunesmith_trainer.data import Message, Row, RowKind, count_lines, read_rows
 from tunesmith_trainer.errors import Problem
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.findings import Findings
 from tunesmith_trainer.pairs import conversations, render_pairs
-from tunesmith_trainer.rendering import Example, Renderer, Tokenizer
+from tunesmith_trainer.rendering import Renderer
 from tunesmith_trainer.texts import render_text
+from tunesmith_trainer.tokenizer import Tokenizer
 
 Watch = Callable[[int, int], None]
 """Called now and then with the rows read so far and all rows of the file; may raise to stop."""
 
 _ROWS_AT_ONCE = 250
 _APART = (
-    "is learnt answer by answer, with more tokens in all: the chat template writes an answer in another way once the "
-    "conversation goes on, so each is rendered as it will be when it is asked for"
+    "is learnt answer by answer, with more tokens in all: the chat template or the tokenizer writes an answer in "
+    "another way once the conversation goes on, so each is rendered as it will be when it is asked for"
 )
 
 
@@ -62,6 +66,7 @@ class RowReader:
         limit: int,
         long_rows: LongRows,
         watch: Watch,
+        vocabulary: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._renderer = renderer
@@ -69,6 +74,7 @@ class RowReader:
         self._limit = limit
         self._long_rows = long_rows
         self._watch = watch
+        self._vocabulary = vocabulary
         self._shows_tools = renderer.mentions("tools")
         self._writes_calls = renderer.mentions("tool_calls")
 
@@ -105,7 +111,10 @@ class RowReader:
         tokens = [token for one in answers for token in self._renderer.special_tokens_in(one)]
         if tokens:
             tokens = list(dict.fromkeys(tokens))
-            what = f"spells out {', '.join(tokens[:5])}, which the model reads as control and not as text"
+            what = (
+                f"spells out {', '.join(tokens[:5])}, which the model reads as control and not as text; an answer ends"
+            )
+            what += " for it at the first stop token"
             found.findings.add(_problem(row, "special_tokens_in_text", what), "warning")
         if self._renderer.has_chat_template:
             if row.tools and not self._shows_tools:
@@ -115,13 +124,30 @@ class RowReader:
             if calls and not self._writes_calls:
                 what = "has tool calls, which the chat template of this base model does not write; remove them"
                 return _problem(row, "tools_unsupported", what)
+            self._check_conversation(answers[0], found)
         if any(_is_empty_answer(message) for one in answers for message in one.messages):
             return _problem(row, "empty_answer", "has an empty answer; write one, or give it weight 0")
         return row
 
+    def _check_conversation(self, row: Row, found: FileRows) -> None:
+        """Notes what the model will not learn or see, though the row may be meant so."""
+        first = row.messages[0]
+        if first.role == "assistant" and first.weight and self._kind == "chat":
+            what = "begins with an assistant message, which nothing asks for: it is read, but not learnt"
+            found.findings.add(_problem(row, "answer_without_question", what), "warning")
+        has_names = any(message.extra.get("name") and message.role != "tool" for message in row.messages)
+        if has_names and not self._renderer.shows_speakers:
+            what = "has names on messages, which the chat template of this base model does not show to it; write them "
+            what += "into the content if they matter"
+            found.findings.add(_problem(row, "names_not_shown", what), "warning")
+
     def _take(self, example: Example, found: FileRows) -> None:
         length, row = max(example.documents), example.row
         found.lengths.append(length)
+        if example.token_ids.max(initial=0) >= self._vocabulary:
+            message = f"Row {row} spells out a token that the base model has no weights for. Take it out."
+            found.findings.reject(Problem("token_unknown", message, found.param, row), "refused")
+            return
         if not example.teaches:
             why = "it is too short" if self._kind == "text" else "no assistant message with weight 1"
             message = f"Row {row} has nothing to learn: {why}."
@@ -151,7 +177,9 @@ class RowReader:
             found.findings.reject(Problem("row_dropped", f"{told}, so it is left out.", param, row), "dropped")
             return None
         cut = example.cut(self._limit)
-        if not cut.teaches:
+        if self._kind == "chat":  # its documents are learnt one by one, those of a pair together
+            cut = cut.taught()
+        if not cut.teaches or (self._kind == "preference" and _is_pair_of_same(cut)):
             message = f"{told}: nothing to learn is left of it once it is cut, so it is left out."
             found.findings.reject(Problem("row_dropped", message, param, row), "dropped")
             return None
@@ -170,6 +198,11 @@ def _batches(rows: Iterator[Row | Problem]) -> Iterator[list[Row | Problem]]:
 def _is_empty_answer(message: Message) -> bool:
     is_learnt = message.role == "assistant" and message.weight == 1
     return is_learnt and not message.content.strip() and not message.extra.get("tool_calls")
+
+
+def _is_pair_of_same(example: Example) -> bool:
+    preferred, other = np.split(example.token_ids, example.splits)
+    return np.array_equal(preferred, other)
 
 
 def _problem(row: Row, code: str, what: str) -> Problem:

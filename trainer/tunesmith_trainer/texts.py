@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith_trainer.data import Row
-from tunesmith_trainer.rendering import Example, Tokenizer, begin_of_text
+from tunesmith_trainer.errors import Problem
+from tunesmith_trainer.example import Example
+from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text
 
 _SECTION_CHARACTERS = 1 << 20  # tokenised at once: what a tokenizer remembers of a text is many times its size
 _PROMPT_TOKENS = 16
@@ -24,17 +26,30 @@ class Piece(Example):
         return [int(token) for token in self.token_ids[: min(_PROMPT_TOKENS, len(self.token_ids) // 2)]]
 
 
-def render_text(tokenizer: Tokenizer, row: Row, limit: int) -> list[Example]:
+def render_text(tokenizer: Tokenizer, row: Row, limit: int) -> list[Example] | Problem:
     """The text of a row in pieces of at most `limit` tokens.
 
     It begins with the begin-of-text token where the tokenizer puts one, and ends with the end-of-text token where there
     is one. A piece begins with the last token of the piece before it, so that each token but the text's first is
-    learnt once.
+    learnt once. A problem stands for a text that cannot be written down.
     """
     (message,) = row.messages
+    if not message.content.isascii() and _has_half(message.content):
+        what = (
+            f"Row {row.number} has half of a character (a lone surrogate) in it; write the whole one, or leave it out."
+        )
+        return Problem("invalid_file_format", what, row.param, row.number)
     token_ids = _framed(tokenizer, message.content)
     starts = range(0, max(1, len(token_ids) - 1), limit - 1)
     return [_piece(row.number, token_ids[start : start + limit]) for start in starts]
+
+
+def _has_half(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _framed(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:

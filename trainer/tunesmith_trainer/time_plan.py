@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from tunesmith_trainer.base_shapes import BaseShapes
 from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.data import indices_of_step
+from tunesmith_trainer.example import Example, labelled_tokens
 from tunesmith_trainer.packing import pack
-from tunesmith_trainer.rendering import Example, labelled_tokens
 
 # Operations per multiplied parameter and token, forward and backward; frozen weights get no gradient of their own.
-_FORWARD, _ADAPTERS, _FULL = 2, 4, 6
+_FORWARD, ADAPTERS, FULL = 2, 4, 6
 # Share of a probe's speed that products reach in steps; on a GPU that whole steps reach, the usual share of what the
 # maker gives, not measured here.
 _EFFICIENCY = {False: 0.85, True: 0.35}
@@ -37,7 +37,9 @@ def computed_part(
     computed = tokens = 0
     for step in range(1, min(_LOOKED_AT, config.total_steps) + 1):
         chosen = indices_of_step(len(training), config.batch_size, config.seed, step)
-        for batch in pack([training[index] for index in chosen], pack_tokens, share_up_to=shapes.share_up_to):
+        rows = [training[index] for index in chosen]
+        apart = config.method != "dpo"
+        for batch in pack(rows, pack_tokens, share_up_to=shapes.share_up_to, apart=apart):
             computed += len(batch.token_ids)
             tokens += batch.tokens
     return computed / tokens
@@ -58,16 +60,28 @@ def expected_seconds(
 
     `part` of all tokens is computed, see `computed_part`.
     """
-    per_parameter = (_FULL if config.full_weights else _ADAPTERS) + _FORWARD * recomputed_layers / shapes.layers
-    work = config.n_epochs * _operations(shapes, training, per_parameter)
+    per_parameter = (FULL if config.full_weights else ADAPTERS) + _FORWARD * recomputed_layers / shapes.layers
+    work = config.n_epochs * operations(shapes, training, per_parameter)
     # The base and the end of each pass on all evaluation rows.
-    work += (1 + config.n_epochs) * _operations(shapes, evaluation, _FORWARD)
+    work += (1 + config.n_epochs) * operations(shapes, evaluation, _FORWARD)
     if config.method == "dpo":
-        work += _operations(shapes, training, _FORWARD)  # what the base gives the answers
+        work += operations(shapes, training, _FORWARD)  # what the base gives the answers
     between = _SECONDS_PER_NUMBER[gpu] * _numbers(shapes) * _tokens_both_ways(config, training, evaluation)
     work, between = work * part, between * part
     saves = config.n_epochs * (_SAVE_SECONDS + shapes.parameters * _SAVE_SECONDS_PER_PARAMETER)
     return _START_SECONDS + saves + between + work / (flops * _EFFICIENCY[gpu])
+
+
+def operations(shapes: BaseShapes, examples: Sequence[Example], per_parameter: float) -> float:
+    """Products of layers on every token, of the head on labelled ones, and of attention on pairs of tokens.
+
+    `per_parameter`: operations for one parameter and token, 6 where it learns, forward and backward.
+    """
+    tokens = sum(len(example.token_ids) for example in examples)
+    labelled = labelled_tokens(examples)
+    pairs = sum(len(example.token_ids) ** 2 for example in examples) / 2
+    attention = 2 * per_parameter / _FORWARD * pairs * shapes.queries * shapes.layers * _FORWARD
+    return per_parameter * (tokens * shapes.multiplied + labelled * shapes.vocabulary * shapes.hidden) + attention
 
 
 def _numbers(shapes: BaseShapes) -> int:
@@ -80,12 +94,3 @@ def _tokens_both_ways(config: TrainingConfig, training: Sequence[Example], evalu
     trained, evaluated = (sum(len(one.token_ids) for one in examples) for examples in (training, evaluation))
     asked = trained if config.method == "dpo" else 0
     return config.n_epochs * trained + ((1 + config.n_epochs) * evaluated + asked) / 2
-
-
-def _operations(shapes: BaseShapes, examples: Sequence[Example], per_parameter: float) -> float:
-    """Products of layers on every token, of the head on labelled ones, and of attention on pairs of tokens."""
-    tokens = sum(len(example.token_ids) for example in examples)
-    labelled = labelled_tokens(examples)
-    pairs = sum(len(example.token_ids) ** 2 for example in examples) / 2
-    attention = 2 * per_parameter / _FORWARD * pairs * shapes.queries * shapes.layers * _FORWARD
-    return per_parameter * (tokens * shapes.multiplied + labelled * shapes.vocabulary * shapes.hidden) + attention

@@ -35,11 +35,12 @@ from tunesmith_trainer.model import Hardware, choose_hardware, load, load_in_fou
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import Prepared
 from tunesmith_trainer.recompute import recompute
-from tunesmith_trainer.rendering import Renderer, load_tokenizer
+from tunesmith_trainer.rendering import Renderer
 from tunesmith_trainer.reporter import Reporter
 from tunesmith_trainer.results import wire_evaluation, write_results
 from tunesmith_trainer.time_plan import computed_part
-from tunesmith_trainer.workspace import adapter_folder, resume_folder
+from tunesmith_trainer.tokenizer import load_tokenizer
+from tunesmith_trainer.workspace import adapter_folder, day_of, resume_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Training:
         self._hardware: Hardware = replace(hardware, pack_tokens=pack_tokens)
         gpu = hardware.device.type == "cuda"
         self._part = computed_part(shapes, data.config, data.training, pack_tokens, gpu=gpu)
-        renderer = Renderer(load_tokenizer(base), data.model.stop_ids)
+        renderer = Renderer(load_tokenizer(base, day_of(spec)), data.model.stop_ids)
         self._artifacts = ArtifactWriter(
             base,
             spec.base_model.id,

@@ -3,6 +3,7 @@ Must not know torch or what is done with the files."""
 
 import logging
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -111,7 +112,13 @@ def wanted_of(spec: pb.TrainingSpec) -> Wanted:
         method=_METHODS[spec.method],
         beta=numbers.beta if numbers.HasField("beta") else None,
         start=_STARTS.get(spec.warm_start.kind, "base"),
+        day=day_of(spec),
     )
+
+
+def day_of(spec: pb.TrainingSpec) -> date | None:
+    """The day that chat templates are told, the same in all attempts of a job."""
+    return date.fromisoformat(spec.day) if spec.day else None
 
 
 def _start_folder(spec: pb.TrainingSpec, work: Path) -> Path:

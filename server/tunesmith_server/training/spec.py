@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -83,6 +84,7 @@ async def build(identity: AttemptIdentity, inputs: Inputs, store: ObjectStore, s
         long_rows=LONG_ROWS[job.requested.get("long_rows", "fail")],
         memory_failures=job.retries.get(Cause.OUT_OF_MEMORY, 0),
         devices=0 if preflight and chooses_devices(job) else job.devices,
+        day=datetime.fromtimestamp(job.created_at, UTC).date().isoformat(),
     )
     if job.resolved is not None:
         spec.learning_rate = job.resolved["learning_rate"]

@@ -17,8 +17,8 @@ from tests.benchmarks.training.workload import rendered
 from tunesmith_trainer.base_import import import_base
 from tunesmith_trainer.config import Wanted
 from tunesmith_trainer.evaluation import summarise
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.model import Hardware, choose_hardware, load
-from tunesmith_trainer.rendering import Example
 
 CACHE = Path.home() / ".cache" / "tunesmith"
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from tunesmith_trainer.base_model import read_facts
-from tunesmith_trainer.rendering import Example, load_tokenizer
+from tunesmith_trainer.example import Example
+from tunesmith_trainer.tokenizer import load_tokenizer
 
 _MOST_TOKENS = 320
 _AT_ONCE = 25

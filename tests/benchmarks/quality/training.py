@@ -13,11 +13,11 @@ from tunesmith_trainer import allocator, lora
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import TrainingConfig, Wanted
 from tunesmith_trainer.evaluation import RowScore, evaluate
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.loop import Loop, Metrics
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import prepare
-from tunesmith_trainer.rendering import Example
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 STARTED = time.perf_counter()
 
-from datasets import Dataset, disable_progress_bars  # noqa: E402  what is imported here is part of the cold start
+import torch  # noqa: E402  what is imported here is part of the cold start
+from datasets import Dataset, disable_progress_bars  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
@@ -65,7 +66,7 @@ def main():
         disable_tqdm=True,
         seed=work["seed"],
         train_sampling_strategy="sequential",
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         dataset_kwargs={"skip_prepare_dataset": True},
         **({"padding_free": True, "max_length": None} if packed else {}),
         **settings,
@@ -88,12 +89,18 @@ def main():
                 "seconds": [after - before for before, after in pairwise(watch.stamps)],
                 "losses": watch.losses,
                 "cold_start": watch.stamps[1] - STARTED,
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_bytes": _peak_bytes(),
             }
         )
     )
     sys.stdout.flush()
     os._exit(0)  # a compiled run leaves processes that it would wait for
+
+
+def _peak_bytes():
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _prepared(step, packed, work):

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -14,19 +15,27 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.perf_counter()
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as runs do, before torch looks
 
 import numpy as np  # noqa: E402  what is imported from here on is part of the cold start
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from tests.support.onlooker import Onlooker  # noqa: E402
 from tunesmith_trainer import allocator, compilation, lora  # noqa: E402
+from tunesmith_trainer.base_shapes import BaseShapes, build_empty, read_shapes  # noqa: E402
 from tunesmith_trainer.checkpoint import Progress  # noqa: E402
 from tunesmith_trainer.config import TrainingConfig  # noqa: E402
 from tunesmith_trainer.data import indices_of_step  # noqa: E402
+from tunesmith_trainer.example import Example  # noqa: E402
 from tunesmith_trainer.loop import Loop, Metrics  # noqa: E402
-from tunesmith_trainer.model import choose_hardware, load  # noqa: E402
+from tunesmith_trainer.machine import memory_of, survey  # noqa: E402
+from tunesmith_trainer.memory_ladder import Rung, ladder_of  # noqa: E402
+from tunesmith_trainer.model import Hardware, choose_hardware, load, load_in_four_bits  # noqa: E402
 from tunesmith_trainer.optim import Optimizer  # noqa: E402
-from tunesmith_trainer.rendering import Example  # noqa: E402
+from tunesmith_trainer.recompute import recompute  # noqa: E402
+from tunesmith_trainer.time_plan import ADAPTERS, FULL, operations  # noqa: E402
 
 
 class Watch(Onlooker):
@@ -46,18 +55,22 @@ def main() -> None:
     """Trains and prints."""
     work = json.loads(Path(sys.argv[1]).read_text())
     dtype, is_compiled = sys.argv[2], sys.argv[3] == "compiled"
-    config = _config(work)
-    allocator.keep_freed_memory()
-    model = load(Path(work["base"]), choose_hardware(dtype))
-    if not config.full_weights:
-        lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
+    config, hardware = _config(work), choose_hardware(dtype)
+    gpu = hardware.device.type == "cuda"
+    examples = _in_the_order_of_the_loop(work["steps"], config.seed)
+    shapes = read_shapes(build_empty(Path(work["base"])))
+    rung = _rung(shapes, config, examples, hardware)
+    if not gpu or rung.offloaded:
+        allocator.keep_freed_memory()
+    model = _model(work, config, hardware, rung)
     if is_compiled and (refused := compilation.compile_layers(model, Path(sys.argv[1]).parent / "compiled")):
         raise SystemExit(refused)
-    examples = _in_the_order_of_the_loop(work["steps"], config.seed)
     watch = Watch()
-    optimizer = Optimizer(model.named_parameters())
-    loop = Loop(model, optimizer, config, examples, examples[:1], work["pack_tokens"], watch)
-    with _profiled() if "profile" in sys.argv else nullcontext():
+    optimizer = Optimizer(model.named_parameters(), offloaded=rung.offloaded)
+    recompute(model, rung.recomputed_layers)
+    ahead = 1 if gpu else 0
+    loop = Loop(model, optimizer, config, examples, examples[:1], rung.pack_tokens, watch, steps_ahead=ahead)
+    with _profiled(gpu=gpu) if "profile" in sys.argv else nullcontext():
         loop.run(Progress(0, 0, dtype, []))
     print(
         json.dumps(
@@ -65,18 +78,59 @@ def main() -> None:
                 "seconds": [after - before for before, after in pairwise(watch.stamps)],
                 "losses": [metrics.train_loss for metrics in watch.metrics],
                 "cold_start": watch.stamps[1] - STARTED,
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_bytes": _peak_bytes(gpu=gpu),
+                "way": str(rung),
+                "used": _used(shapes, config, examples) if gpu else None,
             }
         )
     )
 
 
+def _rung(shapes: BaseShapes, config: TrainingConfig, examples: list[Example], hardware: Hardware) -> Rung:
+    """The way of computing that a job would take here."""
+    ladder = ladder_of(
+        shapes,
+        config,
+        examples,
+        examples[:1],
+        hardware.dtype,
+        hardware.pack_tokens,
+        main_memory=memory_of(torch.device("cpu"))[1],
+        gpu=hardware.device.type == "cuda",
+        merged=False,
+    )
+    return ladder.choose(*memory_of(hardware.device)).rung
+
+
+def _model(work: dict[str, Any], config: TrainingConfig, hardware: Hardware, rung: Rung) -> nn.Module:
+    base = Path(work["base"])
+    model = load_in_four_bits(base, hardware) if rung.in_four_bits else load(base, hardware)
+    if not config.full_weights:
+        lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
+    return model
+
+
+def _peak_bytes(*, gpu: bool) -> int:
+    if gpu:
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _used(shapes: BaseShapes, config: TrainingConfig, examples: list[Example]) -> float | None:
+    """Of the GPU's products of a second, as its maker gives them, what a token needs: times tokens/s it is the MFU."""
+    flops = survey().flops
+    needed = operations(shapes, examples, FULL if config.full_weights else ADAPTERS)
+    return flops and needed / sum(len(example.token_ids) for example in examples) / flops
+
+
 @contextmanager
-def _profiled() -> Iterator[None]:
+def _profiled(*, gpu: bool) -> Iterator[None]:
     """Prints to standard error where the time of all steps went."""
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as recorded:
         yield
-    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=20), file=sys.stderr)
+    order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+    print(recorded.key_averages().table(sort_by=order, row_limit=20), file=sys.stderr)
 
 
 def _config(work: dict[str, Any]) -> TrainingConfig:

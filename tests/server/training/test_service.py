@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.db.tables import FileRow, StepMetricRow
 from tunesmith_server.errors import FencedError, InvalidRequestError
+from tunesmith_server.files.service import FilesService
 from tunesmith_server.training.service import TrainingService
 
 SHA256 = hashlib.sha256(b"").hexdigest()
@@ -79,6 +82,7 @@ async def test_the_spec_of_a_preflight_leaves_auto_unset(platform: Platform) -> 
     assert spec.training_file.path == f"{platform.training_file}.jsonl"
     assert spec.validation_file.path == f"{platform.validation_file}.jsonl"
     job = await platform.fine_tunes.get(PRINCIPAL, identity.job_id)
+    assert spec.day == datetime.fromtimestamp(job.created_at, UTC).date().isoformat()
     assert job.progress is not None
     assert job.progress.phase == "starting"
 
@@ -107,6 +111,17 @@ async def test_a_job_whose_file_was_deleted_fails(platform: Platform) -> None:
     job = await platform.fine_tunes.get(PRINCIPAL, identity.job_id)
     assert job.error is not None
     assert (job.status, job.error.code, job.error.param) == ("failed", "file_not_found", "training_file")
+
+
+@pytest.mark.parametrize("call", ["GetSpec", "FailRun"])
+async def test_a_cancelled_run_that_finds_its_file_gone_ends_as_cancelled(platform: Platform, call: str) -> None:
+    identity = await platform.start_training()
+    await platform.fine_tunes.cancel(PRINCIPAL, identity.job_id)
+    await FilesService(platform.core).delete(PRINCIPAL, platform.training_file)
+    with suppress(FencedError):
+        await CALLS[call](platform.training, identity)
+    row = await platform.row(identity.job_id)
+    assert (row.state, row.error_code, row.lease_token) == ("cancelled", None, None)
 
 
 async def test_a_heartbeat_renews_the_lease_and_shows_progress(platform: Platform, clock: MovableClock) -> None:

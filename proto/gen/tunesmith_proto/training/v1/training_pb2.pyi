@@ -417,6 +417,7 @@ class TrainingSpec(_message.Message):
     MEMORY_FAILURES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt_id: _builtins.str
     epoch: _builtins.int
@@ -439,6 +440,8 @@ class TrainingSpec(_message.Message):
     """that a training run of the job gets; 0 in a preflight that is to choose"""
     learning_rate: _builtins.float
     """the peak that the preflight resolved, also after an upgrade; unset: automatic"""
+    day: _builtins.str
+    """YYYY-MM-DD, of the job's creation: what chat templates that write a date are told"""
     @_builtins.property
     def base_model(self) -> Global___BaseModel: ...
     @_builtins.property
@@ -482,10 +485,11 @@ class TrainingSpec(_message.Message):
         memory_failures: _builtins.int = ...,
         devices: _builtins.int = ...,
         learning_rate: _builtins.float | None = ...,
+        day: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_context_length", b"_max_context_length", "_model_archive", b"_model_archive", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "base_model", b"base_model", "hyperparameters", b"hyperparameters", "learning_rate", b"learning_rate", "max_context_length", b"max_context_length", "model_archive", b"model_archive", "resume", b"resume", "training_file", b"training_file", "validation_file", b"validation_file", "warm_start", b"warm_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_context_length", b"_max_context_length", "_model_archive", b"_model_archive", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "devices", b"devices", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "learning_rate", b"learning_rate", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "model_archive", b"model_archive", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_max_context_length", b"_max_context_length", "_model_archive", b"_model_archive", "_resume", b"_resume", "_validation_file", b"_validation_file", "_warm_start", b"_warm_start", "attempt_id", b"attempt_id", "base_model", b"base_model", "day", b"day", "devices", b"devices", "epoch", b"epoch", "heartbeat_interval_seconds", b"heartbeat_interval_seconds", "hyperparameters", b"hyperparameters", "job_id", b"job_id", "kind", b"kind", "learning_rate", b"learning_rate", "long_rows", b"long_rows", "max_context_length", b"max_context_length", "max_lora_rank", b"max_lora_rank", "memory_failures", b"memory_failures", "method", b"method", "model_archive", b"model_archive", "resume", b"resume", "seed", b"seed", "training_file", b"training_file", "url_ttl_seconds", b"url_ttl_seconds", "validation_file", b"validation_file", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
