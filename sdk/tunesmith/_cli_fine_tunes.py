@@ -8,13 +8,22 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from tunesmith._cli_context import MOST_AT_ONCE, AsJson, Limit, client_of, finite, resumable
+from tunesmith._cli_context import (
+    MOST_AT_ONCE,
+    AsJson,
+    Limit,
+    client_of,
+    number_or_auto,
+    resumable,
+    whole_or_auto,
+)
 from tunesmith._cli_output import (
     FollowDisplay,
+    event_style,
     event_text,
     local_time,
     print_estimate,
@@ -31,19 +40,22 @@ from tunesmith.resources.fine_tunes import FineTuneUpdate
 from tunesmith.types import FineTune
 
 _PAUSED = "paused"
+_WHOLE: Any = {"parser": whole_or_auto, "metavar": "<integer|auto>"}
+_NUMBER: Any = {"parser": number_or_auto, "metavar": "<float|auto>"}
 
 JobId = Annotated[str, typer.Argument(help="The id of the fine-tune, ftjob-….")]
 TrainingFile = Annotated[str, typer.Argument(help="A local path, or the id of an uploaded file.")]
 BaseModelName = Annotated[str, typer.Option("--model", help="A base model, or a tuned one to go on from.")]
 ValidationFile = Annotated[str | None, typer.Option(help="A local path or a file id.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")]
-BatchSize = Annotated[int | None, typer.Option(help="Rows per step, 1 to 256.")]
-LearningRate = Annotated[float | None, typer.Option(callback=finite, help="Factor on the learning rate.")]
-Beta = Annotated[float | None, typer.Option(callback=finite, help="Of dpo: weight of staying near the model.")]
+# Numbers or "auto": typer takes no union, so the parsers say what comes of the text.
+Epochs = Annotated[Any, typer.Option(**_WHOLE, help="Passes over the data, 1 to 50.")]
+BatchSize = Annotated[Any, typer.Option(**_WHOLE, help="Rows per step, 1 to 256.")]
+LearningRate = Annotated[Any, typer.Option(**_NUMBER, help="Factor on the learning rate.")]
+Beta = Annotated[Any, typer.Option(**_NUMBER, help="Of dpo: weight of staying near the model.")]
 MethodName = Annotated[str, typer.Option(help="supervised, dpo or continued_pretraining.")]
 Weights = Annotated[Literal["lora", "full"] | None, typer.Option(help="Train an adapter or every weight.")]
-LoraRank = Annotated[int | None, typer.Option(help="Size of the adapter.")]
-LoraAlpha = Annotated[float | None, typer.Option(callback=finite, help="Strength of the adapter.")]
+LoraRank = Annotated[Any, typer.Option(**_WHOLE, help="Size of the adapter.")]
+LoraAlpha = Annotated[Any, typer.Option(**_NUMBER, help="Strength of the adapter.")]
 LoraTargets = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="attention, mlp or a module's name; may be repeated.")
 ]
@@ -54,7 +66,7 @@ LongRows = Annotated[
     Literal["fail", "cut", "drop"] | None, typer.Option(help="What becomes of rows over the context; fail by default.")
 ]
 EarlyStopping = Annotated[
-    int | None, typer.Option(min=1, max=50, help="Stop after so many passes without a better validation loss.")
+    Any, typer.Option(**_WHOLE, help="Stop after so many passes, 1 to 50, without a better validation loss.")
 ]
 WandbProject = Annotated[str | None, typer.Option(help="Weights & Biases follows the job in this project.")]
 MlflowExperiment = Annotated[str | None, typer.Option(help="MLflow follows the job in this experiment.")]
@@ -230,7 +242,7 @@ def print_events(
         _stream_json(client, fine_tune_id)
         return
     for event in client.fine_tunes.events(fine_tune_id):
-        print_json_line(event) if as_json else print_line(event_text(event))
+        print_json_line(event) if as_json else print_line(event_text(event), style=event_style(event))
 
 
 @fine_tunes_app.command("checkpoints")

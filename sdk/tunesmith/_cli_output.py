@@ -209,7 +209,7 @@ class FollowDisplay:
         line = event_text(event)
         if event.type == "metrics" and time_left:
             line += f" · {time_left}"
-        style = {"error": "red", "warn": "yellow"}.get(event.level, "")
+        style = event_style(event)
         if self._live is None:
             print_line(line, style=style)
         else:
@@ -235,6 +235,11 @@ def event_text(event: FineTuneEvent) -> str:
     else:
         text = event.message
     return f"{(local_time(event.created_at) or '')[11:]}  {text}"
+
+
+def event_style(event: FineTuneEvent) -> str:
+    """Return how an event is drawn, by its level."""
+    return {"error": "red", "warn": "yellow"}.get(event.level, "")
 
 
 def _metrics_text(event: FineTuneEvent) -> str:

@@ -42,6 +42,8 @@ ERROR_DOMAIN = "tunesmith"
 _MAX_GRPC_MESSAGE = 1000
 _MAX_VIOLATIONS_BYTES = 3000
 
+_MISSING = ("missing", "union_tag_not_found")
+"""What pydantic calls an absent value: of a field, and of the field that says which shape is meant."""
 _OBJECT_TYPES = ("model_type", "model_attributes_type", "dict_type")
 """What pydantic calls a value that is no object; its message speaks of Python."""
 
@@ -208,8 +210,10 @@ def _path(error: Mapping[str, Any], body: object) -> str:
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    if error["type"] == "missing":
+    if error["type"] in _MISSING:
         return "this parameter is required"
+    if error["type"] == "union_tag_invalid":
+        return f"input should be one of {error['ctx']['expected_tags']}"
     if error["type"] == "extra_forbidden":
         return "this parameter is not known; remove it or check its spelling"
     if error["type"] in _OBJECT_TYPES:
@@ -219,7 +223,7 @@ def _reason(error: Mapping[str, Any]) -> str:
 
 
 def _validation_code(kind: str) -> str:
-    if kind == "missing":
+    if kind in _MISSING:
         return "missing_required_parameter"
     if kind == "extra_forbidden":
         return "unknown_parameter"

@@ -53,7 +53,7 @@ class TestTop:
 
     def test_help_in_80_columns_cuts_nothing_off(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")
-        assert "--learning-rate-multiplier <float>" in run("fine-tunes", "create", "--help").stdout
+        assert "--learning-rate-multiplier <float|auto>" in run("fine-tunes", "create", "--help").stdout
         for group in ([], ["files"], ["fine-tunes"], ["models"], ["deployments"], ["captures"]):
             commands = run(*group, "--help").stdout.partition("Commands:")[2].splitlines()
             assert commands
@@ -76,6 +76,7 @@ class TestErrors:
         monkeypatch.delenv("TUNESMITH_API_KEY")
         result = run("models", "list")
         assert result.exit_code == 1
+        assert "--api-key-file or set TUNESMITH_API_KEY" in result.stderr
         assert "(code: missing_api_key)" in result.stderr
 
     def test_no_server(self, run: Run, api: FakeApi) -> None:

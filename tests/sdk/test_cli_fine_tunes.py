@@ -76,11 +76,31 @@ class TestCreate:
             ],
         }
 
-    @pytest.mark.parametrize("option", ["--learning-rate-multiplier", "--beta", "--lora-alpha"])
-    def test_what_is_no_number(self, run: Run, api: FakeApi, option: str) -> None:
-        result = run("fine-tunes", "create", "file-1", "--model", MODEL, option, "nan")
+    def test_numbers_may_be_left_to_the_server(self, run: Run, api: FakeApi, rows: Path) -> None:
+        numbers, training = ("n-epochs", "batch-size", "learning-rate-multiplier", "beta"), ("lora-rank", "lora-alpha")
+        options = [part for name in (*numbers, *training) for part in (f"--{name}", "auto")]
+        stopping = ("--early-stopping-patience", "auto")
+        assert run("fine-tunes", "create", rows, "--model", MODEL, *options, *stopping).exit_code == 0
+        sent = api.received[-1].json
+        assert set(sent["method"]["supervised"]["hyperparameters"].values()) == {"auto"}
+        assert sent["training"] == dict.fromkeys(("lora_rank", "lora_alpha", "early_stopping_patience"), "auto")
+        assert run("fine-tunes", "estimate", rows, "--model", MODEL, *options[:-2]).exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("--learning-rate-multiplier", "nan"),
+            ("--beta", "inf"),
+            ("--lora-alpha", "much"),
+            ("--n-epochs", "2.5"),
+            ("--batch-size", "Auto"),
+        ],
+    )
+    def test_what_is_no_number(self, run: Run, api: FakeApi, option: str, value: str) -> None:
+        result = run("fine-tunes", "create", "file-1", "--model", MODEL, option, value)
         assert result.exit_code == 2
         assert option in result.stderr
+        assert f"'{value}' is neither a " in result.stderr
         assert api.received == []
 
     def test_a_tuned_model_may_be_the_start(self, run: Run, api: FakeApi, rows: Path) -> None:
@@ -176,6 +196,16 @@ class TestOther:
         assert [line[10:] for line in lines] == ["first", "step 1/2 · loss 2.0000 · validation loss 3.0000"]
         as_json = run("fine-tunes", "events", job_id, "--json").stdout.splitlines()
         assert [json.loads(line)["message"] for line in as_json] == ["first", "Step 1"]
+
+    def test_a_warning_is_coloured_as_when_it_is_followed(
+        self, run: Run, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = api.add_job(status="cancelled")
+        api.add_event(job_id, "Row 7 was cut.", level="warn")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        shown = run("fine-tunes", "events", job_id).stdout
+        assert shown.startswith("\x1b[33m")
+        assert shown in run("fine-tunes", "events", job_id, "--follow").stdout
 
     def test_a_paused_job_ends_the_following(self, run: Run, api: FakeApi) -> None:
         job_id = api.add_job(status="paused")

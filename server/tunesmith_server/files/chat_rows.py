@@ -5,25 +5,30 @@ It must not know lines or files; dataset_check.py reads those.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from tunesmith_server.files.faults import Fault, shown
+from tunesmith_server.files.strict_json import BadJson, parse
 
 _ROW_KEYS = {"messages", "tools", "parallel_tool_calls", "functions"}
 _MESSAGE_KEYS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call"}
 _ANSWER_KEYS = {"refusal", "audio", "annotations"}
 """What OpenAI's answers have besides, mostly empty."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MESSAGE_NAME = re.compile(r"[^\s<|\\/>]{1,64}")
+"""Of who speaks, as OpenAI takes it; functions are named more strictly."""
 
 
 def chat_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
     """Everything that is wrong with a row that has the key `messages`."""
     for key in sorted(row.keys() - _ROW_KEYS):
-        yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
+        # Only rows of reinforcement fine-tuning have more keys, for their graders.
+        what = f"has the unknown key {shown(key)}; remove it"
+        extra = "; keys beside the messages are for reinforcement fine-tuning, which is not offered"
+        yield Fault("row_unrecognized_key", what + extra)
     yield from tools_faults(row)
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
@@ -50,9 +55,7 @@ def message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
         yield Fault("message_missing_key", 'has a message without "role"')
     elif role not in _ROLES:
         yield Fault("unrecognized_role", f"has a message whose role is not one of {', '.join(_ROLES)}")
-    name = message.get("name")
-    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-        yield Fault("invalid_name", 'has a message whose "name" is not 1 to 64 letters, digits, _ or -')
+    yield from _name_faults(message)
     yield from _weight_faults(message)
     yield from _content_faults(message)
     yield from _tool_call_faults(message, call_ids)
@@ -78,6 +81,17 @@ def _assistant_faults(messages: list[dict[str, Any]]) -> Iterator[Fault]:
         yield Fault("example_missing_assistant_message", "has no assistant message, so there is nothing to learn")
     elif all(weight == 0 for weight in weights):
         yield Fault("example_without_weight", "has weight 0 on every assistant message, so there is nothing to learn")
+
+
+def _name_faults(message: dict[str, Any]) -> Iterator[Fault]:
+    name = message.get("name")
+    if name is None:
+        return
+    pattern, allowed = _MESSAGE_NAME, r"characters other than spaces, <, |, \, / and >"
+    if message.get("role") == "function":
+        pattern, allowed = _FUNCTION_NAME, "letters, digits, _ or -"
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        yield Fault("invalid_name", f'has a message whose "name" is not 1 to 64 {allowed}')
 
 
 def _weight_faults(message: dict[str, Any]) -> Iterator[Fault]:
@@ -137,9 +151,12 @@ def _tool_call_faults(message: dict[str, Any], call_ids: set[str]) -> Iterator[F
                 yield Fault("invalid_tool_calls", what)
             else:
                 call_ids.add(entry["id"])
+                yield from _arguments_faults("invalid_tool_calls", entry["function"]["arguments"])
     call = message.get("function_call")
     if call is not None and not (role == "assistant" and _is_function_call(call)):
         yield Fault("invalid_function_call", 'has a "function_call" that is not an assistant\'s {"name", "arguments"}')
+    elif call is not None:
+        yield from _arguments_faults("invalid_function_call", call["arguments"])
     answered = message.get("tool_call_id")
     if role == "tool" and not (isinstance(answered, str) and answered in call_ids):
         yield Fault("invalid_tool_call_id", 'has a tool message whose "tool_call_id" answers no call before it')
@@ -154,7 +171,7 @@ def _is_tool(tool: object) -> bool:
 def _is_function(function: object) -> bool:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return False
-    return _NAME.fullmatch(function["name"]) is not None and isinstance(function.get("parameters", {}), dict)
+    return _FUNCTION_NAME.fullmatch(function["name"]) is not None and isinstance(function.get("parameters", {}), dict)
 
 
 def _is_tool_call(call: object) -> bool:
@@ -164,14 +181,15 @@ def _is_tool_call(call: object) -> bool:
 
 
 def _is_function_call(call: object) -> bool:
-    return isinstance(call, dict) and isinstance(call.get("name"), str) and _is_object(call.get("arguments"))
+    return isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), str)
 
 
-def _is_object(arguments: object) -> bool:
-    """Whether it is the text of a JSON object, or empty, as some write calls without arguments."""
-    if not isinstance(arguments, str):
-        return False
+def _arguments_faults(code: str, arguments: str) -> Iterator[Fault]:
+    """What keeps a text from being that of a JSON object; some write calls without arguments as an empty text."""
     try:
-        return isinstance(json.loads(arguments or "{}"), dict)
-    except (ValueError, RecursionError):
-        return False
+        value = parse(arguments or "{}")
+    except BadJson as error:
+        yield Fault(code, f'has a call with "arguments" whose text {error.fault.what}')
+        return
+    if not isinstance(value, dict):
+        yield Fault(code, 'has a call with "arguments" that are not the text of a JSON object')

@@ -1,21 +1,22 @@
 """Owns whether a file of rows can be trained on: reads every line and names all that is wrong. Pure.
 
 It must not know tokenizers (preflight's part), storage or HTTP. What a row must look like is in chat_rows.py and
-preference_rows.py.
+preference_rows.py, what JSON is in strict_json.py.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from tunesmith_server.errors import Problem
 from tunesmith_server.files.chat_rows import chat_row_faults
 from tunesmith_server.files.faults import Fault, shown
 from tunesmith_server.files.preference_rows import PREFERENCE_KEYS, preference_row_faults
+from tunesmith_server.files.strict_json import BadJson, parse
+from tunesmith_server.files.wrong_formats import wrong_format
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_LISTED_PROBLEMS = 100
@@ -34,11 +35,16 @@ class DatasetReport:
 
 
 def check_dataset(file: BinaryIO, *, max_line_bytes: int = MAX_LINE_BYTES) -> DatasetReport:
-    """Reads the file once, line by line. Blank lines and a byte order mark are skipped, as training skips them."""
+    """Reads the file once, line by line. Blank lines and a byte order mark are skipped, as training skips them.
+
+    A file that is of another format is not read beyond its first line: what is wrong then is one problem.
+    """
     rows = problem_count = 0
     problems: list[Problem] = []
     shape: str | None = None
     for number, line in _lines(file, max_line_bytes):
+        if rows == 0 and (problem := wrong_format(number, line)):
+            return DatasetReport(1, (problem,), 1)
         rows += 1
         faults, row_shape = _check_line(line, max_line_bytes)
         shape = shape or row_shape
@@ -102,8 +108,11 @@ def _check_line(line: bytes, max_line_bytes: int) -> tuple[list[Fault], str | No
     if len(line) > max_line_bytes:
         return [Fault("line_too_long", f"is longer than {max_line_bytes} bytes; shorten or split the row")], None
     try:
-        value = _parse(line)
-    except _BadLine as error:
+        value = parse(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 at its byte {error.start + 1}; save the file as UTF-8"
+        return [Fault("not_utf8", what)], None
+    except BadJson as error:
         return [error.fault], None
     if not isinstance(value, dict):
         return [Fault("not_an_object", "is not a JSON object; write {…} on each line")], None
@@ -139,50 +148,3 @@ def _text_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
         yield Fault("missing_text", 'needs "text" as a text that is not empty')
     for key in sorted(row.keys() - {"text"}):
         yield Fault("row_unrecognized_key", f"has the unknown key {shown(key)}; remove it")
-
-
-class _BadLine(Exception):
-    def __init__(self, code: str, what: str) -> None:
-        super().__init__(code)
-        self.fault = Fault(code, what)
-
-
-def _parse(line: bytes) -> object:
-    """Strict JSON: no NaN, no key twice, no half of a character."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _BadLine("not_utf8", f"is not UTF-8 at its byte {error.start + 1}; save the file as UTF-8") from None
-    try:
-        value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
-        encodable = "\\u" not in text or _is_encodable(value)
-    except json.JSONDecodeError as error:
-        raise _BadLine("invalid_json", f"is not valid JSON: {error.msg} at character {error.colno}") from None
-    except RecursionError:
-        raise _BadLine("invalid_json", "is nested too deeply") from None
-    except ValueError:
-        raise _BadLine("invalid_json", "has a number with too many digits") from None
-    if not encodable:
-        raise _BadLine("invalid_unicode", r"has half of a \ud800-style pair, which is no character")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _BadLine("duplicate_key", f"has the key {shown(twice)} twice in one object")
-    return made
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _BadLine("invalid_json", f"has {name}, which is not JSON")
-
-
-def _is_encodable(value: object) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

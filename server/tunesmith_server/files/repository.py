@@ -69,7 +69,7 @@ async def list_page(session: AsyncSession, project_id: str, query: FileQuery) ->
 
 
 async def find_job_using(session: AsyncSession, file_id: str) -> str | None:
-    """Id of a job that has not ended and reads the file."""
+    """Id of a job that has not ended for its user and reads the file."""
     uses = or_(FineTuneRow.training_file_id == file_id, FineTuneRow.validation_file_id == file_id)
     return await session.scalar(select(FineTuneRow.id).where(uses, _has_not_ended()).limit(1))
 
@@ -125,4 +125,6 @@ def _has_not_ended() -> ColumnElement[bool]:
     # An estimate pauses when it is complete, and never reads its files again.
     complete = and_(FineTuneRow.kind == "estimate", FineTuneRow.state == State.PAUSED.value)
     # States that are named are found by the index; jobs that have ended become many.
-    return and_(FineTuneRow.state.in_([state.value for state in State if state not in TERMINAL]), not_(complete))
+    alive = FineTuneRow.state.in_([state.value for state in State if state not in TERMINAL])
+    # Whoever cancels a job need not wait for its run: without its files that ends as cancelled, too.
+    return and_(alive, FineTuneRow.cancel_requested.is_(False), not_(complete))

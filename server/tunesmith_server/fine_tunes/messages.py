@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import ListValue, Struct
 
 from tunesmith_proto.fine_tunes.v1 import fine_tunes_pb2 as pb
@@ -23,6 +23,7 @@ from tunesmith_server.fine_tunes.schemas import (
     TrainingObject,
 )
 from tunesmith_server.metadata import read_metadata
+from tunesmith_server.structs import plain_object
 
 
 def create_body(request: pb.CreateFineTuneRequest) -> CreateFineTune:
@@ -143,7 +144,7 @@ def _method(request: pb.CreateFineTuneRequest) -> dict[str, Any] | None:
 
 def _tagged(message: pb.Method | pb.Integration) -> dict[str, Any]:
     """`{"type": "dpo", "dpo": {…}}`: OpenAI's way to name a kind and give its options."""
-    options = {message.type: MessageToDict(message.options)} if message.HasField("options") else {}
+    options = {message.type: plain_object(message.options)} if message.HasField("options") else {}
     return {**options, "type": message.type}
 
 

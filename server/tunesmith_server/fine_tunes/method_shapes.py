@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainValidator, model_validator
 
 Auto = Literal["auto"]
 
@@ -55,6 +55,9 @@ def _check_grader(grader: dict[str, Any]) -> dict[str, Any]:
     return grader
 
 
+_NULL_IS_ABSENT = BeforeValidator(lambda given: {} if given is None else given)
+
+
 class Hyperparameters(BaseModel):
     """Numbers, or "auto": then the preflight run decides from the data."""
 
@@ -85,7 +88,7 @@ class SupervisedMethod(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hyperparameters: Hyperparameters = Hyperparameters()
+    hyperparameters: Annotated[Hyperparameters, _NULL_IS_ABSENT] = Hyperparameters()
 
 
 class DpoMethod(BaseModel):
@@ -93,7 +96,7 @@ class DpoMethod(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+    hyperparameters: Annotated[DpoHyperparameters, _NULL_IS_ABSENT] = DpoHyperparameters()
 
 
 class ContinuedPretrainingMethod(BaseModel):
@@ -101,7 +104,7 @@ class ContinuedPretrainingMethod(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hyperparameters: Hyperparameters = Hyperparameters()
+    hyperparameters: Annotated[Hyperparameters, _NULL_IS_ABSENT] = Hyperparameters()
 
 
 class ReinforcementMethod(BaseModel):
@@ -110,7 +113,7 @@ class ReinforcementMethod(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     grader: Annotated[dict[str, Any], AfterValidator(_check_grader)]
-    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+    hyperparameters: Annotated[ReinforcementHyperparameters, _NULL_IS_ABSENT] = ReinforcementHyperparameters()
 
 
 _NAMES = ("supervised", "dpo", "continued_pretraining", "reinforcement")

@@ -10,11 +10,13 @@ import re
 from tunesmith_server.config import Settings
 from tunesmith_server.db.tables import FileRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError
+from tunesmith_server.files.dataset_check import is_plain_text
 from tunesmith_server.fine_tunes.references import ADAPTER_SETTINGS, Origin, References
 from tunesmith_server.fine_tunes.schemas import CreateFineTune
 from tunesmith_server.trackers.installation import LABELS, why_not
 
-METHODS = ("supervised", "dpo", "continued_pretraining")
+_RAW_TEXT = "continued_pretraining"
+METHODS = ("supervised", "dpo", _RAW_TEXT)
 """What trainers here can do; other methods have their shape checked and are refused."""
 WEIGHTS = ("lora", "full")
 
@@ -41,12 +43,15 @@ def check_references(found: References, request: CreateFineTune, settings: Setti
     A tuned model that is deleted or not the project's raises NotFoundError, as wherever else its name is said.
     """
     origin = _usable(found.origin, request)
+    method = request.method.type if request.method is not None else "supervised"
     for param, file_id, min_rows in (
-        ("training_file", request.training_file, _least_rows(request, settings)),
+        # Raw text is counted in pieces, which only the preflight can do.
+        ("training_file", request.training_file, 1 if method == _RAW_TEXT else settings.min_training_rows),
         ("validation_file", request.validation_file, 1),
     ):
         if file_id is not None:
-            _check_file(found.files.get(file_id), file_id, param, min_rows)
+            file = _usable_file(found.files.get(file_id), file_id, param)
+            _check_rows(file, param, method, min_rows)
     return origin
 
 
@@ -84,13 +89,7 @@ def _is_same(asked: object, own: object) -> bool:
     return (asked or None) == own
 
 
-def _least_rows(request: CreateFineTune, settings: Settings) -> int:
-    """Raw text is counted in pieces, which only the preflight can do."""
-    is_text = request.method is not None and request.method.type == "continued_pretraining"
-    return 1 if is_text else settings.min_training_rows
-
-
-def _check_file(file: FileRow | None, file_id: str, param: str, min_rows: int) -> None:
+def _usable_file(file: FileRow | None, file_id: str, param: str) -> FileRow:
     if file is None:
         message = f"There is no file {file_id[:80]!r} in this project. Upload it with purpose fine-tune first."
         raise InvalidRequestError("file_not_found", message, param=param)
@@ -100,9 +99,18 @@ def _check_file(file: FileRow | None, file_id: str, param: str, min_rows: int) -
     if file.status != "processed":
         message = f"The file {file_id} has the status {file.status} and cannot be used. Upload it again."
         raise InvalidRequestError("file_not_processed", message, param=param)
+    return file
+
+
+def _check_rows(file: FileRow, param: str, method: str, min_rows: int) -> None:
+    if method != _RAW_TEXT and is_plain_text(file.filename):
+        message = (
+            f"The file {file.id} is a .txt file, which counts as one text and is for method {_RAW_TEXT}. "
+            "If it holds JSON lines, rename it to .jsonl and upload it again."
+        )
+        raise InvalidRequestError("wrong_row_type", message, param=param)
     if (file.rows or 0) < min_rows:
-        advice = "Raw text is for method continued_pretraining." if file.filename.endswith(".txt") else "Add rows."
-        message = f"The file {file_id} has {file.rows or 0} rows, but at least {min_rows} are needed. {advice}"
+        message = f"The file {file.id} has {file.rows or 0} rows, but at least {min_rows} are needed. Add rows."
         raise InvalidRequestError("invalid_n_examples", message, param=param)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc.aio
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
 from tunesmith_proto.graders.v1 import graders_pb2 as pb
@@ -18,6 +18,7 @@ from tunesmith_server.error_rendering import read_shape
 from tunesmith_server.graders.schemas import RunGrader, ValidateGrader
 from tunesmith_server.graders.service import GradersService
 from tunesmith_server.inference_proxy import InferenceProxy
+from tunesmith_server.structs import plain_object
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,15 +51,4 @@ class GradersServicer(graders_pb2_grpc.GradersServiceServicer):
 
 
 def _sent(request: Any, *names: str) -> dict[str, Any]:
-    return {name: _whole(MessageToDict(getattr(request, name))) for name in names if request.HasField(name)}
-
-
-def _whole(value: Any) -> Any:
-    """A Struct knows floats only: whole ones become integers again, as the same call by REST would have them."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {name: _whole(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_whole(each) for each in value]
-    return value
+    return {name: plain_object(getattr(request, name)) for name in names if request.HasField(name)}

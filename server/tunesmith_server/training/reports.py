@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.errors import InvalidRequestError
 from tunesmith_server.fine_tunes.events import NewEvent, finite, reported
+from tunesmith_server.structs import plain_object
 from tunesmith_server.training.outcomes import Cause, Ending
 
 OPENAI_METRICS = (
@@ -82,7 +81,7 @@ def starting(total_steps: int) -> dict[str, Any]:
 
 def run_event(message: pb.RunEvent) -> NewEvent:
     """A line that the run wants in the job's history."""
-    data = MessageToDict(message.data) if message.HasField("data") else None
+    data = plain_object(message.data) if message.HasField("data") else None
     return reported(message.level, message.message, data)
 
 

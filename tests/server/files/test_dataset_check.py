@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -49,7 +50,12 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
     "system": {"messages": [{"role": "system", "content": "Be brief"}, USER, ASSISTANT]},
     "weights": {"messages": [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]},
     "text parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ASSISTANT]},
-    "names": {"messages": [USER | {"name": "ann"}, ASSISTANT]},
+    "names": {
+        "messages": [
+            *(USER | {"name": name} for name in ("ann", "bob.smith", "José", "user@x.org", "张伟", "a" * 64)),
+            ASSISTANT,
+        ]
+    },
     "nulls": {
         "messages": [
             USER | {"weight": None, "refusal": None, "x": None},
@@ -93,7 +99,7 @@ def test_good_rows_pass(name: str) -> None:
 
 
 BAD_ROWS: dict[str, list[Any]] = {
-    "not_an_object": [[1], "text", None, 7],
+    "not_an_object": ["text", None, 7],
     "missing_messages_list": [{}, {"messages": []}, {"messages": "Hi"}, {"messages": None}],
     "row_unrecognized_key": [{"messages": [USER, ASSISTANT], "id": 1}, {"prompt": "a", "completion": "b", "c": 1}],
     "missing_text": [{"text": 1}, {"text": " "}],
@@ -121,7 +127,13 @@ BAD_ROWS: dict[str, list[Any]] = {
     "unsupported_content": [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT]}
     ],
-    "invalid_name": [{"messages": [USER | {"name": "a b"}, ASSISTANT]}],
+    "invalid_name": [
+        *(
+            {"messages": [USER | {"name": name}, ASSISTANT]}
+            for name in ("a b", "a|b", "<a", "a/b", "a\\b", "", "a" * 65, 1)
+        ),
+        {"messages": [USER, {"role": "function", "name": "a.b", "content": "x"}, ASSISTANT]},
+    ],
     "invalid_weight": [
         {"messages": [USER, ASSISTANT | {"weight": 0.5}]},
         {"messages": [USER, ASSISTANT | {"weight": True}]},
@@ -168,11 +180,92 @@ def test_bad_lines_are_named(code: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b'{"prompt": NaN, "completion": "x"}', b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}", GOOD + GOOD],
-    ids=["nan", "deep", "long number", "two objects"],
+    [
+        b'{"prompt": NaN, "completion": "x"}',
+        b'{"text": ' + b"[" * 100_000,
+        b'{"text": ' + b"[" * 64 + b"]" * 64 + b"}",
+        b'{"prompt": ' + b"9" * 5000 + b"}",
+        GOOD + GOOD,
+    ],
+    ids=["nan", "endless", "deep", "long number", "two objects"],
 )
 def test_what_only_lenient_parsers_take_is_not_json(line: bytes) -> None:
     assert codes(line) == [(1, "invalid_json")]
+
+
+ARGUMENTS = {
+    r'{"a": "\ud83d"}': r"has half of a \ud800-style pair, which is no character",
+    '{"a": NaN}': "has NaN, which is not JSON",
+    '{"a": -Infinity}': "has -Infinity, which is not JSON",
+    '{"a": 1, "a": 2}': 'has the key "a" twice in one object',
+    '{"a":' + "[" * 900 + "]" * 900 + "}": "is nested deeper than 64 levels",
+    "{'a': 1}": "is not valid JSON: Expecting property name enclosed in double quotes at character 2",
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=range(len(ARGUMENTS)))
+def test_arguments_of_calls_are_read_as_strictly_as_rows(arguments: str) -> None:
+    function = {"name": "weather", "arguments": arguments}
+    for code, call in (
+        ("invalid_tool_calls", {"tool_calls": [CALL | {"function": function}]}),
+        ("invalid_function_call", {"function_call": function}),
+    ):
+        row = json.dumps({"messages": [USER, {"role": "assistant"} | call]}).encode()
+        (problem,) = check(GOOD + b"\n" + row).problems
+        what = f'has a call with "arguments" whose text {ARGUMENTS[arguments]}'
+        assert (problem.code, problem.message) == (code, f"Line 2 {what} (message 2).")
+
+
+def test_arguments_that_are_no_object_are_refused_and_empty_ones_taken() -> None:
+    given: tuple[object, ...] = ("", "[]", "7", {})
+    calls = [{"role": "assistant", "function_call": {"name": "f", "arguments": arguments}} for arguments in given]
+    told = [codes_of_row({"messages": [USER, call]}) for call in calls]
+    assert told == [[], *([["invalid_function_call"]] * 3)]
+
+
+def test_the_place_of_an_error_is_told_also_at_the_end_of_a_line() -> None:
+    (at_end, within) = check(b'{"text": "a"}\n{"text":\r\n{"text" 1}\n').problems
+    assert at_end.message == "Line 2 is not valid JSON: Expecting value at character 9."
+    assert within.message == "Line 3 is not valid JSON: Expecting ':' delimiter at character 9."
+
+
+def test_a_table_is_told_by_how_it_begins() -> None:
+    assert check(b"prompt,completion\n").problems[0].message == (
+        'Line 1 is not valid JSON: Expecting value at character 1; it begins with "prompt,com".'
+    )
+
+
+WRONG_FORMATS: dict[str, tuple[bytes, str, str]] = {
+    "gzip": (gzip.compress(GOOD), "not_jsonl", "decompress"),
+    "zip": (b"PK\x03\x04\x14\x00\n\xff\n", "not_jsonl", "Excel"),
+    "parquet": (b"PAR1\x15\x04\n\xff\n", "not_jsonl", "Parquet"),
+    "utf-16": (GOOD.decode().encode("utf-16"), "not_utf8", "save it as UTF-8"),
+    "utf-16 of the other order": (b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), "not_utf8", "save it as UTF-8"),
+    "array": (b"\xef\xbb\xbf\n [\n" + GOOD + b",\n" + GOOD + b"\n]", "not_an_object", "Line 2 begins with [, as"),
+    "array on one line": (b"[" + GOOD + b"]", "not_an_object", "write one object on each line (JSONL)"),
+    "indented": (b"{\n" + b'  "text":\n' * 1000, "invalid_json", "without indentation"),
+    "carriage returns": (b"\r".join([GOOD] * 3), "invalid_json", "line feeds"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FORMATS)
+def test_a_file_of_another_format_has_one_problem_that_names_it(name: str) -> None:
+    content, code, words = WRONG_FORMATS[name]
+    report = check(content)
+    assert (report.problem_count, [problem.code for problem in report.problems]) == (1, [code])
+    assert words in report.problems[0].message
+
+
+def test_a_single_row_may_end_with_a_carriage_return() -> None:
+    assert codes(GOOD + b"\r") == []
+
+
+def test_who_brings_rows_for_reinforcement_is_told_that_it_is_not_offered() -> None:
+    (problem,) = check(json.dumps({"messages": [USER, ASSISTANT], "answer": "x"}).encode()).problems
+    assert problem.message == (
+        'Line 1 has the unknown key "answer"; remove it; keys beside the messages are for reinforcement '
+        "fine-tuning, which is not offered."
+    )
 
 
 def test_all_problems_are_told_with_their_lines() -> None:
@@ -187,7 +280,7 @@ def test_all_problems_are_told_with_their_lines() -> None:
 
 
 def test_the_list_of_problems_is_capped_and_the_count_is_not() -> None:
-    report = check(b"{\n" * 1000)
+    report = check(b"{}\n" * 1000)
     assert len(report.problems) == MAX_LISTED_PROBLEMS
     assert report.problem_count == 1000
 

@@ -99,6 +99,15 @@ async def test_a_file_that_a_job_needs_cannot_be_deleted(service: FilesService, 
     assert await each_core.store.size(row.storage_key) is None
 
 
+async def test_a_cancelled_job_holds_no_file_while_its_run_stops(service: FilesService, each_core: Core) -> None:
+    row = await upload(service)
+    await add_job(each_core, row.id)
+    async with each_core.database.write() as session:
+        await session.execute(update(FineTuneRow).values(state=State.RUNNING.value, cancel_requested=True))
+    await service.delete(ALICE, row.id)
+    assert await each_core.store.size(row.storage_key) is None
+
+
 async def test_lost_content_is_told(service: FilesService, each_core: Core) -> None:
     row = await upload(service)
     await each_core.store.delete(row.storage_key)

@@ -113,7 +113,7 @@ async def test_problems_of_a_file_are_field_violations(client: Client) -> None:
 
 async def test_a_thousand_problems_still_fit_into_an_answer(client: Client) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await client.upload(b"{\n" * 1000)
+        await client.upload(b"{,\n" * 1000)
     assert reason(raised.value) == "invalid_json"
     assert "999 more problems" in str(raised.value.details())
 

@@ -25,6 +25,10 @@ def body(method: dict[str, Any]) -> dict[str, Any]:
         {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "batch_size": 256}}},
         {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2, "n_epochs": 50}}},
         {"type": "dpo", "dpo": {"hyperparameters": {"beta": "auto"}}},
+        {"type": "supervised", "supervised": {"hyperparameters": None}},
+        {"type": "dpo", "dpo": {"hyperparameters": None}},
+        {"type": "continued_pretraining", "continued_pretraining": {"hyperparameters": None}},
+        {"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": None}},
         {"type": "continued_pretraining"},
         {"type": "continued_pretraining", "continued_pretraining": {"hyperparameters": {"n_epochs": 1}}},
         {"type": "reinforcement", "reinforcement": {"grader": GRADER}},
@@ -46,6 +50,7 @@ def test_methods_of_the_published_shape_are_read(method: dict[str, Any]) -> None
     asked = CreateFineTune.model_validate(body(method))
     assert asked.method is not None
     assert asked.method.type == method["type"]
+    assert asked.effective_hyperparameters.batch_size in ("auto", 256)
 
 
 @pytest.mark.parametrize(

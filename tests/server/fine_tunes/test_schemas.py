@@ -99,6 +99,21 @@ def test_what_is_required_is_named(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("integration", "code", "words"),
+    [
+        ({"type": "comet"}, "invalid_value", "input should be one of 'wandb', 'mlflow'"),
+        ({"wandb": {"project": "p"}}, "missing_required_parameter", "this parameter is required"),
+    ],
+)
+def test_an_unknown_integration_is_told_which_there_are(integration: dict[str, Any], code: str, words: str) -> None:
+    body = MINIMAL | {"integrations": [integration]}
+    with pytest.raises(ValidationError) as caught:
+        CreateFineTune.model_validate(body)
+    error = from_validation(caught.value.errors(include_url=False), body)
+    assert (error.code, error.message) == (code, f"`integrations.0.type`: {words}.")
+
+
+@pytest.mark.parametrize(
     ("integration", "param"),
     [
         ({"type": "tensorboard"}, "integrations.0.type"),

@@ -120,9 +120,12 @@ async def test_continued_pretraining_takes_a_single_text(platform: Platform) -> 
 
     assert job.method.type == "continued_pretraining"
     assert job.hyperparameters.n_epochs == 2
-    with pytest.raises(InvalidRequestError) as caught:
-        await platform.create(training_file=file_id)
-    assert caught.value.code == "invalid_n_examples"
+    for param in ("training_file", "validation_file"):
+        shouted = await store_file(platform.core, filename="ROWS.TXT")
+        with pytest.raises(InvalidRequestError) as caught:
+            await platform.create(**{param: shouted})
+        assert (caught.value.code, caught.value.param) == ("wrong_row_type", param)
+        assert "rename it to .jsonl" in caught.value.message
 
 
 @pytest.mark.parametrize(

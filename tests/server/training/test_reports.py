@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+
+from google.protobuf.json_format import ParseDict
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.fine_tunes.schemas import Evaluation
@@ -30,6 +33,14 @@ def test_flips_are_told_as_before_and_after() -> None:
     assert shown.forgetting is not None
     [item] = shown.forgetting.flips
     assert (item.before, item.after, len(item.prompt)) == ("right", "wrong", 400)
+
+
+def test_whole_numbers_of_an_event_stay_whole() -> None:
+    event = pb.RunEvent(level="warn", message="Rows were cut.")
+    told = {"rows": [1, 2], "share": 0.5, "by_file": {"training_file": 2, "others": None}}
+    ParseDict(told, event.data)
+
+    assert json.dumps(reports.run_event(event).data, sort_keys=True) == json.dumps(told, sort_keys=True)
 
 
 def test_an_evaluation_of_an_earlier_release_is_shown() -> None:
