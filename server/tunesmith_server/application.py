@@ -30,7 +30,7 @@ from tunesmith_server.db.session import Database
 from tunesmith_server.deployments.wiring import DeploymentsPart
 from tunesmith_server.executors.base import Executor
 from tunesmith_server.executors.docker import DockerExecutor, DockerSettings
-from tunesmith_server.executors.local import LocalExecutor
+from tunesmith_server.executors.local import LocalExecutor, announce
 from tunesmith_server.executors.slurm import SlurmExecutor, SlurmSettings
 from tunesmith_server.files import endpoints as files_endpoints
 from tunesmith_server.files import upload_endpoints
@@ -271,6 +271,7 @@ def _executor(settings: Settings, signer: Signer) -> Executor:
     if settings.executor == "slurm":
         slurm = SlurmSettings(slots, settings.slurm_gres, shlex.split(settings.slurm_options))
         return SlurmExecutor(settings.slurm_folder or folder, settings.cache_dir, command, slurm)
+    announce(folder, settings.resolved_grpc_address)
     return LocalExecutor(folder, settings.cache_dir, command, slots)
 
 

@@ -6,6 +6,8 @@ It must not know models, engines or keys: the gateway authenticates and decides.
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -18,7 +20,10 @@ from tunesmith_server.config import MEBIBYTE
 from tunesmith_server.errors import NotFoundError, UnavailableError
 
 _CHAT = "/v1/chat/completions"
-ROUTES = (_CHAT, "/v1/completions", "/v1/responses", "/v1/embeddings")
+_RESPONSES = "/v1/responses"
+ROUTES = (_CHAT, "/v1/completions", _RESPONSES, "/v1/embeddings")
+
+_log = logging.getLogger(__name__)
 
 _RETRY_AFTER_SECONDS = 5
 _CONNECT_POLL_SECONDS = 0.25
@@ -148,9 +153,17 @@ class _Relay(Response):
         try:
             headers = _without(answer.headers.raw, _OURS_TO_CLIENT)
             await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+            events = 0
             async for chunk in answer.aiter_raw():
+                events += chunk.count(b"\n\n")
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except httpx.HTTPError as error:
+            _log.error("the gateway failed in an answer: %s", type(error).__name__)
+            # Of any other answer, only a broken connection tells the client that it is not whole.
+            if answer.headers.get("content-type", "").startswith("text/event-stream"):
+                told = _broken_off(self._upstream.url.path, events)
+                await send({"type": "http.response.body", "body": told, "more_body": False})
         finally:
             await answer.aclose()
 
@@ -173,6 +186,19 @@ class _Relay(Response):
             except httpx.HTTPError as error:
                 raise _unavailable() from error
             await asyncio.sleep(_CONNECT_POLL_SECONDS)
+
+
+def _broken_off(path: str, events: int) -> bytes:
+    """The event, after so many, with which the gateway itself ends a stream whose engine dies."""
+    message = "The engine failed on this request. Send it again; tell the operator if it keeps failing."
+    error = {"message": message, "type": "server_error", "param": None, "code": "engine_error"}
+    told: dict[str, Any] = {"error": error}
+    kind = ""
+    if path == _RESPONSES:
+        told |= error | {"type": "error", "sequence_number": events}
+        kind = "event: error\n"
+    # Empty lines first, for an event that is half sent.
+    return f"\n\n{kind}data: {json.dumps(told)}\n\n".encode("ascii")
 
 
 async def _bounded(answer: httpx.Response) -> bytes:

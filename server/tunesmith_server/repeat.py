@@ -9,19 +9,28 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from tunesmith_server.db.session import DATABASE_FAILURES, failure_reason
+
 _log = logging.getLogger(__name__)
 
 
 async def repeat(step: Callable[[], Awaitable[object]], seconds: float, woken: asyncio.Event | None = None) -> None:
     """Runs `step` every `seconds`, earlier when `woken` is set, until it is cancelled."""
     woken = woken or asyncio.Event()
+    name, told = getattr(step, "__qualname__", "a task"), ""
     while True:
         woken.clear()
         try:
             await step()
+            told = ""
+        except DATABASE_FAILURES as failure:
+            # It fails pass after pass until an operator helps: said once, as long as it is the same.
+            if (reason := failure_reason(failure)) != told:
+                _log.error("passes of %s fail until the database works again: %s", name, reason)
+            told = reason
         except Exception:
             # One bad pass must not end all later ones; the next pass starts from what is stored.
-            _log.exception("a pass of %s failed; the next one follows", getattr(step, "__qualname__", "a task"))
+            _log.exception("a pass of %s failed; the next one follows", name)
         await rest(woken, seconds)
 
 

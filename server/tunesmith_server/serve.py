@@ -25,12 +25,20 @@ from fastapi import FastAPI
 
 from tunesmith_server import failpoints
 from tunesmith_server.application import Application, open_core, service_token
+from tunesmith_server.auth import Signer
 from tunesmith_server.config import Settings
+from tunesmith_server.db import migrate
 from tunesmith_server.embedded import GatewayProcess, InferenceMode, plan_inference
+from tunesmith_server.errors import UnavailableError
+from tunesmith_server.files.intake import FILES_FOLDER
 from tunesmith_server.inference_proxy import InferenceProxy
+from tunesmith_server.registry.sweep import FOLDER as REVISIONS_FOLDER
+from tunesmith_server.storage.base import ObjectStore
+from tunesmith_server.storage.open import open_store
 
 _DRAIN_SECONDS = 10
 _BACKLOG = 2048
+_USERS_FOLDERS = (FILES_FOLDER, REVISIONS_FOLDER)
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +52,14 @@ async def serve(
 ) -> None:
     """Runs the control plane, and the gateway beside it when there is to be one, until SIGTERM or SIGINT.
 
-    Raises StartError when another server holds the home or a port.
+    Raises StartError when another server holds the home or a port, or the database is not the one of the objects.
     """
     failpoints.arm(settings.failpoint)
+    # A home that was there before may be open to every user of the machine; what is made in it is not.
+    os.umask(0o077)
     with _exclusive_home(settings), listening_socket(settings) as rest:
         _empty_spool(settings.spool)
+        await _refuse_lost_database(settings)
         async with open_core(settings) as core:
             plan = plan_inference(settings, service_token(core), inference)
             if plan.reason_for_none:
@@ -169,6 +180,31 @@ def _exclusive_home(settings: Settings) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+async def _refuse_lost_database(settings: Settings) -> None:
+    """Raises StartError where users' objects lie beside a new database: it knows none, so sweeps would remove them.
+
+    Base models alone are no sign of users: what is published there serves any installation.
+    """
+    if not await asyncio.to_thread(migrate.is_new, settings.resolved_database_url):
+        return
+    store = open_store(settings, Signer(b""))  # nothing is signed here
+    try:
+        found = [await _has_objects(store, folder) for folder in _USERS_FOLDERS]
+    except UnavailableError as error:
+        raise StartError(error.message) from error
+    if any(found):
+        raise StartError(
+            f"The database is new, but {settings.resolved_storage_url} holds users' files or models. Restore the "
+            "database that belongs to them, or choose another --home or TUNESMITH_STORAGE_URL."
+        )
+
+
+async def _has_objects(store: ObjectStore, folder: str) -> bool:
+    async for page in store.scan(folder):
+        return bool(page)  # S3's first page is an empty one where there is nothing
+    return False
 
 
 def _read_holder(file: IO[str]) -> str:

@@ -17,12 +17,12 @@ from contextvars import ContextVar
 from typing import Any
 
 from prometheus_client import Counter, Histogram
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DataError
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunesmith_server.db.session import DATABASE_FAILURES, failure_reason
 from tunesmith_server.error_rendering import http_response
 from tunesmith_server.errors import (
     InternalError,
@@ -87,10 +87,15 @@ def unexpected(error: Exception, method: str, request_id: str) -> TunesmithError
     if isinstance(error, DataError):
         _log.warning("the database cannot hold a value of the request", extra={"fields": fields})
         return InvalidRequestError("invalid_value", "A text of the request has a character that cannot be stored.")
-    _log.error("call failed unexpectedly", exc_info=error, extra={"fields": fields})
+    is_databases = isinstance(error, DATABASE_FAILURES)
+    if is_databases:
+        # Every call meets it: where in our code says nothing.
+        _log.error("the database failed: %s", failure_reason(error), extra={"fields": fields})
+    else:
+        _log.error("call failed unexpectedly", exc_info=error, extra={"fields": fields})
     if _is_full(error):
         return StorageFullError("storage_full", "The server's disk is full. Tell its operator.")
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
+    if is_databases:
         return UnavailableError("database_unavailable", "The server's database cannot be reached. Try again later.")
     return InternalError(
         "internal_error", f"The server failed on this request. Tell its operator the request id {request_id}."

@@ -46,6 +46,9 @@ def test_a_copy_is_a_home(home: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(copy.stat().st_mode) == 0o700
     assert stat.S_IMODE((copy / "secret_key").stat().st_mode) == 0o600
     assert [path.name for path in copy.parent.iterdir()] == ["monday"]
+    # Also one that nobody has served.
+    assert run(copy, tmp_path / "tuesday").exit_code == 0
+    assert (tmp_path / "tuesday" / "objects/files/default/file-1").read_bytes() == b"rows"
 
 
 def test_rows_of_a_copy_have_their_objects(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

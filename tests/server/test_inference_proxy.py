@@ -170,6 +170,47 @@ async def test_a_gateway_that_breaks_off_once_is_asked_again() -> None:
     assert (answer.status_code, answer.text, asked) == (200, "ok", 2)
 
 
+@asynccontextmanager
+async def fronting_one_that_dies(head: str) -> AsyncIterator[httpx.AsyncClient]:
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        chunk = b'f\r\ndata: {"n":1}\n\n'
+        writer.write(f"HTTP/1.1 200 OK\r\n{head}\r\ntransfer-encoding: chunked\r\n\r\n".encode() + chunk)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    async with server, fronted(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+async def test_a_stream_whose_gateway_dies_ends_with_the_error_of_a_dead_engine(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fronting_one_that_dies("content-type: text/event-stream; charset=utf-8") as client:
+        answer = await client.post(path, json={})
+
+    first, last = [event for event in answer.text.split("\n\n") if event]
+    assert first == 'data: {"n":1}'
+    told = json.loads(last.partition("data: ")[2])
+    assert (told["error"]["code"], told["error"]["type"]) == ("engine_error", "server_error")
+    if path == "/v1/responses":
+        assert last.startswith("event: error\n")
+        assert (told["type"], told["code"], told["sequence_number"]) == ("error", "engine_error", 1)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "the gateway failed in an answer: RemoteProtocolError"
+    ]
+
+
+async def test_a_whole_answer_whose_gateway_dies_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
+    async with fronting_one_that_dies("content-type: application/json") as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post(CHAT, json={})
+
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 async def test_an_early_request_waits_for_the_gateway_to_start() -> None:
     gateway = Gateway()
     port = free_ports(1)[0]

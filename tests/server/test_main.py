@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ from tests.support.fake_importer import write_fake_importer
 from tests.support.live_server import LiveServer, wait_until
 from tests.support.ports import free_ports
 from tunesmith_server import __main__ as command
+from tunesmith_server.auth import Signer
+from tunesmith_server.config import Settings
+from tunesmith_server.storage.open import open_store
 
 ROWS = "\n".join(
     f'{{"messages":[{{"role":"user","content":"{number}"}},{{"role":"assistant","content":"x"}}]}}'
@@ -46,14 +51,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes this process one in which the command can be run, without its logs."""
     ports = zip(("TUNESMITH_PORT", "TUNESMITH_GRPC_PORT"), map(str, free_ports(2)), strict=True)
     for name, value in (*toy_environment(tmp_path).items(), *ports):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(command, "configure_logging", lambda: None)
-    # A server sets it, for its whole process: not for the tests after this one.
+    # A server sets these, for its whole process: not for the tests after this one.
     monkeypatch.setattr(tempfile, "tempdir", None)
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)
 
 
 def run(*arguments: str) -> Any:
@@ -90,6 +98,18 @@ def test_a_fresh_home_is_served_and_kept_over_restarts(tmp_path: Path) -> None:
         assert server.request("GET", f"/files/{file['id']}/content").text == ROWS
 
 
+def test_no_other_user_reads_a_home_that_was_there_before(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    with LiveServer(home, environment=toy_environment(tmp_path)) as server:
+        upload = {"file": ("rows.jsonl", ROWS.encode())}
+        server.request("POST", "/files", data={"purpose": "fine-tune"}, files=upload)
+        made = [path for path in home.rglob("*") if path.lstat().st_mode & 0o077]
+    assert (home / "tunesmith.db").exists()
+    assert made == []
+
+
 def test_both_transports_serve_and_say_when_inference_is_off(server: LiveServer) -> None:
     with grpc.insecure_channel(server.grpc_address) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(
@@ -121,6 +141,24 @@ def test_a_port_in_use_is_told(tmp_path: Path, option: str) -> None:
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert f"{port}: the port is in use. Choose another {option}." in refused.stderr
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("kind", ["embedded", "cluster"])
+def test_a_lost_database_is_told_before_anything_is_made(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    home = tmp_path / "home"
+    if kind == "cluster":
+        monkeypatch.setenv("TUNESMITH_STORAGE_URL", request.getfixturevalue("cluster_settings")["storage_url"])
+    store = open_store(Settings(home=home), Signer(b""))
+    asyncio.run(store.put_bytes("files/default/file-1", b"rows"))
+    for _ in range(2):
+        refused = run("up", "--home", str(home), "--no-inference")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "The database is new, but" in refused.stderr
+    assert not (home / "tunesmith.db").exists()
+    assert asyncio.run(store.list("")) == ["files/default/file-1"]
 
 
 @pytest.mark.usefixtures("environment")

@@ -53,6 +53,13 @@ def test_a_full_database_is_a_full_disk() -> None:
         assert unexpected(error, "POST /v1/fine_tuning/jobs", "req_1").code == "storage_full"
 
 
+def test_a_failing_database_takes_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    error = unexpected(OperationalError("UPDATE", {}, OSError("away")), "POST /v1/files", "req_1")
+    assert error.code == "database_unavailable"
+    (record,) = caplog.records
+    assert (record.getMessage(), record.exc_info) == ("the database failed: away", None)
+
+
 def test_only_harmless_request_ids_are_taken_over() -> None:
     assert choose_request_id("abc-1._") == "abc-1._"
     for hostile in (None, "", "a\nb", "a" * 129, "a b"):

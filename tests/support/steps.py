@@ -12,10 +12,10 @@ from tests.support.onlooker import Onlooker
 from tunesmith_trainer import distributed, lora, sharding
 from tunesmith_trainer.checkpoint import Progress
 from tunesmith_trainer.config import Facts, Wanted, resolve
+from tunesmith_trainer.example import Example
 from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
-from tunesmith_trainer.rendering import Example
 
 FLOAT32 = Hardware(torch.device("cpu"), "float32", 256, "exact comparison")
 

@@ -14,6 +14,22 @@ def connect(server: TrainingServer, **options: float) -> Reporter:
     return Reporter(f"127.0.0.1:{server.port}", TOKEN, **options)  # type: ignore[arg-type]  # only numbers are passed
 
 
+def test_a_run_finds_a_control_plane_that_comes_back_at_another_address(server: TrainingServer) -> None:
+    first = f"127.0.0.1:{server.port}"
+    reporter = Reporter(first, TOKEN, moved_to=lambda: f"127.0.0.1:{server.port}")
+    reporter.add_metrics(pb.StepMetrics(step=1))
+    reporter.flush()
+    server.stop()
+    server.port = 0  # any other
+    server.start()
+    reporter.add_metrics(pb.StepMetrics(step=2))
+    reporter.flush()
+    reporter.close()
+
+    assert first != f"127.0.0.1:{server.port}"
+    assert [one.step for one in server.metrics] == [1, 2]
+
+
 def test_metrics_and_events_arrive_once_in_order(server: TrainingServer) -> None:
     reporter = connect(server)
     reporter.report(phase="training", step=2, total_steps=9, remaining_seconds=3.5)

@@ -97,7 +97,16 @@ def execute(reporter: Reporter, cache: Path, work: Path) -> int:
 
 def _reporter() -> Reporter:
     token = Path(os.environ["TUNESMITH_ATTEMPT_TOKEN_FILE"]).read_text().strip()
-    return Reporter(os.environ["TUNESMITH_CONTROL_PLANE"], token)
+    return Reporter(os.environ["TUNESMITH_CONTROL_PLANE"], token, moved_to=_moved_to)
+
+
+def _moved_to() -> str | None:
+    """Where the control plane is now, if it has said so: on one machine it may be started again on another port."""
+    file = os.environ.get("TUNESMITH_CONTROL_PLANE_FILE")
+    try:
+        return Path(file).read_text().strip() if file else None
+    except OSError:
+        return None
 
 
 def _end_of(run: Callable[[], None]) -> RunFailed | Yielded | None:

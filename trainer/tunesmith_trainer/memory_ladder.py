@@ -139,7 +139,6 @@ def ladder_of(
     On a processor they are larger where that lets long rows share what they begin with. `main_memory` is all that the
     machine has, in bytes. Adapters that are `merged` into the weights they are served in need these as they are.
     """
-
     examples = [*training, *evaluation]
 
     @cache
@@ -160,8 +159,7 @@ def ladder_of(
             ranks=ranks,
         )
 
-    together = [(len(one.token_ids),) if config.method == "dpo" else one.documents for one in examples]
-    longest = max(length for lengths in together for length in lengths)
+    longest = _longest_together(config, examples)
     larger = _ROOM_TO_SHARE * longest
     if larger > pack_tokens:
         parts = (computed_part(shapes, config, training, tokens, gpu=gpu) for tokens in (pack_tokens, larger))
@@ -190,3 +188,10 @@ def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
     while sizes[-1] > least:
         sizes.append(max(sizes[-1] // 2, least))
     return [*(Rung(size) for size in sizes), *(Rung(sizes[-1], count) for count in sorted({-(-layers // 2), layers}))]
+
+
+def _longest_together(config: TrainingConfig, examples: Sequence[Example]) -> int:
+    """Tokens that have to be in one pack: of a pair of answers, or else of a document."""
+    if config.method == "dpo":
+        return max(len(one.token_ids) for one in examples)
+    return max(length for one in examples for length in one.documents)

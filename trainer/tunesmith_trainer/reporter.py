@@ -45,8 +45,9 @@ class _Method(Protocol[_Request, _Answer]):
 class Reporter:
     """Speaks for one attempt. Every method may wait out an outage of the control plane.
 
-    Methods raise Yielded when the attempt is no longer current, and InfrastructureFailed when the control plane stays
-    away or refuses.
+    `target` is the control plane's host:port; where it does not answer, `moved_to` is asked for another one. Methods
+    raise Yielded when the attempt is no longer current, and InfrastructureFailed when the control plane stays away or
+    refuses.
     """
 
     def __init__(
@@ -54,15 +55,12 @@ class Reporter:
         target: str,
         token: str,
         *,
+        moved_to: Callable[[], str | None] = lambda: None,
         outage_seconds: float = _OUTAGE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._channel = grpc.insecure_channel(
-            target,
-            # A control plane that comes back is to be found within seconds.
-            options=[("grpc.max_reconnect_backoff_ms", 5000), ("grpc.max_receive_message_length", 64 << 20)],
-        )
-        self._stub = training_pb2_grpc.TrainingServiceStub(self._channel)
+        self._moved_to = moved_to
+        self._connect(target)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._outage_seconds = outage_seconds
         self._clock = clock
@@ -80,7 +78,7 @@ class Reporter:
 
     def get_spec(self) -> pb.TrainingSpec:
         """What this run is to do, with fresh URLs."""
-        return self._call(self._stub.GetSpec, pb.GetSpecRequest()).spec
+        return self._call(lambda stub: stub.GetSpec, pb.GetSpecRequest()).spec
 
     def start_heartbeats(self, interval_seconds: float) -> None:
         """Begins to renew the lease in the background, at once and then every `interval_seconds`."""
@@ -128,13 +126,13 @@ class Reporter:
 
     def create_uploads(self, files: Sequence[pb.UploadFile]) -> list[pb.Upload]:
         """Presigned PUTs for files under this attempt's prefix."""
-        return list(self._call(self._stub.CreateUploads, pb.CreateUploadsRequest(files=files)).uploads)
+        return list(self._call(lambda stub: stub.CreateUploads, pb.CreateUploadsRequest(files=files)).uploads)
 
     def commit_checkpoint(self, step: int, artifact: pb.Artifact, metrics: pb.StepMetrics | None) -> str:
         """Makes the checkpoint exist. Returns its model name."""
         self.flush()
         request = pb.CommitCheckpointRequest(step=step, artifact=artifact, metrics=metrics)
-        return self._call(self._stub.CommitCheckpoint, request, _LONG_CALL_SECONDS).model_name
+        return self._call(lambda stub: stub.CommitCheckpoint, request, _LONG_CALL_SECONDS).model_name
 
     def attach(self, report: pb.PreflightReport) -> None:
         """Keeps what a preflight found; it travels with the end of the run, whichever it is."""
@@ -145,17 +143,17 @@ class Reporter:
         self.flush()
         if self._report is not None:
             request.report.CopyFrom(self._report)
-        self._call(self._stub.CompletePreflight, request)
+        self._call(lambda stub: stub.CompletePreflight, request)
 
     def complete_training(self, request: pb.CompleteTrainingRequest) -> str:
         """Ends a training run. Returns the tuned model's name."""
         self.flush()
-        return self._call(self._stub.CompleteTraining, request, _LONG_CALL_SECONDS).model_name
+        return self._call(lambda stub: stub.CompleteTraining, request, _LONG_CALL_SECONDS).model_name
 
     def complete_import(self, request: pb.CompleteImportRequest) -> str:
         """Ends an import. Returns the model's name."""
         self.flush()
-        return self._call(self._stub.CompleteImport, request, _LONG_CALL_SECONDS).model_name
+        return self._call(lambda stub: stub.CompleteImport, request, _LONG_CALL_SECONDS).model_name
 
     def fail(self, cause: pb.FailureCause.ValueType, problems: Sequence[Problem]) -> None:
         """Ends a run that cannot go on, after what is queued: the last steps often show why."""
@@ -169,7 +167,7 @@ class Reporter:
             pb.Failure(code=problem.code, message=problem.message, param=problem.param, row=problem.row)
             for problem in problems
         ]
-        self._call(self._stub.FailRun, pb.FailRunRequest(cause=cause, failures=failures, report=self._report))
+        self._call(lambda stub: stub.FailRun, pb.FailRunRequest(cause=cause, failures=failures, report=self._report))
 
     def close(self) -> None:
         """Stops the heartbeats; what is queued and undelivered is dropped."""
@@ -177,6 +175,23 @@ class Reporter:
         if self._thread is not None:
             self._thread.join(timeout=5)
         self._channel.close()
+
+    def _connect(self, target: str) -> None:
+        self._target = target
+        self._channel = grpc.insecure_channel(
+            target,
+            # A control plane that comes back is to be found within seconds.
+            options=[("grpc.max_reconnect_backoff_ms", 5000), ("grpc.max_receive_message_length", 64 << 20)],
+        )
+        self._stub = training_pb2_grpc.TrainingServiceStub(self._channel)
+
+    def _follow(self) -> None:
+        """Turns to where the control plane has moved, if it has."""
+        target = self._moved_to()
+        with self._state:
+            if target and target != self._target:
+                logger.warning("the control plane has moved to %s", target)
+                self._connect(target)  # a call of another thread may still be waiting for the former channel
 
     def _keep_beating(self, interval_seconds: float) -> None:
         while not self._stop.is_set():
@@ -198,20 +213,25 @@ class Reporter:
                     self._outbox.Clear()
                 # An unanswered heartbeat may have arrived: it is repeated as it was, under its number.
                 request = self._in_flight
-            answer = self._call(self._stub.Heartbeat, request)
+            answer = self._call(lambda stub: stub.Heartbeat, request)
             with self._state:
                 self._in_flight = None
                 if answer.command != pb.COMMAND_UNSPECIFIED:
                     self._command = answer.command
                 return len(self._outbox.metrics) + len(self._outbox.events) > 0
 
-    def _call(self, method: _Method[_Request, _Answer], request: _Request, seconds: float = _CALL_SECONDS) -> _Answer:
+    def _call(
+        self,
+        method: Callable[[training_pb2_grpc.TrainingServiceStub], _Method[_Request, _Answer]],
+        request: _Request,
+        seconds: float = _CALL_SECONDS,
+    ) -> _Answer:
         """Calls until an answer comes, for as long as the control plane may be away."""
         gives_up_at = self._clock() + self._outage_seconds
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return method(request, timeout=seconds, metadata=self._metadata, wait_for_ready=False)
+                return method(self._stub)(request, timeout=seconds, metadata=self._metadata, wait_for_ready=False)
             except grpc.RpcError as error:
                 failure = _verdict(error) or (None if self._clock() < gives_up_at else _AWAY_TOO_LONG)
             if failure is not None:
@@ -222,6 +242,7 @@ class Reporter:
             if self._stop.wait(pause):
                 raise _AWAY_TOO_LONG
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+            self._follow()
 
 
 class Silence(Reporter):

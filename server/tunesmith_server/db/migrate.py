@@ -30,6 +30,18 @@ class NewerSchemaError(ValueError):
     """The database belongs to a newer server; the message tells the operator what to do."""
 
 
+def is_new(url: str) -> bool:
+    """Whether no server has made its tables there yet. Makes nothing itself. Blocks."""
+    engine = create_engine(sync_url(url))
+    try:
+        if engine.dialect.name == "sqlite" and not _file(engine.url.database).exists():
+            return True
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision() is None
+    finally:
+        engine.dispose()
+
+
 def upgrade(url: str) -> None:
     """Applies what is missing, whole or not at all. Servers that start together take turns. Blocks.
 
@@ -86,12 +98,16 @@ def _turn(database: str | None) -> Iterator[None]:
 
     A lock of the folder: to close a handle of the database itself would end SQLite's own locks.
     """
-    folder = os.open(Path((database or ".").removeprefix("file:")).parent, os.O_RDONLY)
+    folder = os.open(_file(database).parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
+
+
+def _file(database: str | None) -> Path:
+    return Path((database or ".").removeprefix("file:"))
 
 
 def _config(connection: Connection) -> Config:

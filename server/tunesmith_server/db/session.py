@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, event, make_url
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -22,6 +23,9 @@ from tunesmith_server.db.news import News, topics_of
 _BUSY_TIMEOUT_MS = 15_000
 _TRUSTED_SECONDS = 1.0
 """How long a pooled connection may rest before it is asked whether its server is still there."""
+
+DATABASE_FAILURES = (InterfaceError, OperationalError, PoolTimeoutError)
+"""What any statement raises while the database is full or away."""
 
 _RETURNED_AT = "tunesmith_returned_at"
 
@@ -60,6 +64,11 @@ class Database:
     async def close(self) -> None:
         """Closes every pooled connection."""
         await self._engine.dispose()
+
+
+def failure_reason(failure: Exception) -> str:
+    """What the database's driver says of one of DATABASE_FAILURES, without the statement that met it."""
+    return str(getattr(failure, "orig", None) or failure)
 
 
 def sync_url(url: str) -> str:

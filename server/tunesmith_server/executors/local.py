@@ -26,6 +26,7 @@ from tunesmith_server.failpoints import reach
 from tunesmith_server.tail import read_tail
 
 _TOKEN_FILE = "token"  # noqa: S105 (a file name)
+_CONTROL_PLANE_FILE = "control_plane"
 _LAUNCH_LIMIT_SECONDS = 30.0
 _KILL_LIMIT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -49,6 +50,12 @@ _INHERITED_NAMES = frozenset(
     }
 )
 _INHERITED_PREFIXES = ("CUDA_", "NCCL_", "OMP_", "MKL_", "TORCHINDUCTOR_", "TRITON_")
+
+
+def announce(folder: Path, control_plane: str) -> None:
+    """Tells runs in the folder, also those from before, at which host:port the control plane now is."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    supervisor.write_atomically(folder / _CONTROL_PLANE_FILE, control_plane)
 
 
 class LocalExecutor:
@@ -149,6 +156,7 @@ class LocalExecutor:
             **local_devices.environment(launch.devices),
             **launch.settings,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": str(folder / _TOKEN_FILE),
+            "TUNESMITH_CONTROL_PLANE_FILE": str(self._folder / _CONTROL_PLANE_FILE),
             "TUNESMITH_CACHE_DIR": str(self._cache_dir),
             "TUNESMITH_WORK_DIR": str(folder / supervisor.WORK_FOLDER),
         }
@@ -214,12 +222,16 @@ class _Session:
 
     @classmethod
     def read(cls, folder: Path) -> _Session | None:
-        """The session that the folder names; None when none was started since the machine booted."""
+        """The session that the folder names; None when none was started in it since the machine booted."""
         try:
             identity = json.loads((folder / supervisor.IDENTITY_FILE).read_text())
+            here = supervisor.place(folder)
         except FileNotFoundError:
             return None
         if identity["boot_id"] != supervisor.boot_id():
+            return None
+        # In a copy of a home, the run is that of the original. Earlier supervisors did not write their place down.
+        if identity.get("place", here) != here:
             return None
         return cls(leader=identity["pid"], start_time=identity["start_time"])
 

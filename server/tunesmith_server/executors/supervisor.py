@@ -54,6 +54,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def place(folder: Path) -> list[int]:
+    """Device and inode of the folder: a copy of it has others, also on the same machine."""
+    status = folder.stat()
+    return [status.st_dev, status.st_ino]
+
+
 def start_time(pid: int) -> int | None:
     """Clock ticks from boot to the start of the process; None when it is gone or only waits to be reaped."""
     fields = stat_fields(pid)
@@ -82,7 +88,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _claim(folder: Path) -> bool:
     """Takes the folder unless it is taken. A link is exclusive on shared file systems too; locks may not be."""
-    identity = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
+    pid = os.getpid()
+    identity = {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id(), "place": place(folder)}
     written = _write_beside(folder / IDENTITY_FILE, json.dumps(identity))
     try:
         os.link(written, folder / IDENTITY_FILE)

@@ -36,7 +36,10 @@ SCOPES = (EVERYTHING, PROJECT, *_WITHIN_PROJECT, ADMIN)
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What an operation needs, and what the audit log calls it when it changes something."""
+    """What an operation needs, and what the audit log calls it when it changes something.
+
+    `scope` is one scope, or several with " or " between them of which one is enough.
+    """
 
     scope: str
     action: str | None = None
@@ -58,8 +61,8 @@ def creates(operation: str) -> bool:
 
 
 def granted(scopes: Collection[str], needed: str) -> bool:
-    """Whether a key with these scopes may do what needs `needed`."""
-    if EVERYTHING in scopes or needed in scopes:
+    """Whether a key with these scopes may do what needs `needed`, a scope or one of several with " or " between."""
+    if EVERYTHING in scopes or any(scope in scopes for scope in needed.split(_OR)):
         return True
     return needed != ADMIN and PROJECT in scopes
 
@@ -69,6 +72,9 @@ def unknown(scopes: Iterable[str]) -> list[str]:
     return [scope for scope in scopes if scope not in SCOPES]
 
 
+_OR = " or "
+_TO_KNOW_MODELS = f"models.read{_OR}{INFERENCE}"
+"""Clients that infer ask what there is first, to offer it or to see that they reach it."""
 _NO_ROW = Access(PROJECT)
 
 _FILES = "/tunesmith.files.v1.FilesService"
@@ -142,8 +148,8 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
         (f"DELETE {_SHARED}/{{permission_id}}", f"{_PERMISSIONS}/DeleteCheckpointPermission"),
     ),
     ("models.write", "model.created", ("POST /v1/models", f"{_MODELS}/CreateModel")),
-    ("models.read", None, ("GET /v1/models", f"{_MODELS}/ListModels")),
-    ("models.read", None, ("GET /v1/models/{model}", f"{_MODELS}/GetModel")),
+    (_TO_KNOW_MODELS, None, ("GET /v1/models", f"{_MODELS}/ListModels")),
+    (_TO_KNOW_MODELS, None, ("GET /v1/models/{model}", f"{_MODELS}/GetModel")),
     ("models.read", None, ("GET /v1/model_archives/{model}",)),
     ("models.write", "model.deleted", ("DELETE /v1/models/{model}", f"{_MODELS}/DeleteModel")),
     ("models.write", "deployment.created", (f"POST {_DEPLOYED}", f"{_DEPLOYMENTS}/CreateDeployment")),

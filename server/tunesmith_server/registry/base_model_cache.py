@@ -99,13 +99,13 @@ class BaseModelCache:
         return found
 
     def _recall(self, note: Path) -> CachedModel | None:
-        """The model that an earlier import noted, unless its files are not what they were by name and size."""
+        """The model that an earlier import noted, unless its files are not what they were."""
         try:
             revision = json.loads(note.read_bytes())["revision"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         try:
-            return self._load(revision, hashes=False)
+            return self._load(revision)
         except ImportFailedError as error:
             _log.warning("a cached base model is damaged and is imported again: %s", error)
             # Moved first: whatever of it cannot be deleted no longer stands in the way of the new one.
@@ -141,7 +141,7 @@ class BaseModelCache:
                 revision = await self._run_importer(entry.id, source, progress)
         finally:
             await asyncio.to_thread(shutil.rmtree, downloads, ignore_errors=True)
-        return await asyncio.to_thread(self._load, revision, hashes=True)
+        return await asyncio.to_thread(self._load, revision)
 
     def _take_prepared(self, model_id: str, source: Path, key: str) -> str | None:
         """Copies a folder that `import-base --folder` has made; None where the source is anything else."""
@@ -193,8 +193,8 @@ class BaseModelCache:
             raise ImportFailedError("The importer did not say what it imported.") from error
         return str(revision)
 
-    def _load(self, revision: str, *, hashes: bool) -> CachedModel:
-        """Reads and checks a model folder; with `hashes`, every byte of it."""
+    def _load(self, revision: str) -> CachedModel:
+        """Reads and checks a model folder, every byte of it: what is found is published under these hashes."""
         if not is_revision_id(revision):
             raise ImportFailedError("The importer named a revision that is none.")
         folder = self._folder / revision
@@ -204,7 +204,7 @@ class BaseModelCache:
                 raise ImportFailedError(f"The manifest in {folder} is not that of this revision.")
             files = parse_base_manifest(content).files
             for file in files:
-                _check_file(folder / file.path, file, hashes=hashes)
+                _check_file(folder / file.path, file)
             config = json.loads((folder / "config.json").read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise ImportFailedError(f"The folder {folder} is not a whole base model: {error}") from error
@@ -302,15 +302,14 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             process.kill()
 
 
-def _check_file(path: Path, file: ManifestFile, *, hashes: bool) -> None:
+def _check_file(path: Path, file: ManifestFile) -> None:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
         raise ImportFailedError(f"{path} does not have the {file.size} bytes that its manifest says.")
-    if hashes:
-        with path.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        if digest != file.sha256:
-            raise ImportFailedError(f"{path} does not have the hash that its manifest says.")
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != file.sha256:
+        raise ImportFailedError(f"{path} does not have the hash that its manifest says.")
 
 
 def _context_length(config: object) -> int | None:

@@ -5,12 +5,15 @@ It must not know model formats; the trainer's importer turns a source into a fol
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tunesmith_server.core import Core
+from tunesmith_server.db.session import DATABASE_FAILURES
 from tunesmith_server.db.tables import BaseModelRow
-from tunesmith_server.errors import TunesmithError
+from tunesmith_server.errors import TunesmithError, UnavailableError
 from tunesmith_server.registry import repository
 from tunesmith_server.registry.base_model_cache import BaseModelCache, CachedModel, ImportFailedError, Progress
 from tunesmith_server.registry.catalogue import CatalogueEntry, load_catalogue
@@ -20,14 +23,26 @@ from tunesmith_server.storage.open import open_store
 
 _log = logging.getLogger(__name__)
 
+_FIRST_PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 300.0
+_PASSING = (UnavailableError, *DATABASE_FAILURES)
+"""What storage and database raise while they are full or away."""
+
 
 class BaseModelImporter:
-    """Brings every base model of the catalogue into object storage."""
+    """Brings every base model of the catalogue into object storage. `sleep` passes the time between tries."""
 
-    def __init__(self, core: Core, changes: ChangeFeed, progress: Progress = _log.info) -> None:
+    def __init__(
+        self,
+        core: Core,
+        changes: ChangeFeed,
+        progress: Progress = _log.info,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._core = core
         self._changes = changes
         self._progress = progress
+        self._sleep = sleep
         self._cache = BaseModelCache(core.settings.cache_dir, core.settings.trainer_python, self._fetch)
         self._entries = load_catalogue(core.settings.base_models)
 
@@ -41,19 +56,35 @@ class BaseModelImporter:
         self._changes.announce()
 
     async def import_all(self) -> None:
-        """Imports what is not there yet, one after the other; a failure is recorded and does not stop the next."""
-        for entry in self._entries:
-            await self.import_entry(entry)
+        """Imports what is not there yet, one after the other; a failure is recorded and does not stop the next.
+
+        What fails because storage or database are full or away stays `importing` and is tried again.
+        """
+        waiting, pause = list(self._entries), _FIRST_PAUSE_SECONDS
+        while waiting := [entry for entry in waiting if not await self._has_ended(entry)]:
+            await self._sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     async def import_named(self, name: str) -> str | None:
-        """Imports one entry by id or alias; the reason when it failed. Raises KeyError for an unknown name."""
+        """Imports one entry by id or alias; the reason when it failed.
+
+        Raises KeyError for an unknown name, UnavailableError while the storage is full or away.
+        """
         entry = next((entry for entry in self._entries if name in (entry.id, *entry.aliases)), None)
         if entry is None:
             raise KeyError(name)
-        return await self.import_entry(entry)
+        return await self._import(entry)
 
-    async def import_entry(self, entry: CatalogueEntry) -> str | None:
-        """Imports one entry unless it is ready; the reason when it failed."""
+    async def _has_ended(self, entry: CatalogueEntry) -> bool:
+        try:
+            await self._import(entry)
+        except _PASSING as error:
+            fields = {"model": entry.id, "reason": str(error)}
+            _log.warning("a base model is not imported yet; it is tried again", extra={"fields": fields})
+            return False
+        return True
+
+    async def _import(self, entry: CatalogueEntry) -> str | None:
         reason = unsupported = None
         try:
             if not await self._is_published(entry):
@@ -63,6 +94,8 @@ class BaseModelImporter:
                 self._progress(f"base model {entry.id} is ready")
         except ImportFailedError as error:
             reason, unsupported = str(error), error.unsupported
+        except _PASSING:
+            raise
         except TunesmithError as error:
             reason = error.message
         except Exception:  # a defect in one import must not end the others or the server

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import Counter
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tunesmith_server.auth import AttemptIdentity
 from tunesmith_server.core import Core
+from tunesmith_server.db.session import DATABASE_FAILURES
 from tunesmith_server.executors.base import Executor, Observation, RunState
 from tunesmith_server.failpoints import reach
 from tunesmith_server.fine_tunes import events
@@ -80,7 +79,7 @@ class Reconciler:
         """The same, without harm to the attempts that come after it."""
         try:
             await self._reconcile(live)
-        except (OperationalError, InterfaceError, PoolTimeoutError):
+        except DATABASE_FAILURES:
             raise  # the database is away for all of them
         except Exception:
             _log.exception("attempt %s cannot be reconciled now; the next pass tries again", live.attempt.id)

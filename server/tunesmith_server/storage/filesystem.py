@@ -232,8 +232,8 @@ def _list_keys(root: Path, prefix: str) -> list[str]:
     folder, _, _ = prefix.rpartition("/")
     keys: list[str] = []
     for current, folders, files in os.walk(root / check_key(folder) if folder else root):
-        if Path(current) == root:
-            folders.remove(_DRAFTS)
+        # No key has a folder of that name, and a copy that nobody has served yet has no drafts.
+        folders[:] = [name for name in folders if name != _DRAFTS]
         keys.extend((Path(current) / name).relative_to(root).as_posix() for name in files)
     return sorted(key for key in keys if key.startswith(prefix))
 

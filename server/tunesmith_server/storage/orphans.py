@@ -14,33 +14,31 @@ from tunesmith_server.core import Core
 
 FindUnowned = Callable[[AsyncSession, Collection[str]], Awaitable[set[str]]]
 """Those of the keys that no row points at."""
+GRACE_SECONDS = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
 
 
 class Orphans:
-    """Objects without a row below the folders of `finders`.
+    """Objects without a row below the folders of `finders` that are older than the grace.
 
-    One that two passes have met belongs to a server that died: a living one writes the row right after the object.
+    They belong to servers that died: a living one writes the row right after the object. The grace is for an operator
+    who has started a server on the wrong database.
     """
 
     def __init__(self, core: Core, finders: Mapping[str, FindUnowned]) -> None:
         self._core = core
         self._finders = finders
-        self._suspects: set[str] = set()
 
     async def remove(self) -> None:
         """One pass."""
-        unowned = {key for folder, find in self._finders.items() for key in await self._unowned(folder, find)}
-        await delete_objects(self._core, sorted(unowned & self._suspects), "removed an object without a row")
-        self._suspects = unowned - self._suspects
-
-    async def _unowned(self, folder: str, find: FindUnowned) -> set[str]:
-        unowned: set[str] = set()
-        async for page in self._core.store.scan(folder):
-            async with self._core.database.read() as session:
-                unowned |= await find(session, [found.key for found in page])
-        return unowned
+        for folder, find in self._finders.items():
+            async for page in self._core.store.scan(folder):
+                oldest = self._core.clock() - GRACE_SECONDS
+                old = [found.key for found in page if found.changed_at <= oldest]
+                async with self._core.database.read() as session:
+                    unowned = await find(session, old)
+                await delete_objects(self._core, sorted(unowned), "removed an object without a row")
 
 
 async def delete_objects(core: Core, keys: Collection[str], message: str) -> None:

@@ -61,6 +61,12 @@ def test_the_result_equals_the_declared_tables(url: str) -> None:
     assert differences == [], "tables.py changed: draft a migration (server/README.md)"
 
 
+def test_a_database_is_new_until_its_tables_are_made(url: str) -> None:
+    assert migrate.is_new(url)
+    upgrade(url)
+    assert not migrate.is_new(url)
+
+
 def test_the_result_has_the_declared_triggers(url: str) -> None:
     upgrade(url)
     engine = engine_of(url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.server.executors.contract import (
 from tunesmith_server.errors import UnavailableError
 from tunesmith_server.executors import supervisor
 from tunesmith_server.executors.base import Inventory, Observation, RunState
-from tunesmith_server.executors.local import LocalExecutor
+from tunesmith_server.executors.local import LocalExecutor, announce
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SUPERVISE_WITH_COUNTERS = """
@@ -175,6 +176,40 @@ async def test_processes_of_another_boot_or_with_a_reused_id_are_not_taken_for_t
         (folder / supervisor.IDENTITY_FILE).write_text(json.dumps(ours | wrong))
         assert await backend.executor().observe(ATTEMPT) == Observation(RunState.GONE)
         await backend.executor().stop(ATTEMPT, 0)
+
+
+async def test_a_copy_of_the_folder_has_no_hold_on_the_run_and_a_moved_one_keeps_it(
+    backend: LocalBackend, tmp_path: Path
+) -> None:
+    executor = backend.executor()
+    await executor.ensure(launch())
+    await until_log(executor, "waiting")
+    shutil.copytree(tmp_path / "runs", tmp_path / "copied" / "runs", symlinks=True)
+    copied = LocalExecutor(tmp_path / "copied" / "runs", tmp_path / "cache", PYTHON)
+
+    assert await copied.observe(ATTEMPT) == Observation(RunState.GONE)
+    await copied.stop(ATTEMPT, 0)
+    await copied.forget(ATTEMPT)
+    assert await executor.observe(ATTEMPT) == Observation(RunState.RUNNING)
+
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = LocalExecutor(tmp_path / "moved", tmp_path / "cache", PYTHON)
+    assert await moved.observe(ATTEMPT) == Observation(RunState.RUNNING)
+    record = tmp_path / "moved" / ATTEMPT / supervisor.IDENTITY_FILE
+    earlier = {name: value for name, value in json.loads(record.read_text()).items() if name != "place"}
+    record.write_text(json.dumps(earlier))
+    assert await moved.observe(ATTEMPT) == Observation(RunState.RUNNING), "as earlier supervisors wrote it"
+    (tmp_path / "moved").rename(tmp_path / "runs")
+
+
+async def test_a_run_can_look_up_where_the_control_plane_is_now(backend: LocalBackend, tmp_path: Path) -> None:
+    executor = backend.executor("import os; print(open(os.environ['TUNESMITH_CONTROL_PLANE_FILE']).read(), flush=True)")
+    announce(tmp_path / "runs", "127.0.0.1:1")
+    announce(tmp_path / "runs", "127.0.0.1:2")
+    await executor.ensure(launch())
+
+    await until_log(executor, "127.0.0.1:2")
+    assert await executor.list_attempts() == [ATTEMPT]
 
 
 async def test_a_machine_without_gpus_offers_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

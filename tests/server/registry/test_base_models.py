@@ -18,6 +18,7 @@ from tests.support.fake_importer import write_fake_importer
 from tests.support.s3_server import BUCKET
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import BaseModelRow
+from tunesmith_server.errors import StorageFullError
 from tunesmith_server.registry import repository
 from tunesmith_server.registry.base_models import BaseModelImporter
 from tunesmith_server.registry.manifest import MANIFEST_NAME, ManifestFile, base_manifest, revision_id
@@ -140,7 +141,7 @@ async def test_a_folder_with_other_files_is_a_new_import(machine: Machine) -> No
     assert revisions[0] != revisions[1]
 
 
-@pytest.mark.parametrize("damage", ["gone", "short", "manifest"])
+@pytest.mark.parametrize("damage", ["gone", "short", "changed", "manifest"])
 async def test_a_damaged_cache_is_imported_again(machine: Machine, damage: str) -> None:
     async with machine.home("one") as core:
         revision = (await machine.import_all(core))["toy"].revision
@@ -149,11 +150,14 @@ async def test_a_damaged_cache_is_imported_again(machine: Machine, damage: str) 
         (folder / "model.safetensors").unlink()
     elif damage == "short":
         (folder / "model.safetensors").write_bytes(b"")
+    elif damage == "changed":
+        (folder / "model.safetensors").write_bytes(bytes(len(safetensors_bytes(BASE_SHAPES))))
     else:
         (folder / "manifest.json").write_bytes(b"{}")
 
     async with machine.home("two") as core:
         rows = await machine.import_all(core)
+        assert await base_shapes(core.store, str(revision)) == BASE_SHAPES, "the damage was published"
 
     assert machine.imports == ["toy:fine"] * 2
     assert rows["toy"].state == repository.READY
@@ -178,6 +182,33 @@ async def test_a_failure_is_told_and_others_go_on(machine: Machine, source: str,
         machine.catalogue(bad="toy:mended", toy="toy:fine")
         rows = await machine.import_all(core)
     assert (rows["bad"].state, rows["bad"].error) == (repository.READY, None)
+
+
+async def test_a_full_storage_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.catalogue(toy="toy:fine", other="toy:other")
+    pauses: list[float] = []
+    async with machine.home() as core:
+
+        async def full(key: str, source: Path) -> None:
+            raise StorageFullError("storage_full", f"There is no room for {key}.")
+
+        async def states() -> list[str]:
+            async with core.database.read() as session:
+                return [row.state for row in await repository.list_base_models(session)]
+
+        async def wait(seconds: float) -> None:
+            assert await states() == [repository.IMPORTING] * 2
+            pauses.append(seconds)
+            if len(pauses) == 2:
+                monkeypatch.undo()
+
+        importer = BaseModelImporter(core, RegistryService(core).changes, machine.said.append, wait)
+        await importer.sync_catalogue()
+        monkeypatch.setattr(core.store, "put_file", full)
+        await importer.import_all()
+        assert await states() == [repository.READY] * 2
+    assert pauses == [5, 10]
+    assert machine.imports == ["toy:fine", "toy:other"], "what the cache has is not imported again"
 
 
 async def test_users_hear_of_an_architecture_and_of_no_other_reason(machine: Machine) -> None:
