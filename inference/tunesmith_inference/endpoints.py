@@ -209,7 +209,7 @@ async def _answer(
     body = _engine_body(asked, target, principal)
     meter = partial(gateway.usage.count_tokens, principal, found.servable.name)
     response = asked.response_to and responses.begun(asked.response_to, f"resp_{secrets.token_hex(16)}", time.time())
-    note = partial(_keep, gateway, principal, asked, request.state.request_id)
+    note = partial(_keep, gateway, principal, asked, request.state.request_id, response["id"] if response else None)
     if asked.stream:
         stream = await _unless_gone(request, stack.enter_async_context(target.client.stream(asked.route, body)))
         checked = gateway.moderation.guarded(found.watch.noting_first(stream))
@@ -233,9 +233,15 @@ async def _answer(
 
 
 def _keep(
-    gateway: Gateway, principal: Principal, asked: InferenceRequest, request_id: str, answer: dict[str, Any]
+    gateway: Gateway,
+    principal: Principal,
+    asked: InferenceRequest,
+    request_id: str,
+    response_id: str | None,
+    answer: dict[str, Any],
 ) -> None:
-    capture = captured(principal, asked, request_id, answer)
+    # Under the id that the client was told.
+    capture = captured(principal, asked, request_id, {**answer, "id": response_id or answer["id"]})
     if capture is not None:
         gateway.captures.add(capture)
 
@@ -257,6 +263,9 @@ async def _begun(chunks: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 async def _body(request: Request, limit: int) -> bytes:
+    if request.headers.get("content-encoding", "identity") != "identity":
+        message = "The body is compressed. Send it as it is, without `Content-Encoding`."
+        raise GatewayError(415, "unsupported_content_encoding", message)
     content = bytearray()
     async for part in request.stream():
         content += part

@@ -23,6 +23,7 @@ from typing import Any
 
 from tunesmith_inference import engine_guard, tool_calls
 from tunesmith_inference.config import Device, Settings
+from tunesmith_inference.dialect import MAX_TOP_LOGPROBS
 from tunesmith_inference.engine_memory import first_gpu_bytes, gpu_share
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 
@@ -149,6 +150,7 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     # Messages are texts for every template, as they were in training.
     command += ["--chat-template-content-format", "string"]
     command += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--generation-config", "vllm"]
+    command += ["--max-logprobs", str(MAX_TOP_LOGPROBS + 1)]
     if settings.device is Device.CPU:
         command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
     else:
@@ -158,6 +160,7 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     if parser is not None:
         # Arguments fit their schema also where the client does not say `strict`: nobody wants others.
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser, "--tool-strict-level", "parameter"]
+        command += ["--tool-parser-plugin", str(Path(__file__).with_name("engine_plugin.py"))]
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
         command += ["--max-lora-rank", str(settings.max_lora_rank)]

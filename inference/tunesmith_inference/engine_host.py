@@ -171,7 +171,7 @@ class EngineHost:
             "kind": self.kind.value,
             "revision": self.revision[:16],
             "state": own.state.value if own.state in (ReplicaState.READY, ReplicaState.FAILED) else "starting",
-            "reason": own.reason or self._process.last_error,
+            "reason": own.reason or (None if own.state is ReplicaState.READY else self._process.last_error),
             "starts": self._process.starts,
             "adapters": {replica.revision[:16]: _in_words(replica) for replica in adapters},
         }

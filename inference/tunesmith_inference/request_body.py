@@ -13,6 +13,7 @@ from typing import Any, Never
 
 from tunesmith_inference import functions, responses
 from tunesmith_inference.errors import invalid_request, missing_parameter, unknown_parameter
+from tunesmith_inference.parameter_checks import check_values
 
 
 class Route(StrEnum):
@@ -186,15 +187,19 @@ def _json_object(content: bytes) -> dict[str, Any]:
 
 
 def _passes(route: Route, name: str, value: object) -> bool:
+    if (name, value) in (("best_of", 1), ("suffix", "")):
+        return False
     if name in _PASSED[route]:
         return True
-    if name in _IGNORED or (name == "best_of" and value == 1):
+    if name in _IGNORED:
         return False
     raise unknown_parameter(name)
 
 
 def _check_values(route: Route, parameters: dict[str, Any]) -> None:
-    """What decides how the gateway itself acts; the engine checks the rest."""
+    """What decides how the gateway itself acts, and what engines refuse in riddles; the engine checks the rest."""
+    check_values(parameters)
+    _leave_allowed_tools(parameters)
     for name, kind in (("stream", bool), ("stream_options", dict), ("chat_template_kwargs", dict), ("messages", list)):
         if name in parameters and not isinstance(parameters[name], kind):
             raise invalid_request("invalid_type", f"`{name}` has the wrong type.", name)
@@ -214,11 +219,37 @@ def _check_values(route: Route, parameters: dict[str, Any]) -> None:
     if "chat_template_kwargs" in parameters:
         given = parameters["chat_template_kwargs"]
         parameters["chat_template_kwargs"] = {key: value for key, value in given.items() if key != "chat_template"}
-    for message in parameters.get("messages", ()):
-        _check_message(message)
+    for place, message in enumerate(parameters.get("messages", ())):
+        _check_message(message, place)
 
 
-def _check_message(message: object) -> None:
+def _leave_allowed_tools(parameters: dict[str, Any]) -> None:
+    """Of the tools those that the choice allows: the model would call others if it were shown them."""
+    choice = parameters.get("tool_choice")
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return
+    match choice.get("allowed_tools"):
+        case {"mode": "auto" | "required" as mode, "tools": [_, *_] as allowed}:
+            tools = [
+                tool
+                for tool in parameters.get("tools", ())
+                if any(isinstance(one, dict) and _name(one) == _name(tool) for one in allowed)
+            ]
+        case _:
+            message = '`allowed_tools` has a `mode`, "auto" or "required", and at least one of `tools`.'
+            raise invalid_request("invalid_value", message, "tool_choice.allowed_tools")
+    if len(tools) != len(allowed):
+        message = "Every allowed tool is named by its `function`, once, and is one of `tools`."
+        raise invalid_request("invalid_value", message, "tool_choice.allowed_tools.tools")
+    parameters["tools"], parameters["tool_choice"] = tools, mode
+
+
+def _name(tool: Mapping[str, Any]) -> object:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _check_message(message: object, place: int) -> None:
     """Text only: engines would fetch other content from addresses that the client names."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise invalid_request("invalid_type", "Every message is an object with a `role`.", "messages")
@@ -229,10 +260,12 @@ def _check_message(message: object) -> None:
     is_text = all(isinstance(part, dict) and part.get("type") in ("text", "refusal") for part in parts)
     if not is_text or not isinstance(content, (str, list, type(None))):
         raise invalid_request("invalid_value", "Message content must be text.", "messages")
+    if content is None and message["role"] != "assistant":
+        raise invalid_request("invalid_type", "Only an assistant's message goes without content.", f"messages.{place}")
 
 
 def _refuse_constant(constant: str) -> Never:
-    raise ValueError(constant)
+    raise invalid_request("invalid_json", f"The body is not valid JSON: {constant} is no number there.")
 
 
 def _depth(value: object) -> int:

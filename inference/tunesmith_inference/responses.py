@@ -164,7 +164,7 @@ def in_its_words(error: GatewayError) -> GatewayError:
     """The error with the parameter at fault under the name that it has in the Responses API."""
     if error.param is not None:
         first, dot, rest = error.param.partition(".")
-        error.param = _PARAMETERS.get(first, first) + dot + rest
+        error.param = _PARAMETERS.get(first, first) + dot + rest.removeprefix("json_schema.")
     return error
 
 
@@ -245,8 +245,10 @@ def _tools(tools: object) -> list[dict[str, Any]]:
 def _tool_choice(choice: object) -> object:
     if isinstance(choice, str):
         return choice
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return {"type": "allowed_tools", "allowed_tools": {**choice, "tools": _tools(choice.get("tools"))}}
     if not isinstance(choice, dict) or choice.get("type") != "function":
-        message = "`tool_choice` is auto, none, required or a function by its name."
+        message = "`tool_choice` is auto, none, required, a function by its name or allowed_tools."
         raise invalid_request("unsupported_value", message, "tool_choice")
     return {"type": "function", "function": _without_type(choice)}
 

@@ -59,6 +59,8 @@ async def relay(
                 if not usage_wanted:
                     continue
                 chunk["usage"] = used.total()
+            elif usage_wanted:
+                chunk["usage"] = None
             yield event(public(chunk, model))
     except GatewayError as error:
         yield event(envelope(error))

@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from tunesmith_inference.assembly import whole_answer
+from tunesmith_inference.dialect import in_its_words, put_right, with_few_blanks
 from tunesmith_inference.errors import GatewayError, engine_failed, invalid_request
 from tunesmith_inference.greedy_choices import asked_once, repeated, repeated_chunks
 
@@ -31,6 +33,8 @@ _HEALTH_SECONDS = 5.0
 _ADMIN_SECONDS = 120.0
 _MAX_MESSAGE = 500
 _INNARDS = re.compile(r"--\w|validation error")
+_REASON = re.compile(r"'msg': (?:'([^']*)'|\"([^\"]*)\")")
+"""What its validator says first about a body; what the client sent stands elsewhere."""
 _PARAMETER_NOTE = re.compile(r"\s*\(parameter=.*\)\.?$")
 _CONTEXT = re.compile(r"maximum (?:context|model) length|max_model_len|longer than the maximum", re.IGNORECASE)
 
@@ -160,15 +164,22 @@ class VllmClient:
 
         Raises GatewayError, or EngineUnavailable where another engine may answer instead.
         """
-        body, copies = asked_once(body)
-        response = await self._begun(route, body)
+        once, copies = asked_once(body)
+        # It has two readers of calls, and only that of streams finds one in an answer that was cut.
+        is_streamed = bool(body.get("tools")) and body.get("tool_choice") != "none"
+        if is_streamed:
+            once = {**once, "stream": True, "stream_options": {"include_usage": True}}
+        response = await self._begun(route, once)
         try:
-            answer: dict[str, Any] = json.loads(await response.read())
+            if is_streamed:
+                answer = await whole_answer(self._chunks(response, once, is_shown=False))
+            else:
+                answer = json.loads(await response.read())
         except aiohttp.ClientError as error:
             raise _lost(error) from error
         finally:
             response.close()
-        return repeated(answer, copies)
+        return repeated(put_right(answer, body), copies)
 
     @asynccontextmanager
     async def stream(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
@@ -176,15 +187,27 @@ class VllmClient:
 
         Leaving the block early makes the engine drop the request.
         """
-        body, copies = asked_once(body)
-        response = await self._begun(route, body)
+        once, copies = asked_once(body)
+        response = await self._begun(route, once)
         try:
-            yield repeated_chunks(self._chunks(response, body), copies)
+            chunks = self._chunks(response, once, is_shown=True)
+            yield repeated_chunks((put_right(chunk, body) async for chunk in chunks), copies)
         finally:
             response.close()
 
     async def _begun(self, route: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
         """An answer of status 200 whose content is still to be read."""
+        asked = in_its_words(body)
+        bounded = with_few_blanks(asked)
+        try:
+            return await self._begun_as_it_is(route, bounded)
+        except GatewayError as refusal:
+            if bounded is asked or refusal.param != "response_format":
+                raise
+        # There may be another way to follow the schema, or the engine says what is wrong with it.
+        return await self._begun_as_it_is(route, asked)
+
+    async def _begun_as_it_is(self, route: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
         self._check_open()
         try:
             response = await self._http.post(route, data=_encoded(body))
@@ -208,8 +231,13 @@ class VllmClient:
         await self._check_alive(response.status)
         raise translated(response.status, content, body)
 
-    async def _chunks(self, response: aiohttp.ClientResponse, sent: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died."""
+    async def _chunks(
+        self, response: aiohttp.ClientResponse, sent: Mapping[str, Any], *, is_shown: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Server-sent events as objects, up to `[DONE]`; an end without it is an engine that died.
+
+        After events that are shown to the client no other engine can answer instead.
+        """
         begun = False
         lines = _lines(response)
         try:
@@ -227,7 +255,7 @@ class VllmClient:
                     status = _status_of(chunk["error"])
                     await self._check_alive(status)
                     raise translated(status, data, sent)
-                begun = True
+                begun = is_shown
                 yield chunk
         except EngineLost as error:
             raise engine_failed() if begun else error from None
@@ -276,8 +304,9 @@ def translated(status: int, error_body: bytes, sent: Mapping[str, Any]) -> Gatew
     at = _param_at_fault(param, sent)
     if _CONTEXT.search(message):
         content = "messages" if "messages" in sent else "prompt"
-        return invalid_request("context_length_exceeded", _sentence(message), at or content)
-    return invalid_request("invalid_value", _sentence(message), at)
+        return invalid_request("context_length_exceeded", _sentence(message, at), at or content)
+    at = at or _param_in(message, sent)
+    return invalid_request("invalid_value", _sentence(message, at), at)
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -302,9 +331,19 @@ def _param_at_fault(param: str, sent: Mapping[str, Any]) -> str | None:
     return ".".join(itertools.takewhile(lambda name: not name[:1].isupper(), names))
 
 
-def _sentence(message: str) -> str:
+def _param_in(message: str, sent: Mapping[str, Any]) -> str | None:
+    """The parameter that the engine's sentence begins with or is about, where it names none itself."""
+    if "grammar" in message.lower():
+        return next((name for name in ("response_format", "tools") if name in sent), None)
+    return next((word for word in re.findall(r"\w+", message) if word in sent and word != "model"), None)
+
+
+def _sentence(message: str, at: str | None) -> str:
     """The engine's words where they help the client; its flags and its schema's innards do not."""
     line = _PARAMETER_NOTE.sub("", message.strip().splitlines()[0])[:_MAX_MESSAGE].rstrip(".: ")
+    reason = _REASON.search(message)
+    if reason and at:
+        return f"`{at}` does not fit: {(reason[1] or reason[2]).rstrip('.')}."
     if _INNARDS.search(line):
         return "The engine does not take this combination or form of parameters. Compare it with the API reference."
     return f"{line}."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith_inference.assembly import noting_whole
+from tunesmith_inference.assembly import noting_whole, whole_answer
 from tunesmith_inference.errors import engine_failed
 
 HEAD = {"id": "chatcmpl-1", "created": 7}
@@ -55,6 +55,22 @@ async def test_texts_and_calls_are_joined() -> None:
         ("call_1", {"name": "add", "arguments": '{"a": 1}'}),
         ("call_2", {"name": "sub", "arguments": ""}),
     ]
+
+
+async def test_all_choices_make_an_answer_with_their_log_probabilities() -> None:
+    async def stream() -> AsyncIterator[dict[str, Any]]:
+        for index in (1, 0, 1, 0):
+            each = chunk({"content": f"{index} "}, "stop", index)
+            each["choices"][0]["logprobs"] = {"content": [{"token": str(index)}]}
+            yield each
+
+    answer = await whole_answer(stream())
+    assert [(choice["index"], choice["message"]["content"]) for choice in answer["choices"]] == [
+        (0, "0 0 "),
+        (1, "1 1 "),
+    ]
+    assert answer["choices"][1]["logprobs"]["content"] == [{"token": "1"}] * 2
+    assert (answer["object"], answer["usage"]) == ("chat.completion", USED)
 
 
 async def test_an_answer_that_did_not_end_well_is_none() -> None:

@@ -170,6 +170,7 @@ async def test_calls_of_tools_and_responses_are_captured(gateway: GatewayUnderTe
         response = await gateway.http.post("/v1/responses", json=body)
         capture = await captured(gateway, response.headers["x-request-id"])
         assert [each["role"] for each in json.loads(capture.messages)] == ["system", "user"]
+        assert (capture.id[:5], capture.id in response.text) == ("resp_", True)
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -67,11 +67,14 @@ async def test_tools_are_called_where_the_template_shows_them(tmp_path: Path) ->
         assert call.function.name == "say"
         assert json.loads(call.function.arguments) == {"said": answer("", "one two", 3)}
         assert completion.choices[0].finish_reason == "tool_calls"
+    assert whole.choices[0].message.content is None
 
 
 async def test_tools_are_refused_where_the_model_would_never_hear_of_them(gateway: GatewayUnderTest) -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {}}]}
-    asked: dict[str, Any] = {"tools": [{"type": "function"}], "functions": [{"name": "say"}], "messages": [called]}
+    say = {"name": "say"}
+    tools = [{"type": "function", "function": say}]
+    asked: dict[str, Any] = {"tools": tools, "functions": [say], "messages": [called]}
     for at, value in asked.items():
         response = await gateway.chat(BASE, **{at: value})
         error = response.json()["error"]
@@ -167,6 +170,13 @@ async def test_a_large_body_is_refused_before_it_is_read_whole(gateway: GatewayU
 async def test_a_body_that_is_none_is_refused(gateway: GatewayUnderTest, content: bytes, code: str) -> None:
     response = await gateway.http.post("/v1/chat/completions", content=content)
     assert _error(response)[:2] == (400, code)
+
+
+async def test_a_compressed_body_is_refused_in_words(gateway: GatewayUnderTest) -> None:
+    response = await gateway.http.post(
+        "/v1/chat/completions", headers={"content-encoding": "gzip"}, content=b"\x1f\x8b"
+    )
+    assert _error(response) == (415, "unsupported_content_encoding", None)
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)])

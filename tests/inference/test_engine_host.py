@@ -25,3 +25,11 @@ async def test_an_engine_that_fails_as_nobody_thought_says_so(tmp_path: Path, mo
         assert (await gateway.chat(BASE)).json()["error"]["code"] == "model_failed_verification"
         (engine,) = await gateway.engines()
         assert engine["reason"] == "its engine failed: KeyError"
+
+
+async def test_an_engine_that_is_back_has_no_reason_any_more(tmp_path: Path) -> None:
+    async with gateway_on_simulator(tmp_path) as gateway:
+        await gateway.chat(BASE, "fault:die")
+        assert (await gateway.chat(BASE)).status_code == 200
+        (engine,) = await gateway.engines()
+        assert (engine["state"], engine["reason"], engine["starts"] > 1) == ("ready", None, True)

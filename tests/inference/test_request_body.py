@@ -15,6 +15,19 @@ def _chat(**changes: Any) -> bytes:
     return json.dumps({"model": "m", "messages": MESSAGES} | changes).encode()
 
 
+def _schema(**given: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": given}}
+
+
+def _tools(*names: str) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name}} for name in names]
+
+
+def _allowed(mode: str, *names: str) -> dict[str, Any]:
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": _tools(*names)}}
+    return {"tools": _tools("say", "sing"), "tool_choice": choice}
+
+
 def test_openai_parameters_and_a_few_of_open_models_pass() -> None:
     wanted = {
         "n": 2,
@@ -108,6 +121,23 @@ def test_everything_else_is_named_and_refused(name: str) -> None:
         ({"best_of": 3}, "unknown_parameter", "best_of"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "invalid_value", "logit_bias"),
         ({"stop_token_ids": [5] * 65}, "invalid_value", "stop_token_ids"),
+        ({"stop": ["a"] * 5}, "invalid_value", "stop"),
+        ({"stop": ""}, "invalid_value", "stop"),
+        ({"top_logprobs": 21, "logprobs": True}, "invalid_value", "top_logprobs"),
+        ({"messages": [{"role": "user", "content": None}]}, "invalid_type", "messages.0"),
+        ({"tools": {}}, "invalid_type", "tools"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "unsupported_tool", "tools.0.type"),
+        ({"tools": [{"type": "function"}]}, "invalid_type", "tools.0.function"),
+        ({"response_format": "json"}, "invalid_value", "response_format"),
+        ({"response_format": {"type": "song"}}, "invalid_value", "response_format.type"),
+        ({"response_format": {"type": "structural_tag"}}, "invalid_value", "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "missing_required_parameter", "response_format.json_schema"),
+        (_schema(name="a"), "missing_required_parameter", "response_format.json_schema.schema"),
+        (_schema(name="a", schema=[]), "invalid_type", "response_format.json_schema.schema"),
+        (_schema(schema={}), "missing_required_parameter", "response_format.json_schema.name"),
+        (_allowed("none", "say"), "invalid_value", "tool_choice.allowed_tools"),
+        (_allowed("auto"), "invalid_value", "tool_choice.allowed_tools"),
+        (_allowed("auto", "dance"), "invalid_value", "tool_choice.allowed_tools.tools"),
     ],
 )
 def test_wrong_values_are_refused_with_the_parameter(changes: dict[str, Any], code: str, param: str) -> None:
@@ -132,6 +162,17 @@ def test_what_is_no_json_object_is_refused(content: bytes) -> None:
     assert _refusal(Route.CHAT, content) == ("invalid_json", None)
 
 
+@pytest.mark.parametrize("constant", ["NaN", "-Infinity"])
+def test_numbers_that_json_has_not_are_named(constant: str) -> None:
+    with pytest.raises(GatewayError, match=f"{constant} is no number"):
+        parse(Route.CHAT, b'{"model": %b}' % constant.encode())
+
+
+def test_of_the_tools_those_that_are_allowed_are_left() -> None:
+    asked = parse(Route.CHAT, _chat(**_allowed("required", "sing")))
+    assert (asked.parameters["tools"], asked.parameters["tool_choice"]) == (_tools("sing"), "required")
+
+
 def test_a_share_of_nothing_is_the_likeliest_token() -> None:
     assert parse(Route.CHAT, _chat(top_p=0)).parameters["top_p"] == pytest.approx(0, abs=1e-5)
     assert parse(Route.CHAT, _chat(top_p=0)).parameters["top_p"] > 0
@@ -140,6 +181,8 @@ def test_a_share_of_nothing_is_the_likeliest_token() -> None:
 def test_completions_take_a_prompt_in_any_form_and_no_messages() -> None:
     asked = parse(Route.COMPLETIONS, b'{"model": "m", "prompt": [1, 2], "echo": true}')
     assert asked.parameters == {"model": "m", "prompt": [1, 2], "echo": True}
+    assert "suffix" not in parse(Route.COMPLETIONS, b'{"model": "m", "prompt": "a", "suffix": ""}').parameters
+    assert _refusal(Route.COMPLETIONS, b'{"model": "m", "prompt": []}') == ("invalid_value", "prompt")
     assert _refusal(Route.COMPLETIONS, b'{"model": "m"}') == ("missing_required_parameter", "prompt")
     assert _refusal(Route.COMPLETIONS, b'{"model": "m", "prompt": "a", "messages": []}') == (
         "unknown_parameter",

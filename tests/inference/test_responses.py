@@ -104,6 +104,15 @@ async def test_a_tool_is_called_whole_and_streamed(client: openai.AsyncOpenAI) -
     assert "response.function_call_arguments.done" in kinds
 
 
+async def test_only_allowed_tools_are_called(client: openai.AsyncOpenAI) -> None:
+    choice: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "say"}]}
+    ask: dict[str, Any] = {"model": BASE, "input": "one", "tools": [{**TOOL, "name": "sing"}, TOOL]}
+    response = await client.responses.create(**ask, tool_choice=choice)
+    (call,) = response.output
+    assert isinstance(call, ResponseFunctionToolCall)
+    assert call.name == "say"
+
+
 async def test_what_a_response_says_of_itself_may_be_sent_again(client: openai.AsyncOpenAI) -> None:
     first = await client.responses.create(model=BASE, input="one", max_output_tokens=2)
     echoed: dict[str, Any] = first.model_dump(include={"tools", "tool_choice", "text", "parallel_tool_calls", "top_p"})
@@ -135,6 +144,11 @@ async def test_an_engine_that_dies_ends_the_stream_with_an_error(client: openai.
         ({"previous_response_id": "resp_1"}, "unsupported_parameter", "previous_response_id"),
         ({"background": True}, "unsupported_value", "background"),
         ({"tools": [{"type": "web_search"}]}, "unsupported_tool", "tools.0.type"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a"}}},
+            "missing_required_parameter",
+            "text.format.schema",
+        ),
         ({"temperature": 9}, "invalid_value", "temperature"),
         ({"text": ""}, "invalid_type", "text"),
         ({"input": [{"role": ["user"], "content": "a"}]}, "invalid_value", None),

@@ -31,7 +31,7 @@ async def test_chunks_carry_the_clients_name_and_end_with_done() -> None:
 
 async def test_usage_is_passed_on_where_it_is_wanted() -> None:
     events, _ = await _relayed(wanted=True)
-    assert "usage" not in events[0]
+    assert events[0]["usage"] is None
     assert events[1]["usage"] == {
         "prompt_tokens": 1,
         "completion_tokens": 2,

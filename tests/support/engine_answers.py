@@ -25,7 +25,7 @@ CONTEXT = 2048
 VERSION = "0.32.0"
 
 _VOCABULARY = 256
-_MAX_LOGPROBS = 20
+_MAX_LOGPROBS = 21
 _READ_SECONDS = 0.1
 """Between what an engine said and its death: a gateway that reads both at once hears of the death alone."""
 _CORE_DIED = "EngineCore encountered an issue. See stack trace (above) for the root cause."
@@ -35,13 +35,14 @@ _WRONG_TYPE: dict[str, Callable[[Any], bool]] = {
     "logit_bias": lambda value: not isinstance(value, dict),
     "stop": lambda value: not isinstance(value, (str, list)),
     "seed": lambda value: not isinstance(value, int),
-    "response_format.type": lambda value: value not in ("text", "json_object", "json_schema"),
+    "response_format.type": lambda value: value not in ("text", "json_object", "json_schema", "structural_tag"),
 }
 _OUT_OF_RANGE: dict[str, tuple[Callable[[Any], bool], bool]] = {
     "temperature": (lambda value: not 0 <= value <= 2, True),
     "top_p": (lambda value: not 0 < value <= 1, True),
     "max_tokens": (lambda value: value < 1, True),
     "frequency_penalty": (lambda value: not -2 <= value <= 2, False),
+    "presence_penalty": (lambda value: not -2 <= value <= 2, False),
     "n": (lambda value: value < 1, False),
 }
 """By parameter: what is refused, and whether the engine names the parameter then."""
@@ -189,6 +190,8 @@ def _form(body: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     wanted = body.get("response_format", {})
     if wanted.get("type") == "json_schema":
         return wanted["json_schema"]["schema"], "stop"
+    if wanted.get("type") == "structural_tag":
+        return wanted["format"]["json_schema"], "stop"
     return None, "length"
 
 
