@@ -28,6 +28,8 @@ from tunesmith_inference.engine_memory import first_gpu_bytes, gpu_share
 from tunesmith_inference.vllm import AdapterRefused, EngineUnavailable, VllmClient
 
 _log = logging.getLogger(__name__)
+_IN_ENGINE = Path(__file__).with_name("in_engine")
+"""Modules that run in engines and know nothing of ours."""
 
 START_SECONDS = 900.0
 """An engine that does not answer by then is started anew."""
@@ -153,6 +155,7 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     command += ["--max-logprobs", str(MAX_TOP_LOGPROBS + 1)]
     if settings.device is Device.CPU:
         command += ["--dtype", "float32", "--enforce-eager", "--distributed-executor-backend", "uni"]
+        command += ["--worker-extension-cls", "tunesmith_seeds.Extension"]
     else:
         share = gpu_share(spec.model_folder, settings.kv_cache_gib, first_gpu_bytes(), settings.max_engines)
         command += ["--gpu-memory-utilization", f"{share:.3f}", "--api-server-count", "1"]
@@ -160,7 +163,7 @@ def vllm_command(spec: EngineSpec, settings: Settings, socket: Path) -> list[str
     if parser is not None:
         # Arguments fit their schema also where the client does not say `strict`: nobody wants others.
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser, "--tool-strict-level", "parameter"]
-        command += ["--tool-parser-plugin", str(Path(__file__).with_name("engine_plugin.py"))]
+        command += ["--tool-parser-plugin", str(_IN_ENGINE / "tunesmith_tools.py")]
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
         command += ["--max-lora-rank", str(settings.max_lora_rank)]
@@ -191,6 +194,7 @@ def engine_environment(settings: Settings, key: str) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONPATH": str(_IN_ENGINE),
             # Ranks of log-probabilities are compiled in eager mode, too: where there is no C++ compiler, the first
             # request for log-probabilities would end the engine.
             "TORCH_COMPILE_DISABLE": "1",

@@ -1,13 +1,14 @@
-"""Calls of tools by real vLLM with the plugin; `test_vllm.py` has that their arguments fit a schema."""
+"""What real vLLM does with our modules in it: calls of tools, and seeds. `test_vllm.py` has that arguments fit."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from tests.inference.conftest import Engine
+from tests.inference.conftest import MODEL, Engine
 from tests.inference.engine_contract import CALL
 from tunesmith_inference.request_body import Route
 
@@ -28,3 +29,20 @@ async def test_vllm_tells_a_call_that_is_cut_as_a_call(vllm: Engine) -> None:
     (choice,) = (await vllm.client.answer(Route.CHAT, CALL | {"temperature": 0, "max_tokens": made - 12}))["choices"]
     assert (choice["finish_reason"], choice["message"]["content"]) == ("length", None)
     assert choice["message"]["tool_calls"][0]["function"]["name"] == "say"
+
+
+@pytest.mark.engine
+@pytest.mark.asyncio(loop_scope="session")
+async def test_vllm_draws_by_the_seed_also_where_prompts_are_computed_in_parts(vllm: Engine) -> None:
+    """Together they are more than a step's 2,048 tokens, so that some are cut; without us that ends the engine."""
+
+    async def ask(place: int) -> str:
+        prompt = [3 + (place * 7 + at) % 200 for at in range(450)]
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 8, "temperature": 1.0, "seed": place}
+        answer = await vllm.client.answer(Route.COMPLETIONS, body)
+        text: str = answer["choices"][0]["text"]
+        return text
+
+    together = await asyncio.gather(*map(ask, range(16)))
+    assert together == [await ask(place) for place in range(16)]
+    assert len(set(together)) > 1
