@@ -26,7 +26,7 @@ from tunesmith_server.failpoints import reach
 from tunesmith_server.tail import read_tail
 
 _TOKEN_FILE = "token"  # noqa: S105 (a file name)
-_CONTROL_PLANE_FILE = "control_plane"
+_CONTROL_PLANE_FILE = "control_plane"  # beside the folder of runs
 _LAUNCH_LIMIT_SECONDS = 30.0
 _KILL_LIMIT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -54,8 +54,8 @@ _INHERITED_PREFIXES = ("CUDA_", "NCCL_", "OMP_", "MKL_", "TORCHINDUCTOR_", "TRIT
 
 def announce(folder: Path, control_plane: str) -> None:
     """Tells runs in the folder, also those from before, at which host:port the control plane now is."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    supervisor.write_atomically(folder / _CONTROL_PLANE_FILE, control_plane)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    supervisor.write_atomically(folder.with_name(_CONTROL_PLANE_FILE), control_plane)
 
 
 class LocalExecutor:
@@ -156,7 +156,7 @@ class LocalExecutor:
             **local_devices.environment(launch.devices),
             **launch.settings,
             "TUNESMITH_ATTEMPT_TOKEN_FILE": str(folder / _TOKEN_FILE),
-            "TUNESMITH_CONTROL_PLANE_FILE": str(self._folder / _CONTROL_PLANE_FILE),
+            "TUNESMITH_CONTROL_PLANE_FILE": str(self._folder.with_name(_CONTROL_PLANE_FILE)),
             "TUNESMITH_CACHE_DIR": str(self._cache_dir),
             "TUNESMITH_WORK_DIR": str(folder / supervisor.WORK_FOLDER),
         }
