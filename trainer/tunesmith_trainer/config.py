@@ -84,6 +84,11 @@ class TrainingConfig:
     early_stopping_patience: int | None
     """Passes that may end without a better validation loss before the run stops. None: it never stops early."""
 
+    @property
+    def by_document(self) -> bool:
+        """Whether a row's documents count one by one and need not be in one pack; a pair of answers has to."""
+        return self.method != "dpo"
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:

@@ -233,7 +233,7 @@ class Loop:
         return [_Share(chosen, self._packed(chosen)) for chosen in dealt]
 
     def _packed(self, examples: Sequence[Example]) -> list[Pack]:
-        return pack_for(self._model, examples, self._pack_tokens, apart=self._objective.by_document)
+        return pack_for(self._model, examples, self._pack_tokens, apart=self._config.by_document)
 
     def _learn(self, shares: Sequence[_Share], counted: int) -> Tensor:
         """Adds the gradients of this rank's share of the step's mean. Returns the sums of its losses and hits (2,)."""

@@ -192,6 +192,6 @@ def rungs(pack_tokens: int, longest: int, layers: int) -> list[Rung]:
 
 def _longest_together(config: TrainingConfig, examples: Sequence[Example]) -> int:
     """Tokens that have to be in one pack: of a pair of answers, or else of a document."""
-    if config.method == "dpo":
-        return max(len(one.token_ids) for one in examples)
-    return max(length for one in examples for length in one.documents)
+    if config.by_document:
+        return max(length for one in examples for length in one.documents)
+    return max(len(one.token_ids) for one in examples)

@@ -64,7 +64,7 @@ def largest_step(
 ) -> LargestStep:
     """That of a run over these rows in packs of `pack_tokens` tokens."""
     rows = sorted(examples, key=lambda example: -len(example.token_ids))[: config.batch_size]
-    packs = pack(rows, pack_tokens, apart=config.method != "dpo")
+    packs = pack(rows, pack_tokens, apart=config.by_document)
     tokens = max(len(one.token_ids) for one in packs)
     labels = max(len(one.targets) for one in packs)
     if computed_part(shapes, config, examples, pack_tokens, gpu=gpu) < 1:

@@ -15,12 +15,7 @@ from tunesmith_trainer.preference import PreferenceObjective
 
 
 class Objective(Protocol):
-    """What a step minimises, and how rows are measured.
-
-    `by_document`: the documents of a row count one by one, and need not be in the same pack.
-    """
-
-    by_document: bool
+    """What a step minimises, and how rows are measured."""
 
     def observe_base(
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]
@@ -46,8 +41,6 @@ def objective_of(config: TrainingConfig) -> Objective:
 
 class TokenObjective:
     """Cross-entropy of the labelled tokens: supervised tuning and continued pretraining differ in their labels only."""
-
-    by_document = True
 
     def observe_base(
         self, model: nn.Module, examples: Sequence[Example], pack_tokens: int, after_pack: Callable[[], None]

@@ -44,8 +44,6 @@ class PreferenceObjective:
     what it is packed with, so that `evaluate` packs the same examples as `observe_base` did in the same way.
     """
 
-    by_document = False
-
     def __init__(self, beta: float) -> None:
         self._beta = beta
         self._base_margins: dict[bytes, float] = {}

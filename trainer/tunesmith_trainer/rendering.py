@@ -15,7 +15,7 @@ from tunesmith_trainer.conversation import messages_as_served, tools_as_served
 from tunesmith_trainer.data import Row, completion_row
 from tunesmith_trainer.errors import Problem
 from tunesmith_trainer.example import Example, joined
-from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text
+from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text, has_half_character
 
 _MAX_REMEMBERED = 4096
 _PROBE, _ANSWER = "what is asked", "what is answered"
@@ -129,10 +129,8 @@ class Renderer:
         the conversation goes on (Qwen3 takes its thoughts out). Each is then as it will be when serving asks for it.
         """
         drafts = self._draft_chat(row) if self.has_chat_template else self._draft_plain(row)
-        try:
-            "".join(draft.text for draft in drafts).encode()
-        except UnicodeEncodeError as error:
-            raise _problem(row, "invalid_file_format", _HALF) from error
+        if any(has_half_character(draft.text) for draft in drafts):
+            raise _problem(row, "invalid_file_format", _HALF)
         return drafts
 
     def _draft_plain(self, row: Row) -> list["_Draft"]:

@@ -77,6 +77,7 @@ class RowReader:
         self._vocabulary = vocabulary
         self._shows_tools = renderer.mentions("tools")
         self._writes_calls = renderer.mentions("tool_calls")
+        self._shows_speakers = renderer.shows_speakers
 
     def read(self, path: Path, param: str) -> FileRows:
         """Looks at every row of a file."""
@@ -136,7 +137,7 @@ class RowReader:
             what = "begins with an assistant message, which nothing asks for: it is read, but not learnt"
             found.findings.add(_problem(row, "answer_without_question", what), "warning")
         has_names = any(message.extra.get("name") and message.role != "tool" for message in row.messages)
-        if has_names and not self._renderer.shows_speakers:
+        if has_names and not self._shows_speakers:
             what = "has names on messages, which the chat template of this base model does not show to it; write them "
             what += "into the content if they matter"
             found.findings.add(_problem(row, "names_not_shown", what), "warning")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tunesmith_trainer.data import Row
 from tunesmith_trainer.errors import Problem
 from tunesmith_trainer.example import Example
-from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text
+from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text, has_half_character
 
 _SECTION_CHARACTERS = 1 << 20  # tokenised at once: what a tokenizer remembers of a text is many times its size
 _PROMPT_TOKENS = 16
@@ -34,7 +34,7 @@ def render_text(tokenizer: Tokenizer, row: Row, limit: int) -> list[Example] | P
     learnt once. A problem stands for a text that cannot be written down.
     """
     (message,) = row.messages
-    if not message.content.isascii() and _has_half(message.content):
+    if has_half_character(message.content):
         what = (
             f"Row {row.number} has half of a character (a lone surrogate) in it; write the whole one, or leave it out."
         )
@@ -42,14 +42,6 @@ def render_text(tokenizer: Tokenizer, row: Row, limit: int) -> list[Example] | P
     token_ids = _framed(tokenizer, message.content)
     starts = range(0, max(1, len(token_ids) - 1), limit - 1)
     return [_piece(row.number, token_ids[start : start + limit]) for start in starts]
-
-
-def _has_half(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _framed(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:

@@ -38,8 +38,7 @@ def computed_part(
     for step in range(1, min(_LOOKED_AT, config.total_steps) + 1):
         chosen = indices_of_step(len(training), config.batch_size, config.seed, step)
         rows = [training[index] for index in chosen]
-        apart = config.method != "dpo"
-        for batch in pack(rows, pack_tokens, share_up_to=shapes.share_up_to, apart=apart):
+        for batch in pack(rows, pack_tokens, share_up_to=shapes.share_up_to, apart=config.by_document):
             computed += len(batch.token_ids)
             tokens += batch.tokens
     return computed / tokens

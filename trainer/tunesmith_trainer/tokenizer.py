@@ -52,6 +52,15 @@ def begin_of_text(tokenizer: Tokenizer) -> list[int]:
     return frame[:1] if frame and frame[0] == tokenizer.bos_token_id else []
 
 
+def has_half_character(text: str) -> bool:
+    """Whether a lone surrogate is in the text, as JSON can write it: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _told(template: str, day: date) -> str:
     """The template, with a macro in the place of the function that servers give it."""
     if "strftime_now" not in template:
