@@ -25,7 +25,7 @@ from tunesmith_server.storage.keys import check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CopySourceTypeDef
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, ListObjectsV2OutputTypeDef
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class S3Store:
         """All objects below a folder, in pages."""
         paginator = self._client.get_paginator("list_objects_v2")
         pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=f"{self._key(folder)}/"))
-        while (page := await _in_thread(folder, next, pages, None)) is not None:
+        while (page := await _in_thread(folder, _next_page, self._client, pages)) is not None:
             yield [
                 StoredObject(item["Key"].removeprefix(self._prefix), item["LastModified"].timestamp())
                 for item in page.get("Contents", [])
@@ -134,6 +134,13 @@ class S3Store:
         return self._prefix + check_key(key)
 
 
+def _next_page(client: S3Client, pages: Iterator[ListObjectsV2OutputTypeDef]) -> ListObjectsV2OutputTypeDef | None:
+    # SeaweedFS makes a bucket with its first object: until then there is none, and nothing in it.
+    with suppress(client.exceptions.NoSuchBucket):
+        return next(pages, None)
+    return None
+
+
 def _list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
@@ -142,7 +149,9 @@ def _list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
 def _abort_stale(client: S3Client, bucket: str, prefix: str) -> None:
     oldest = datetime.now(UTC) - _ABANDONED_AFTER
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-    stale = [each for page in pages for each in page.get("Uploads", []) if each["Initiated"] < oldest]
+    stale = []
+    with suppress(client.exceptions.NoSuchBucket):
+        stale = [each for page in pages for each in page.get("Uploads", []) if each["Initiated"] < oldest]
     for upload in stale:
         # A replica that sweeps at the same moment may be first.
         with suppress(client.exceptions.NoSuchUpload):
@@ -159,7 +168,11 @@ def _translated(key: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
-        if isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") in _ABSENT:
+        code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
+        if code in _ABSENT:
             raise ObjectNotFoundError(key) from None
+        if code == "NoSuchBucket":
+            message = "The S3 bucket does not exist. Create it, or correct the s3:// address that names it."
+            raise UnavailableError("storage_bucket_missing", message) from error
         _log.exception("object storage failed")
         raise UnavailableError("storage_unavailable", "The object storage failed. Try again later.") from error

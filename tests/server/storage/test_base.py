@@ -150,6 +150,16 @@ async def test_an_unreachable_s3_is_unavailable(s3_core: Core, tmp_path: Path, m
     assert raised.value.code == "storage_unavailable"
 
 
+async def test_a_bucket_that_is_not_there_yet_is_empty(s3_core: Core, tmp_path: Path) -> None:
+    """SeaweedFS, which Compose and the trial on Kubernetes bring along, makes it with its first object."""
+    async with open_core(tmp_path / "other", storage_url="s3://tunesmith-absent/objects") as core:
+        assert [page async for page in core.store.scan("files") if page] == []
+        await core.store.remove_abandoned()
+        with pytest.raises(UnavailableError) as raised:
+            await core.store.list("")
+    assert raised.value.code == "storage_bucket_missing"
+
+
 async def test_scan_goes_through_a_folder_and_tells_when_a_key_came_to_be(store: ObjectStore) -> None:
     before = time.time() - 2  # S3 counts in whole seconds
     for key in ("runs/j/1", "runs/j/e1/2", "runs/jj/1", "runsx/1"):
