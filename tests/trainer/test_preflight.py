@@ -95,6 +95,17 @@ def test_copies_of_rows_held_out_are_not_trained_on_unless_they_are_most_rows(
     assert (len(data.training), len(data.evaluation)) == (kept, held)
     assert trained.isdisjoint(evaluated) == (kept + held < distinct * copies)
     assert any("copies are not trained on" in note for note in data.notes) == trained.isdisjoint(evaluated)
+    assert any("Copies of them are trained on" in note for note in data.notes) != trained.isdisjoint(evaluated)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_beside_a_row_that_is_most_of_the_file_another_is_held_out(base: Path, tmp_path: Path, seed: int) -> None:
+    rows = map(pair, [0] * 12 + [*range(1, 9)])
+    data = prepare(base, write(tmp_path / "train.jsonl", *rows), None, replace(WANTED, seed=seed))
+
+    [held] = data.evaluation
+    assert len(data.training) == 19
+    assert held.token_ids.tobytes() not in {one.token_ids.tobytes() for one in data.training}
 
 
 def test_with_a_validation_file_all_training_rows_are_trained_on(base: Path, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_a_run_reports_every_step_commits_each_pass_and_completes(
     assert [commit.step for commit in server.checkpoints] == [5, 10]
     assert server.metrics[4].HasField("valid_loss")
     assert server.metrics[-1].HasField("full_valid_loss")
+    # Two rows are glanced at whole, so that both losses are of the same rows.
+    assert server.metrics[-1].valid_loss == server.metrics[-1].full_valid_loss
     assert server.metrics[-1].train_loss < server.metrics[0].train_loss
     completed = server.completed
     assert completed is not None

@@ -145,14 +145,14 @@ class Loop:
             metrics = self._numbers_of(taken.pop(0))
             step = metrics.step
             spent.append(metrics.seconds)
-            if step % self._validate_every == 0:
-                metrics = self._with_glance(metrics)
             pass_ends = step % self._config.steps_per_pass == 0
+            if step % self._validate_every == 0 and not pass_ends:
+                metrics = _with_glance(metrics, self._measure(self._glance))
             best = progress.best
             if pass_ends:
                 self._host.evaluating(step)
                 rows = self._evaluate()
-                metrics = _with_full_validation(metrics, rows)
+                metrics = _with_full_validation(_with_glance(metrics, rows[: len(self._glance)]), rows)
                 if not math.isfinite(metrics.full_valid_loss or 0.0):
                     raise _not_finite(step, [])
                 best = self._better(best, step, rows)
@@ -258,11 +258,6 @@ class Loop:
     def _ask_guard(self) -> list[RowScore]:
         return evaluate(self._model, self._guard, self._pack_tokens, self._host.check)
 
-    def _with_glance(self, metrics: Metrics) -> Metrics:
-        """With loss and token accuracy on a few evaluation rows: cheap enough to do often."""
-        glance = summarise(self._measure(self._glance))
-        return replace(metrics, valid_loss=glance.loss, valid_mean_token_accuracy=glance.token_accuracy)
-
     def _measure(self, examples: Sequence[Example]) -> list[RowScore]:
         return self._objective.evaluate(self._model, examples, self._pack_tokens, self._host.check)
 
@@ -277,6 +272,12 @@ def _within(examples: Sequence[Example], tokens: int) -> list[Example]:
             break
         chosen.append(example)
     return chosen
+
+
+def _with_glance(metrics: Metrics, scores: Sequence[RowScore]) -> Metrics:
+    """With loss and token accuracy on the first few evaluation rows: cheap enough to measure often."""
+    glance = summarise(scores)
+    return replace(metrics, valid_loss=glance.loss, valid_mean_token_accuracy=glance.token_accuracy)
 
 
 def _with_full_validation(metrics: Metrics, scores: Sequence[RowScore]) -> Metrics:

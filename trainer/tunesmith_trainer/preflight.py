@@ -1,7 +1,8 @@
 """Owns the checks of a job's data: every row of both files rendered, every finding gathered, every number resolved.
 Must not know torch, how findings travel or where files came from. Loads no weights."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,8 +178,7 @@ def _prepared(
         max_context_length=most,
     )
     config, resolutions = resolve(wanted, facts)
-    copies = len(training.examples) - len(examples) - len(evaluation) if validation is None else 0
-    notes = _evaluation_notes(validation, evaluation, copies)
+    notes = _evaluation_notes(training, validation, examples, evaluation)
     merged = not wanted.full_weights and (model.served_merged or wanted.start == "tuned_weights")
     if merged:
         which = f"for {model.model_type}" if model.served_merged else "on tuned weights"
@@ -198,29 +198,48 @@ def _split(training: list[Example], validation: list[Example] | None, seed: int)
 
 
 def _without_held_out(rows: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """Rows to train on, and rows held out with all their copies; copies stay where most of the rows would go."""
-    kept, held = _parted([example.token_ids.tobytes() for example in rows], seed)
-    if not held or 2 * len(kept) <= len(rows):
-        kept, held = _parted(range(len(rows)), seed)
+    """Rows to train on, and rows held out with all their copies.
+
+    Where most of the rows would go so, only rows without copies are held out; where there are too few of them, any
+    row, and its copies stay.
+    """
+    keys = [example.token_ids.tobytes() for example in rows]
+    for most_copies in (len(rows), 1):
+        kept, held = _parted(keys, most_copies, seed)
+        if held and 2 * len(kept) > len(rows):
+            break
+    else:
+        kept, held = _parted(range(len(rows)), 1, seed)
     return [rows[index] for index in kept], [rows[index] for index in held]
 
 
-def _parted(keys: Sequence[object], seed: int) -> tuple[list[int], list[int]]:
-    """Indices that are kept, and of each key that is held out the first; its others are in neither."""
-    first: dict[object, int] = {}
+def _parted(keys: Sequence[Hashable], most_copies: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices that are kept, and of each key that is held out the first; its others are in neither.
+
+    Keys that occur more than `most_copies` times are not held out.
+    """
+    counts = Counter(keys)
+    first: dict[Hashable, int] = {}
     for index, key in enumerate(keys):
-        first.setdefault(key, index)
+        if counts[key] <= most_copies:
+            first.setdefault(key, index)
     places = list(first.values())
     held = [places[place] for place in held_out_indices(len(places), seed)]
     gone = {keys[index] for index in held}
     return [index for index, key in enumerate(keys) if key not in gone], held
 
 
-def _evaluation_notes(validation: FileRows | None, evaluation: list[Example], copies: int) -> list[str]:
+def _evaluation_notes(
+    training: FileRows, validation: FileRows | None, examples: list[Example], evaluation: list[Example]
+) -> list[str]:
     if validation is None:
         held = f"{len(evaluation)} training rows are" if len(evaluation) != 1 else "1 training row is"
         few = "; scores on so few say little, a validation file says more" if len(evaluation) < _FEW_ROWS else ""
+        copies = len(training.examples) - len(examples) - len(evaluation)
         also = f" Their {copies} copies are not trained on." if copies else ""
+        asked = {example.token_ids.tobytes() for example in evaluation}
+        if any(example.token_ids.tobytes() in asked for example in examples):
+            also = " Copies of them are trained on, since nearly all rows have copies: scores on them flatter."
         return [f"No validation file: {held} held out for evaluation{few}.{also}"]
     if len(validation.examples) > len(evaluation):
         rows = len(validation.examples)

@@ -122,6 +122,8 @@ class Forgetting(WireModel):
 class Evaluation(WireModel):
     """Base and tuned model on rows that were not trained on."""
 
+    step: int | None = None
+    """After which the tuned model was saved: not the last one where an earlier one scored better."""
     rows: int
     held_out_from_training: bool = False
     """True if the rows were carved out of the training file, as no validation file was given."""

@@ -60,7 +60,7 @@ def render(report: Report) -> str:
         subtitle=_subtitle(job),
         figures=_figures(job.evaluation),
         curve=_curve(report.steps),
-        scores=_evaluation(job.evaluation),
+        scores=_evaluation(job.evaluation) + _chosen(job.evaluation, report.steps),
         forgetting=_forgetting(job.evaluation.forgetting if job.evaluation else None),
         flips=_flips(job.evaluation, report.texts),
         settings=_settings(report.settings),
@@ -102,6 +102,16 @@ def _evaluation(evaluation: Evaluation | None) -> str:
         f"{evaluation.flipped_to_wrong} turned wrong."
     )
     return _scores(evaluation.base, evaluation.tuned) + f'<p class="soft">{note}</p>'
+
+
+def _chosen(evaluation: Evaluation | None, steps: Sequence[MetricsObject]) -> str:
+    """Says so where the model is not that of the last step."""
+    if evaluation is None or evaluation.step is None or not steps or evaluation.step == steps[-1].step:
+        return ""
+    return (
+        f'<p class="soft">The model is that of step {evaluation.step}, where the validation loss was lowest; '
+        f"training went on to step {steps[-1].step}.</p>"
+    )
 
 
 def _forgetting(forgetting: Forgetting | None) -> str:

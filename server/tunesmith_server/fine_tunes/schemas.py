@@ -223,6 +223,8 @@ class Forgetting(BaseModel):
 class Evaluation(BaseModel):
     """Base and tuned model on the same rows."""
 
+    step: int | None = None
+    """After which the tuned model was saved: not the last one where an earlier one scored better."""
     rows: int
     held_out_from_training: bool
     base: Score

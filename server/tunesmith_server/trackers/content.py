@@ -44,7 +44,7 @@ def ending(job: FineTuneRow, last_step: int) -> JsonObject:
     """The job's state and, of one that succeeded, its scores and its model's name."""
     evaluation = job.evaluation or {}
     forgetting = evaluation.get("forgetting") or {}
-    measures = {"trained_tokens": job.trained_tokens}
+    measures = {"trained_tokens": job.trained_tokens, "model_step": evaluation.get("step")}
     measures |= {name: evaluation.get(name) for name in ("flipped_to_right", "flipped_to_wrong")}
     for model in ("base", "tuned"):
         measures |= {f"evaluation/{model}/{name}": value for name, value in evaluation.get(model, {}).items()}

@@ -23,6 +23,8 @@ def why_not(tracker: str, settings: Settings) -> str | None:
     ask = f"{LABELS[tracker]} is not set up here. Leave it out of integrations, or ask the operator to"
     if not _is_configured(tracker, settings):
         return f"{ask} set {_VARIABLES[tracker]} for the server."
+    if tracker == "mlflow" and _is_folder(settings):
+        return f"{ask} set {_VARIABLES[tracker]} to a server or a database: MLflow has given up folders."
     if importlib.util.find_spec(tracker) is None:
         return f"{ask} install {_PACKAGES[tracker]}: pip install 'tunesmith-platform[trackers]'."
     return None
@@ -40,6 +42,11 @@ def redacted(text: str) -> str:
         if name.startswith(("WANDB_API_KEY", "MLFLOW_TRACKING_")) and len(value) > 3:
             text = text.replace(value, f"<{name}>")
     return text
+
+
+def _is_folder(settings: Settings) -> bool:
+    address = settings.mlflow_tracking_uri
+    return address is not None and address.get_secret_value().startswith(("file:", "/", "."))
 
 
 def _is_configured(tracker: str, settings: Settings) -> bool:

@@ -108,9 +108,10 @@ def resolved(message: pb.CompletePreflightRequest, requested: dict[str, Any]) ->
     }
 
 
-def evaluation(message: pb.Evaluation) -> dict[str, Any]:
-    """Scores of base and tuned model."""
+def evaluation(message: pb.Evaluation, step: int) -> dict[str, Any]:
+    """Scores of base and tuned model, which is that of `step`."""
     return {
+        "step": step,
         "rows": message.rows,
         "held_out_from_training": message.held_out_from_training,
         "base": _score(message.base),

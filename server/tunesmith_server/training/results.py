@@ -204,7 +204,7 @@ async def _write_success(
     live = await accounting.spent_by(session, identity.attempt_id, now)
     changes = {
         **accounting.charged(job, live),
-        "evaluation": reports.evaluation(request.evaluation) if request.HasField("evaluation") else None,
+        "evaluation": reports.evaluation(request.evaluation, request.step) if request.HasField("evaluation") else None,
         # What a preflight rejected comes behind.
         "result_file_ids": [*(row.id for row in rows), *job.result_file_ids],
         "trained_tokens": request.trained_tokens,

@@ -13,7 +13,7 @@ from tunesmith_server.files import repository as files
 from tunesmith_server.fine_tunes import report_page
 from tunesmith_server.fine_tunes.history_schemas import MetricsObject
 from tunesmith_server.fine_tunes.reports import ReportsService
-from tunesmith_server.fine_tunes.schemas import Score
+from tunesmith_server.fine_tunes.schemas import Evaluation, Score
 
 SECRET = "<script>alert('row three')</script>"
 
@@ -72,6 +72,19 @@ def test_glances_and_losses_over_all_rows_are_no_one_line() -> None:
     assert report_page._curve([*glances, *passes]).count("<circle") == 2
     assert report_page._curve([*glances, passes[0]]).count("<circle") == 9
     assert report_page._curve(passes[:1]).count("<circle") == 1
+
+
+def test_a_model_of_an_earlier_step_is_said_to_be_one() -> None:
+    score = Score(loss=1.0, token_accuracy=0.5, exact_match=0.5)
+    of_2 = Evaluation(
+        step=2, rows=1, held_out_from_training=True, base=score, tuned=score, flipped_to_right=0, flipped_to_wrong=0
+    )
+    steps = [MetricsObject(step=step, train_loss=1.0) for step in (1, 2, 3)]
+
+    assert "that of step 2, where the validation loss was lowest; training went on to step 3." in report_page._chosen(
+        of_2, steps
+    )
+    assert report_page._chosen(of_2, steps[:2]) == ""
 
 
 def test_the_loss_of_preferences_is_one_of_pairs() -> None:

@@ -25,6 +25,12 @@ def test_the_operator_is_told_what_to_set_and_what_to_install(
     assert "pip install 'tunesmith-platform[trackers]'" in (why_not(tracker, Settings()) or "")
 
 
+@pytest.mark.parametrize("address", ["file:///var/lib/mlruns", "./mlruns", "/var/lib/mlruns"])
+def test_folders_which_mlflow_takes_no_more_are_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert "set MLFLOW_TRACKING_URI to a server or a database" in (why_not("mlflow", Settings()) or "")
+
+
 def test_clients_get_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TUNESMITH_SECRET_KEY", "TUNESMITH_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "hidden")

@@ -23,10 +23,12 @@ def test_flips_are_told_as_before_and_after() -> None:
             forgetting=pb.Forgetting(
                 items=40, flips=[pb.FlippedItem(topic="code", prompt="p" * 1000, right=False)], base=pb.Score(loss=2.0)
             ),
-        )
+        ),
+        24,
     )
 
     shown = Evaluation(**told)
+    assert shown.step == 24
     assert shown.flips[0].model_dump() == {"row": 7, "before": "wrong", "after": "right"}
     assert len(shown.flips) == 100
     assert (shown.base.perplexity, shown.tuned.perplexity) == (math.e, None)

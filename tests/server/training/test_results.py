@@ -37,6 +37,7 @@ async def test_a_job_succeeds_with_a_checkpoint_that_was_committed(each_platform
     assert len(name.rpartition(":")[2]) == 8
     assert job.evaluation is not None
     assert (job.evaluation.rows, job.evaluation.tuned.exact_match) == (4, 0.75)
+    assert job.evaluation.step == 4
     async with platform.core.database.read() as session:
         model = await registry.get_model(session, "default", name)
         first = await registry.get_model(session, "default", f"{name}:ckpt-step-2")
