@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
@@ -69,7 +70,27 @@ def create_http_app(
     app.add_middleware(BodyLimit, settings=core.settings)
     app.add_middleware(CallMiddleware, record=record)
     app.add_middleware(RequestTelemetry)
+    app.add_middleware(PagesMayAsk)
     return app
+
+
+class PagesMayAsk:
+    """ASGI middleware that lets web pages of any origin use /v1, as OpenAI's own API does.
+
+    A page has to bring a key, browsers add none. The rest is not for pages: operators' routes ask for no key.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        everything = ["*"]
+        self._open = CORSMiddleware(
+            app, allow_origins=everything, allow_methods=everything, allow_headers=everything, expose_headers=everything
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection as ASGI asks."""
+        is_public = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await (self._open if is_public else self._app)(scope, receive, send)
 
 
 class BodyLimit:

@@ -223,6 +223,26 @@ async def test_headers_that_clients_read(client: httpx.AsyncClient) -> None:
         assert answer.headers["x-request-id"].startswith("req_")
 
 
+async def test_pages_may_ask_what_takes_a_key_and_nothing_else(client: httpx.AsyncClient) -> None:
+    """What a browser asks before it lets a page's script send a key, and what it looks at in answers."""
+    page = {"origin": "https://page.example"}
+    asked = page | {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    }
+    allowed = await client.options("/v1/jobs", headers=asked)
+    refused = await client.get("/v1/models/toy", headers=page | {"authorization": "Bearer sk-wrong"})
+    closed = [await client.get(path, headers=page) for path in ("/health", "/metrics")]
+
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-headers"] == asked["access-control-request-headers"]
+    assert "POST" in allowed.headers["access-control-allow-methods"]
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "*")
+    assert refused.headers["access-control-expose-headers"] == "*"
+    assert "access-control-allow-credentials" not in refused.headers
+    assert not any("access-control-allow-origin" in answer.headers for answer in closed)
+
+
 async def test_health_follows_the_database(tmp_path: Path) -> None:
     async with open_core(tmp_path / "home") as core:
         app = await app_of(core)
