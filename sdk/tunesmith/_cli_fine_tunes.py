@@ -8,24 +8,18 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from tunesmith._cli_context import (
-    MOST_AT_ONCE,
-    AsJson,
-    Limit,
-    client_of,
-    number_or_auto,
-    resumable,
-    whole_or_auto,
-)
+from tunesmith._cli_context import MOST_AT_ONCE, AsJson, Limit, client_of, resumable
+from tunesmith._cli_fine_tune_request import takes_request
 from tunesmith._cli_output import (
     FollowDisplay,
     event_style,
     event_text,
     local_time,
+    print_aside,
     print_estimate,
     print_fine_tune,
     print_json,
@@ -35,97 +29,31 @@ from tunesmith._cli_output import (
     print_table,
 )
 from tunesmith._client import Tunesmith
-from tunesmith._errors import ConfigurationError
+from tunesmith.resources.fine_tune_request import FineTuneRequest
 from tunesmith.resources.fine_tunes import FineTuneUpdate
-from tunesmith.types import FineTune
+from tunesmith.types import Estimate, FineTune
 
 _PAUSED = "paused"
-_WHOLE: Any = {"parser": whole_or_auto, "metavar": "<integer|auto>"}
-_NUMBER: Any = {"parser": number_or_auto, "metavar": "<float|auto>"}
 
 JobId = Annotated[str, typer.Argument(help="The id of the fine-tune, ftjob-….")]
-TrainingFile = Annotated[str, typer.Argument(help="A local path, or the id of an uploaded file.")]
-BaseModelName = Annotated[str, typer.Option("--model", help="A base model, or a tuned one to go on from.")]
-ValidationFile = Annotated[str | None, typer.Option(help="A local path or a file id.")]
-# Numbers or "auto": typer takes no union, so the parsers say what comes of the text.
-Epochs = Annotated[Any, typer.Option(**_WHOLE, help="Passes over the data, 1 to 50.")]
-BatchSize = Annotated[Any, typer.Option(**_WHOLE, help="Rows per step, 1 to 256.")]
-LearningRate = Annotated[Any, typer.Option(**_NUMBER, help="Factor on the learning rate.")]
-Beta = Annotated[Any, typer.Option(**_NUMBER, help="Of dpo: weight of staying near the model.")]
-MethodName = Annotated[str, typer.Option(help="supervised, dpo or continued_pretraining.")]
-Weights = Annotated[Literal["lora", "full"] | None, typer.Option(help="Train an adapter or every weight.")]
-LoraRank = Annotated[Any, typer.Option(**_WHOLE, help="Size of the adapter.")]
-LoraAlpha = Annotated[Any, typer.Option(**_NUMBER, help="Strength of the adapter.")]
-LoraTargets = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="attention, mlp or a module's name; may be repeated.")
-]
-Rslora = Annotated[
-    bool | None, typer.Option("--rslora", help="Scale the adapter by alpha / √rank.", show_default=False)
-]
-LongRows = Annotated[
-    Literal["fail", "cut", "drop"] | None, typer.Option(help="What becomes of rows over the context; fail by default.")
-]
-EarlyStopping = Annotated[
-    Any, typer.Option(**_WHOLE, help="Stop after so many passes, 1 to 50, without a better validation loss.")
-]
-WandbProject = Annotated[str | None, typer.Option(help="Weights & Biases follows the job in this project.")]
-MlflowExperiment = Annotated[str | None, typer.Option(help="MLflow follows the job in this experiment.")]
 
 fine_tunes_app = typer.Typer(no_args_is_help=True, help="Create and follow fine-tunes.")
 
 
 @fine_tunes_app.command("create")
+@takes_request
 def create_fine_tune(
     ctx: typer.Context,
-    training_file: TrainingFile,
-    model: BaseModelName,
-    validation_file: ValidationFile = None,
-    suffix: Annotated[str | None, typer.Option(help="A word of yours for the model's name.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
-    n_epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate_multiplier: LearningRate = None,
-    beta: Beta = None,
-    method: MethodName = "supervised",
-    weights: Weights = None,
-    lora_rank: LoraRank = None,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = None,
-    rslora: Rslora = None,
-    long_rows: LongRows = None,
-    early_stopping_patience: EarlyStopping = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
-    wandb_project: WandbProject = None,
-    mlflow_experiment: MlflowExperiment = None,
+    request: FineTuneRequest,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or let it wait for `resume`.")] = True,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until it has ended or is paused.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a fine-tune; what is left out is chosen by the server."""
     client = client_of(ctx)
-    job = client.fine_tunes.create(
-        model=model,
-        training_file=training_file,
-        validation_file=validation_file,
-        suffix=suffix,
-        seed=seed,
-        n_epochs=n_epochs,
-        batch_size=batch_size,
-        learning_rate_multiplier=learning_rate_multiplier,
-        beta=beta,
-        method=method,
-        weights=weights,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_targets=lora_targets,
-        use_rslora=rslora,
-        long_rows=long_rows,
-        early_stopping_patience=early_stopping_patience,
-        metadata=_pairs(metadata),
-        integrations=_integrations(wandb_project, mlflow_experiment),
-        auto_start=None if start else False,
-    )
-    _report_created(client, job, follow=follow, as_json=as_json)
+    if not start:
+        request["auto_start"] = False
+    _report_created(client, client.fine_tunes.create(**request), follow=follow, as_json=as_json)
 
 
 @fine_tunes_app.command("list")
@@ -169,38 +97,23 @@ def resume_fine_tune(ctx: typer.Context, fine_tune_id: JobId) -> None:
 
 
 @fine_tunes_app.command("estimate")
-def estimate_fine_tune(
+@takes_request
+def estimate_fine_tune(ctx: typer.Context, request: FineTuneRequest, as_json: AsJson = False) -> None:
+    """Tell what a fine-tune would take, without starting it."""
+    client = client_of(ctx)
+    # The waiting is done here: who interrupts it has to know the id by then.
+    _report_estimate(client, client.fine_tunes.estimate(wait_seconds=0, **request), as_json=as_json)
+
+
+@fine_tunes_app.command("get-estimate")
+def get_estimate(
     ctx: typer.Context,
-    training_file: TrainingFile,
-    model: BaseModelName,
-    validation_file: ValidationFile = None,
-    n_epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate_multiplier: LearningRate = None,
-    beta: Beta = None,
-    method: MethodName = "supervised",
-    weights: Weights = None,
-    lora_rank: LoraRank = None,
-    long_rows: LongRows = None,
+    estimate_id: Annotated[str, typer.Argument(help="The id of the estimate, ftest-….")],
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a fine-tune would take, without starting it."""
-    estimate = client_of(ctx).fine_tunes.estimate(
-        model=model,
-        training_file=training_file,
-        validation_file=validation_file,
-        n_epochs=n_epochs,
-        batch_size=batch_size,
-        learning_rate_multiplier=learning_rate_multiplier,
-        beta=beta,
-        method=method,
-        weights=weights,
-        lora_rank=lora_rank,
-        long_rows=long_rows,
-    )
-    print_json(estimate) if as_json else print_estimate(estimate)
-    if estimate.status == "failed":
-        raise typer.Exit(1)
+    """Show an estimate once it is there; it is kept for a day."""
+    client = client_of(ctx)
+    _report_estimate(client, client.fine_tunes.retrieve_estimate(estimate_id), as_json=as_json)
 
 
 @fine_tunes_app.command("logs")
@@ -212,6 +125,8 @@ def print_logs(
 ) -> None:
     """Show the end of what a run has written."""
     text = client_of(ctx).fine_tunes.logs(fine_tune_id, attempt=attempt, tail_bytes=tail_bytes)
+    if not text:
+        print_aside("This run has written nothing, or nothing of it is kept.")
     for line in text.splitlines():
         print_line(line)
 
@@ -259,21 +174,14 @@ def list_checkpoints(ctx: typer.Context, fine_tune_id: JobId, as_json: AsJson = 
     print_table(("STEP", "MODEL", "TRAINING LOSS", "VALIDATION LOSS"), rows)
 
 
-def _pairs(given: list[str] | None) -> dict[str, str] | None:
-    pairs = [pair.partition("=") for pair in given or []]
-    for key, equals, _ in pairs:
-        if not (key and equals):
-            raise ConfigurationError(f"--metadata takes KEY=VALUE, not {key!r}.", code="invalid_metadata")
-    return {key: value for key, _, value in pairs} or None
-
-
-def _integrations(wandb_project: str | None, mlflow_experiment: str | None) -> list[dict[str, object]] | None:
-    named: list[dict[str, object]] = []
-    if wandb_project is not None:
-        named.append({"type": "wandb", "wandb": {"project": wandb_project}})
-    if mlflow_experiment is not None:
-        named.append({"type": "mlflow", "mlflow": {"experiment": mlflow_experiment}})
-    return named or None
+def _report_estimate(client: Tunesmith, estimate: Estimate, *, as_json: bool) -> None:
+    if estimate.status == "validating_files":
+        print_aside(f"{estimate.id} is validating the files.")
+        with resumable(estimate.id, f"Look at it again: tunesmith fine-tunes get-estimate {estimate.id}"):
+            estimate = client.fine_tunes.wait_for_estimate(estimate.id)
+    print_json(estimate) if as_json else print_estimate(estimate)
+    if estimate.status == "failed":
+        raise typer.Exit(1)
 
 
 def _report_created(client: Tunesmith, job: FineTune, *, follow: bool, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from rich.progress import Progress as LiveProgress
 from rich.text import Text
 
 from tunesmith._errors import FineTuneFailedError, Problem
-from tunesmith.types import Estimate, Evaluation, FineTune, FineTuneEvent, Model, Progress
+from tunesmith.types import Estimate, Evaluation, FineTune, FineTuneEvent, Model, Progress, Serving
 
 
 def print_line(text: str, *, style: str = "") -> None:
@@ -130,7 +130,9 @@ def print_model(model: Model) -> None:
     ]
     if model.error is not None:
         rows.append(("error", f"{model.error.message} (code: {model.error.code})"))
-    print_table(("", ""), rows)
+    if model.serving is not None:
+        rows += _serving_rows(model.serving)
+    print_table(("", ""), [row for row in rows if row[1] is not None])
 
 
 def print_outcome(job: FineTune) -> None:
@@ -182,6 +184,7 @@ class FollowDisplay:
             self._live = LiveProgress(*columns, TextColumn("{task.fields[numbers]}"), console=console, transient=True)
         self._task: TaskID | None = None
         self._numbers = ""
+        self._past_is_shown = False
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -194,21 +197,22 @@ class FollowDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, job: FineTune, events: Iterable[FineTuneEvent]) -> None:
-        """Show these new events and where the job is now."""
+    def show(self, job: FineTune, events: Sequence[FineTuneEvent]) -> None:
+        """Show these new events and where the job is now; the first ones are the job's past."""
+        # The time that is left now belongs to the newest step alone, and to none of the past.
+        steps = [event for event in events if event.type == "metrics"] if self._past_is_shown else []
+        self._past_is_shown = True
         for event in events:
             if event.type == "metrics" and event.data:
                 self._numbers = _metrics_text(event)
                 if self._live is not None:
                     continue
-            self._print_event(event, _time_left(job))
+            self._print_event(event, _time_left(job) if event in steps[-1:] else "")
         if self._live is not None and not job.finished:
             self._draw(self._live, job)
 
     def _print_event(self, event: FineTuneEvent, time_left: str) -> None:
-        line = event_text(event)
-        if event.type == "metrics" and time_left:
-            line += f" · {time_left}"
+        line = " · ".join(filter(None, (event_text(event), time_left)))
         style = event_style(event)
         if self._live is None:
             print_line(line, style=style)
@@ -261,6 +265,16 @@ def _progress_text(job: FineTune) -> str:
 def _time_left(job: FineTune) -> str:
     remaining = job.progress.remaining_seconds if job.progress else None
     return "" if remaining is None or job.finished else f"{timedelta(seconds=round(remaining))} left"
+
+
+def _serving_rows(serving: Serving) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [("serving", serving.state), ("reason", serving.reason)]
+    replicas = serving.replicas
+    if len({(each.state, each.reason) for each in replicas}) > 1:
+        rows += [
+            (f"{each.gateway} {each.engine}", ": ".join(filter(None, (each.state, each.reason)))) for each in replicas
+        ]
+    return rows
 
 
 def _evaluation_text(evaluation: Evaluation) -> str:

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.sdk.conftest import Pauses
 from tests.sdk.test_cli import MODEL, TUNED, Run, rows, run
-from tests.support.fake_api import FakeApi
+from tests.sdk.test_cli_models import interrupt
+from tests.support.fake_answers import json_answer
+from tests.support.fake_api import FakeApi, Fault
+from tests.support.loopback_http import Answer
 
 __all__ = ["rows", "run"]
+
+ESTIMATE = ("fine-tunes", "estimate", "file-1", "--model", MODEL)
+ESTIMATE_ID = "ftest-7"
+WAITS = f"{ESTIMATE_ID} is validating the files.\n"
 
 
 def let_jobs_finish(api: FakeApi, status: str = "succeeded", **values: object) -> None:
@@ -40,68 +48,11 @@ def let_jobs_finish(api: FakeApi, status: str = "succeeded", **values: object) -
 
 
 class TestCreate:
-    def test_every_option_arrives(self, run: Run, api: FakeApi, rows: Path) -> None:
-        options = (
-            "--validation-file file-7 --suffix tickets --seed 3 --n-epochs 2 --batch-size 4 --weights lora "
-            "--learning-rate-multiplier 0.5 --lora-rank 8 --lora-alpha 16 --long-rows cut --rslora "
-            "--lora-targets attention --lora-targets up_proj "
-            "--metadata team=support --metadata a=b=c --wandb-project tickets --mlflow-experiment support"
-        )
-        result = run("fine-tunes", "create", rows, "--model", MODEL, *options.split())
+    def test_it_says_how_to_follow(self, run: Run, api: FakeApi, rows: Path) -> None:
+        result = run("fine-tunes", "create", rows, "--model", MODEL)
         (job_id,) = api.jobs
         follow = f"Follow it: tunesmith fine-tunes events {job_id} --follow"
         assert result.stdout == f"Created {job_id}\n{follow}\n"
-        assert api.received[-1].json == {
-            "model": MODEL,
-            "training_file": "file-1",
-            "validation_file": "file-7",
-            "suffix": "tickets",
-            "seed": 3,
-            "method": {
-                "type": "supervised",
-                "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}},
-            },
-            "training": {
-                "weights": "lora",
-                "lora_rank": 8,
-                "lora_alpha": 16.0,
-                "lora_targets": ["attention", "up_proj"],
-                "use_rslora": True,
-                "long_rows": "cut",
-            },
-            "metadata": {"team": "support", "a": "b=c"},
-            "integrations": [
-                {"type": "wandb", "wandb": {"project": "tickets"}},
-                {"type": "mlflow", "mlflow": {"experiment": "support"}},
-            ],
-        }
-
-    def test_numbers_may_be_left_to_the_server(self, run: Run, api: FakeApi, rows: Path) -> None:
-        numbers, training = ("n-epochs", "batch-size", "learning-rate-multiplier", "beta"), ("lora-rank", "lora-alpha")
-        options = [part for name in (*numbers, *training) for part in (f"--{name}", "auto")]
-        stopping = ("--early-stopping-patience", "auto")
-        assert run("fine-tunes", "create", rows, "--model", MODEL, *options, *stopping).exit_code == 0
-        sent = api.received[-1].json
-        assert set(sent["method"]["supervised"]["hyperparameters"].values()) == {"auto"}
-        assert sent["training"] == dict.fromkeys(("lora_rank", "lora_alpha", "early_stopping_patience"), "auto")
-        assert run("fine-tunes", "estimate", rows, "--model", MODEL, *options[:-2]).exit_code == 0
-
-    @pytest.mark.parametrize(
-        ("option", "value"),
-        [
-            ("--learning-rate-multiplier", "nan"),
-            ("--beta", "inf"),
-            ("--lora-alpha", "much"),
-            ("--n-epochs", "2.5"),
-            ("--batch-size", "Auto"),
-        ],
-    )
-    def test_what_is_no_number(self, run: Run, api: FakeApi, option: str, value: str) -> None:
-        result = run("fine-tunes", "create", "file-1", "--model", MODEL, option, value)
-        assert result.exit_code == 2
-        assert option in result.stderr
-        assert f"'{value}' is neither a " in result.stderr
-        assert api.received == []
 
     def test_a_tuned_model_may_be_the_start(self, run: Run, api: FakeApi, rows: Path) -> None:
         assert run("fine-tunes", "create", rows, "--model", TUNED, "--json").exit_code == 1
@@ -169,18 +120,23 @@ class TestOther:
 
     def test_logs(self, run: Run, api: FakeApi) -> None:
         assert run("fine-tunes", "logs", "ftjob-1", "--attempt", "2").stdout == "attempt 2\n"
+        api.faults.append(Fault(Answer(body=b"")))
+        silent = run("fine-tunes", "logs", "ftjob-1")
+        told = "This run has written nothing, or nothing of it is kept.\n"
+        assert (silent.exit_code, silent.stdout, silent.stderr) == (0, "", told)
 
     def test_a_report(self, run: Run, api: FakeApi, tmp_path: Path) -> None:
         page = tmp_path / "job.html"
         assert "job.html" in run("fine-tunes", "report", "ftjob-1", "-o", page).stdout
         assert page.read_text(encoding="utf-8") == "<!doctype html><title>ftjob-1 – report</title>"
 
-    def test_an_estimate(self, run: Run, api: FakeApi, rows: Path) -> None:
-        shown = run("fine-tunes", "estimate", rows, "--model", MODEL, "--n-epochs", "3").stdout
-        lines = [line.split() for line in shown.splitlines()]
+    def test_an_estimate(self, run: Run, rows: Path) -> None:
+        result = run("fine-tunes", "estimate", rows, "--model", MODEL, "--n-epochs", "3")
+        lines = [line.split() for line in result.stdout.splitlines()]
         assert ["trained", "tokens", "600"] in lines
         assert ["time", "0:01:30"] in lines
         assert ["fits", "yes"] in lines
+        assert result.stderr == ""
         as_json = run("fine-tunes", "estimate", rows, "--model", MODEL, "--json").stdout
         assert json.loads(as_json)["status"] == "ready"
 
@@ -259,3 +215,38 @@ class TestOther:
         shown = run("fine-tunes", "checkpoints", job_id).stdout.splitlines()
         assert shown[1].split() == ["9", f"{TUNED}:ckpt-step-9", "0.5"]
         assert json.loads(run("fine-tunes", "checkpoints", job_id, "--json").stdout)[0]["step_number"] == 9
+
+
+@pytest.fixture
+def validating(api: FakeApi) -> None:
+    """Have the next estimate take its time, until a test gives it another status."""
+    api.estimates[ESTIMATE_ID] = {"id": ESTIMATE_ID, "created_at": 1, "status": "validating_files", "model": MODEL}
+    api.faults.append(Fault(json_answer(api.estimates[ESTIMATE_ID])))
+
+
+@pytest.mark.usefixtures("validating")
+class TestAnEstimateThatTakesItsTime:
+    def test_it_is_waited_for(self, run: Run, api: FakeApi, pauses: Pauses) -> None:
+        pauses.on_pause = lambda number: number == 40 and api.estimates[ESTIMATE_ID].update(status="ready", rows=10)
+        result = run(*ESTIMATE)
+        assert (result.exit_code, result.stderr) == (0, WAITS)
+        assert ["rows", "10"] in [line.split() for line in result.stdout.splitlines()]
+
+    def test_one_that_fails_fails_the_command(self, run: Run, api: FakeApi, pauses: Pauses) -> None:
+        reason = {"code": "row_too_long", "message": "Row 7 is too long."}
+        pauses.on_pause = lambda _: api.estimates[ESTIMATE_ID].update(status="failed", error=reason)
+        result = run(*ESTIMATE, "--json")
+        assert (result.exit_code, json.loads(result.stdout)["status"], result.stderr) == (1, "failed", WAITS)
+        again = run("fine-tunes", "get-estimate", ESTIMATE_ID)
+        assert (again.exit_code, again.stderr) == (1, "Row 7 is too long. (code: row_too_long)\n")
+
+    def test_an_interrupted_one_can_be_read_again(self, run: Run, api: FakeApi, pauses: Pauses) -> None:
+        pauses.on_pause = interrupt
+        result = run(*ESTIMATE)
+        command = ("fine-tunes", "get-estimate", ESTIMATE_ID)
+        told = f"{ESTIMATE_ID} goes on without you. Look at it again: tunesmith {' '.join(command)}\n"
+        assert (result.exit_code, result.stdout, result.stderr) == (130, "", WAITS + told)
+        assert api.received[0].query == {"wait_seconds": "0"}
+
+        pauses.on_pause = lambda _: api.estimates[ESTIMATE_ID].update(status="ready")
+        assert json.loads(run(*command, "--json").stdout)["status"] == "ready"

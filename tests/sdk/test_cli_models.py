@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from pathlib import Path
 
@@ -99,6 +100,27 @@ def test_one_model_is_shown(run: Run, api: FakeApi) -> None:
     assert lines[-1] == ["error", "It is another one. (code: config_differs)"]
     assert run("models", "get", MODEL).stdout.splitlines()[1].split() == ["status", "ready"]
     assert json.loads(run("models", "get", TUNED, "--json").stdout)["error"]["code"] == "config_differs"
+
+
+def test_a_model_that_no_gateway_can_answer_with_yet(run: Run, api: FakeApi) -> None:
+    loading = {"gateway": "gw-1", "engine": "base-1", "state": "loading", "reason": None, "since": 1, "in_flight": 0}
+    failed = loading | {"engine": "base-2", "state": "failed", "reason": "There is no memory left."}
+    api.models[MODEL] |= {"serving": {"state": "loading", "reason": None, "replicas": [loading]}}
+    shown = run("models", "get", MODEL).stdout.splitlines()
+    assert [line.split() for line in shown if line.startswith(("serving", "reason", "gw-1"))] == [
+        ["serving", "loading"]
+    ]
+
+    api.models[MODEL] |= {
+        "serving": {"state": "loading", "reason": "It is tried again.", "replicas": [loading, failed]}
+    }
+    shown = run("models", "get", MODEL).stdout.splitlines()
+    assert [re.split(r"  +", line) for line in shown[-4:]] == [
+        ["serving", "loading"],
+        ["reason", "It is tried again."],
+        ["gw-1 base-1", "loading"],
+        ["gw-1 base-2", "failed: There is no memory left."],
+    ]
 
 
 def test_list_and_delete(run: Run, api: FakeApi) -> None:

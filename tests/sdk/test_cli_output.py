@@ -47,6 +47,14 @@ class TestFollowDisplay:
         assert "\x1b[2J" not in drawn
 
 
+def test_the_time_left_stands_beside_the_newest_step_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with FollowDisplay() as display:
+        display.show(job_at(2), [metrics(1), metrics(2)])
+        display.show(job_at(4), [metrics(3), metrics(4)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith(" · 0:02:05 left") for line in lines] == [False, False, False, True]
+
+
 class TestPrintTable:
     def test_columns_are_aligned_and_whole(self, capsys: pytest.CaptureFixture[str]) -> None:
         print_table(("ID", "NAME"), [("a", "x" * 300), ("long-id", None)])

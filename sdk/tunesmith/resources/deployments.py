@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from tunesmith._blocking import BlockingResource, blocking
 from tunesmith._errors import TunesmithError
 from tunesmith._http import AsyncResource, Call, path_of
-from tunesmith.types import DeletedDeployment, Deployment, DeploymentList, DeploymentVersion, DeploymentVersions
+from tunesmith.types import (
+    DeletedDeployment,
+    Deployment,
+    DeploymentList,
+    DeploymentTarget,
+    DeploymentVersion,
+    DeploymentVersions,
+)
 
-Targets = str | Mapping[str, int]
-"""One model, or models with their weights: each gets its share of the sum, with 0 it is kept loaded and gets none."""
+Targets = str | Mapping[str, int] | Sequence[DeploymentTarget | Mapping[str, object]]
+"""One model, or models with their weights: each gets its share of the sum, with 0 it is kept loaded and gets none.
+Also as they travel and as deployments hold them: a list of `{"model", "weight"}`."""
 
 
 class AsyncDeployments(AsyncResource):
@@ -25,6 +33,9 @@ class AsyncDeployments(AsyncResource):
             name: what clients send as `model`: lower-case letters, digits, `.`, `_`, `-`.
             targets: what it stands for.
             pinned: the models stay loaded, also without traffic.
+
+        Raises:
+            TypeError: a target is nothing that has a model and a weight.
         """
         body = {"name": name, "targets": _wire(targets), "pinned": pinned}
         return await self._http.fetch(Deployment, Call("POST", path_of("deployments"), json=body))
@@ -81,5 +92,20 @@ class Deployments(BlockingResource[AsyncDeployments]):
 
 
 def _wire(targets: Targets) -> Sequence[Mapping[str, object]]:
-    weights = {targets: 1} if isinstance(targets, str) else targets
-    return [{"model": model, "weight": weight} for model, weight in weights.items()]
+    if isinstance(targets, str):
+        return [{"model": targets, "weight": 1}]
+    if isinstance(targets, Mapping):
+        return [{"model": model, "weight": weight} for model, weight in targets.items()]
+    return [_wire_target(target) for target in targets]
+
+
+def _wire_target(target: DeploymentTarget | Mapping[str, object]) -> Mapping[str, object]:
+    if isinstance(target, DeploymentTarget):
+        # Without its state, which only the server tells.
+        return {"model": target.model, "weight": target.weight}
+    if isinstance(target, Mapping):
+        return target
+    raise TypeError(
+        f'A target is {{"model": …, "weight": …}}, not {type(target).__name__}: '
+        "give several models as {model: weight}."
+    )

@@ -9,8 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypedDict
 
+from tunesmith.types import File
+
 Auto = Literal["auto"]
-FilePath = str | os.PathLike[str]
+FileReference = str | os.PathLike[str] | File
 
 
 class FineTuneRequest(TypedDict, total=False):
@@ -18,9 +20,9 @@ class FineTuneRequest(TypedDict, total=False):
 
     model: Required[str]
     """A base model, or a tuned model or checkpoint of the project to go on from."""
-    training_file: Required[FilePath]
-    """A file id, or a local path, which is uploaded unless its bytes are stored already."""
-    validation_file: FilePath | None
+    training_file: Required[FileReference]
+    """An uploaded file or its id, or a local path, which is uploaded unless its bytes are stored already."""
+    validation_file: FileReference | None
     """Likewise; without it the server carves rows out of the training file."""
     suffix: str | None
     """A word of yours for the model's name."""

@@ -22,8 +22,8 @@ from tunesmith._pagination import AsyncPage, PageRequest, paging
 from tunesmith._patience import OUTAGE_POLL_S, outlast
 from tunesmith._streaming import AsyncStream
 from tunesmith.resources.files import AsyncFiles
-from tunesmith.resources.fine_tune_request import FineTuneRequest, fine_tune_body
-from tunesmith.types import Estimate, FineTune, FineTuneCheckpoint, FineTuneEvent, ListAnswer
+from tunesmith.resources.fine_tune_request import FileReference, FineTuneRequest, fine_tune_body
+from tunesmith.types import Estimate, File, FineTune, FineTuneCheckpoint, FineTuneEvent, ListAnswer
 
 _FILE_ID = re.compile(r"file-[A-Za-z0-9]+")
 _EVENTS_PER_PAGE = 100
@@ -52,6 +52,7 @@ class AsyncFineTunes(AsyncResource):
 
         Raises:
             OSError: a file is neither an id nor a local path that can be read.
+            TypeError: a file is neither, nor a `File`.
             BadRequestError: `param` names what is wrong.
         """
         return await self._http.fetch(FineTune, Call("POST", _jobs_path(), json=await self._body(asked)))
@@ -61,11 +62,12 @@ class AsyncFineTunes(AsyncResource):
 
         Args:
             wait_seconds: how long the server may validate, up to 60; an estimate that takes longer has the status
-                `validating_files` and is read again by `retrieve_estimate`.
+                `validating_files`, and `wait_for_estimate` returns it once it is there.
             asked: as for `create`.
 
         Raises:
             OSError: a file is neither an id nor a local path that can be read.
+            TypeError: a file is neither, nor a `File`.
             BadRequestError: `param` names what is wrong.
         """
         path = path_of("fine_tuning", "estimates")
@@ -76,6 +78,32 @@ class AsyncFineTunes(AsyncResource):
     async def retrieve_estimate(self, estimate_id: str) -> Estimate:
         """Return an estimate as it is now; it is kept for a day."""
         return await self._http.fetch(Estimate, Call("GET", path_of("fine_tuning", "estimates", estimate_id)))
+
+    async def wait_for_estimate(
+        self,
+        estimate_id: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the synchronous twin, too, has to keep it
+        poll_interval: float = 1.0,
+    ) -> Estimate:
+        """Return an estimate once it is `ready` or `failed`. Waiting outlasts restarts of the server.
+
+        Args:
+            estimate_id: the estimate, from `estimate`.
+            timeout: seconds after which to give up; the validation goes on.
+            poll_interval: seconds between two looks.
+
+        Raises:
+            WaitTimeoutError: it took longer than `timeout`.
+        """
+        transport, deadline = self._http.transport, float("inf") if timeout is None else time.monotonic() + timeout
+        found = await self.retrieve_estimate(estimate_id)
+        while found.status == "validating_files":
+            if time.monotonic() >= deadline:
+                raise WaitTimeoutError(f"{estimate_id} was still validating_files after {timeout:g} seconds.")
+            await transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
+            found = await outlast(transport, lambda: self.retrieve_estimate(estimate_id), deadline)
+        return found
 
     async def retrieve(self, fine_tune_id: str) -> FineTune:
         """Return the job as it is now."""
@@ -214,17 +242,24 @@ class AsyncFineTunes(AsyncResource):
 
     async def _body(self, asked: FineTuneRequest) -> Mapping[str, object]:
         body = fine_tune_body(asked)
-        body["training_file"] = await self._file_id(asked["training_file"])
+        body["training_file"] = await self._file_id("training_file", asked["training_file"])
         validation_file = asked.get("validation_file")
         if validation_file is not None:
-            body["validation_file"] = await self._file_id(validation_file)
+            body["validation_file"] = await self._file_id("validation_file", validation_file)
         return body
 
     async def _open_events(self, fine_tune_id: str, after: str | None) -> ResponseBody:
         query = {"stream": "true", "after": after}
         return await self._http.open_stream(Call("GET", _jobs_path(fine_tune_id, "events"), query=query))
 
-    async def _file_id(self, file: str | os.PathLike[str]) -> str:
+    async def _file_id(self, name: str, file: FileReference) -> str:
+        if isinstance(file, File):
+            return file.id
+        if not isinstance(file, str | os.PathLike):
+            kind = type(file).__name__
+            raise TypeError(
+                f"{name} is a path, a file's id or a File, not {kind}: upload it by client.files.create first."
+            )
         if isinstance(file, str) and _FILE_ID.fullmatch(file):
             return file
         return (await self._files.create_once(file=_existing(file), purpose="fine-tune")).id
@@ -253,6 +288,7 @@ class FineTunes(BlockingResource[AsyncFineTunes]):
     resume = blocking(AsyncFineTunes.resume)
     estimate = blocking(AsyncFineTunes.estimate)
     retrieve_estimate = blocking(AsyncFineTunes.retrieve_estimate)
+    wait_for_estimate = blocking(AsyncFineTunes.wait_for_estimate)
     logs = blocking(AsyncFineTunes.logs)
     report = blocking(AsyncFineTunes.report)
     checkpoints = paging(AsyncFineTunes.checkpoints)

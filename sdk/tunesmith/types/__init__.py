@@ -45,6 +45,8 @@ from tunesmith.types.serving import (
     DeploymentVersion,
     DeploymentVersions,
     Model,
+    Serving,
+    ServingReplica,
 )
 from tunesmith.types.wire import (
     Deleted,
@@ -95,6 +97,8 @@ __all__ = [
     "Model",
     "Progress",
     "Score",
+    "Serving",
+    "ServingReplica",
     "Training",
     "Usage",
     "WireModel",

@@ -4,8 +4,34 @@ Must not know how they travel or what models answer.
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from tunesmith.types.fine_tuning import JobError
 from tunesmith.types.wire import Identified, WireModel
+
+
+class ServingReplica(WireModel):
+    """A model in one engine of a gateway; times are Unix seconds."""
+
+    gateway: str
+    engine: str
+    state: str
+    reason: str | None = None
+    """Why it failed or is tried again."""
+    since: int
+    """Of its last change of state."""
+    in_flight: int
+    """Requests under way."""
+
+
+class Serving(WireModel):
+    """How far gateways are with a model: as far as the furthest replica."""
+
+    state: str
+    """`ready`, `draining`, `probing`, `loading`, `fetching`, `failed` or `not_loaded`."""
+    reason: str | None = None
+    """Why it failed or is tried again."""
+    replicas: list[ServingReplica] = Field(default_factory=list)
 
 
 class Model(Identified):
@@ -18,6 +44,8 @@ class Model(Identified):
     """`ready`; of one that was uploaded also `importing` or `failed`. Lists hold models that are ready."""
     error: JobError | None = None
     """Why it failed."""
+    serving: Serving | None = None
+    """Whether gateways can answer with it by now, and why not; only in a model that was retrieved by its name."""
 
 
 class DeploymentTarget(WireModel):

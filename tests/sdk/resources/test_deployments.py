@@ -79,6 +79,25 @@ def test_the_life_of_a_name(server: tuple[Deployments, str]) -> None:
     ]
 
 
+def test_targets_as_they_travel_and_as_they_are_returned(server: tuple[Deployments, str]) -> None:
+    deployments, url = server
+    with Tunesmith(base_url=url, api_key=API_KEY) as client:
+        made = client.deployments.create("bot", [{"model": A, "weight": 9}, {"model": B, "weight": 1}])
+        client.deployments.update("bot", made.targets)
+    sent = [{"model": A, "weight": 9}, {"model": B, "weight": 1}]
+    assert [body["targets"] for _, _, body in deployments.calls] == [sent, sent]  # type: ignore[index]
+
+
+def test_what_no_targets_are(server: tuple[Deployments, str]) -> None:
+    deployments, url = server
+    with Tunesmith(base_url=url, api_key=API_KEY) as client, pytest.raises(TypeError) as caught:
+        client.deployments.create("bot", [A, B])  # type: ignore[list-item]
+    assert (
+        str(caught.value) == 'A target is {"model": …, "weight": …}, not str: give several models as {model: weight}.'
+    )
+    assert deployments.calls == []
+
+
 async def test_there_may_be_no_way_back(server: tuple[Deployments, str]) -> None:
     _, url = server
     async with AsyncTunesmith(base_url=url, api_key=API_KEY) as client:

@@ -6,6 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,6 +186,30 @@ class TestOtherVerbs:
             "scheduling": {"priority": 5},
         }
         assert client.fine_tunes.retrieve_estimate(estimate.id) == estimate
+
+    def test_an_estimate_is_waited_for(self, api: FakeApi, client: Tunesmith, pauses: Pauses) -> None:
+        estimate = client.fine_tunes.estimate(model=MODEL, training_file="file-abc")
+        api.estimates[estimate.id]["status"] = "validating_files"
+        with pytest.raises(WaitTimeoutError, match=f"{estimate.id} was still validating_files after 0 seconds"):
+            client.fine_tunes.wait_for_estimate(estimate.id, timeout=0)
+        pauses.on_pause = lambda number: number == 2 and api.estimates[estimate.id].update(status="failed")
+        assert client.fine_tunes.wait_for_estimate(estimate.id, poll_interval=3).status == "failed"
+        assert pauses.lengths == [3, 3]
+
+    def test_a_file_may_be_what_the_upload_returned(self, api: FakeApi, client: Tunesmith) -> None:
+        file = client.files.create(file=b"{}")
+        client.fine_tunes.create(model=MODEL, training_file=file, validation_file=file)
+        assert (api.received[-1].json["training_file"], api.received[-1].json["validation_file"]) == (file.id, file.id)
+
+    @pytest.mark.parametrize("name", ["training_file", "validation_file"])
+    def test_what_is_no_file_is_named(self, client: Tunesmith, tmp_path: Path, name: str) -> None:
+        with (tmp_path / "rows.jsonl").open("wb+") as stream:
+            asked: Any = {"model": MODEL, "training_file": "file-abc", name: stream}
+            with pytest.raises(TypeError) as caught:
+                client.fine_tunes.create(**asked)
+        assert str(caught.value) == (
+            f"{name} is a path, a file's id or a File, not BufferedRandom: upload it by client.files.create first."
+        )
 
     def test_unknown_arguments_are_refused(self, client: Tunesmith) -> None:
         with pytest.raises(TypeError, match="epochs"):
