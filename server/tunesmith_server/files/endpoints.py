@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from tunesmith_server.files.forms import BYTES, chunks_of, described, expires_after, required_file, required_text
 from tunesmith_server.files.schemas import DeletedFile, FileList, FileObject
 from tunesmith_server.files.service import MAX_PAGE, FilesService
-from tunesmith_server.files.views import CONTENT_TYPES, content_headers, file_object
+from tunesmith_server.files.views import CONTENT_TYPES, content_headers, file_list, file_object
 from tunesmith_server.http_auth import CurrentPrincipal
+from tunesmith_server.long_lists import encoded
 
 _FORM = described(
     {"file": BYTES, "purpose": {"type": "string"}},
@@ -42,7 +43,7 @@ def create_router(service: FilesService) -> APIRouter:
             )
         return file_object(row)
 
-    @router.get("")
+    @router.get("", response_model=FileList)
     async def list_files(
         principal: CurrentPrincipal,
         limit: int = MAX_PAGE,
@@ -50,11 +51,9 @@ def create_router(service: FilesService) -> APIRouter:
         order: str = "desc",
         purpose: str = "",
         sha256: str = "",
-    ) -> FileList:
+    ) -> Response:
         page = await service.list(principal, limit=limit, after=after, order=order, purpose=purpose, sha256=sha256)
-        data = [file_object(row) for row in page.files]
-        first, last = (data[0].id, data[-1].id) if data else (None, None)
-        return FileList(data=data, first_id=first, last_id=last, has_more=page.has_more)
+        return await encoded(lambda: file_list(page))
 
     @router.get("/{file_id}")
     async def get_file(file_id: str, principal: CurrentPrincipal) -> FileObject:

@@ -5,14 +5,27 @@ It must not know where bytes lie or who asks.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, not_, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, func, not_, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from tunesmith_server.db.tables import CaptureRow, FileRow, FineTuneRow, UploadPartRow, UploadRow
 from tunesmith_server.fine_tunes.state import TERMINAL, State
+
+_SHOWN: tuple[InstrumentedAttribute[Any], ...] = (
+    FileRow.id,
+    FileRow.bytes,
+    FileRow.created_at,
+    FileRow.expires_at,
+    FileRow.filename,
+    FileRow.purpose,
+    FileRow.status,
+    FileRow.sha256,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +64,11 @@ async def insert(session: AsyncSession, row: FileRow) -> None:
     await session.flush()
 
 
-async def list_page(session: AsyncSession, project_id: str, query: FileQuery) -> list[FileRow]:
-    """Up to `limit` files in order of creation, newest first unless `ascending`."""
+async def list_page(session: AsyncSession, project_id: str, query: FileQuery) -> Sequence[Row[Any]]:
+    """What users see of up to `limit` files, in few columns, in order of creation, newest first unless `ascending`."""
     place = tuple_(FileRow.position, FileRow.id)
     live = or_(FileRow.expires_at.is_(None), FileRow.expires_at > query.now)
-    statement = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None), live)
+    statement = select(*_SHOWN).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None), live)
     if query.purpose:
         statement = statement.where(FileRow.purpose == query.purpose)
     if query.sha256:
@@ -65,7 +78,7 @@ async def list_page(session: AsyncSession, project_id: str, query: FileQuery) ->
         statement = statement.where(place > cursor if query.ascending else place < cursor)
     columns = (FileRow.position, FileRow.id)
     order = [column.asc() if query.ascending else column.desc() for column in columns]
-    return list(await session.scalars(statement.order_by(*order).limit(query.limit)))
+    return (await session.execute(statement.order_by(*order).limit(query.limit))).all()
 
 
 async def find_job_using(session: AsyncSession, file_id: str) -> str | None:

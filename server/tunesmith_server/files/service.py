@@ -6,8 +6,11 @@ It must not know a transport or how training reads a file.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
 
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
@@ -26,9 +29,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FilePage:
-    """Part of a list of files."""
+    """Part of a list of files; of each what users see of it."""
 
-    files: list[FileRow]
+    files: Sequence[Row[Any]]
     has_more: bool
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from sqlalchemy import Row
 
 from tunesmith_proto.files.v1 import files_pb2, files_pb2_grpc, uploads_pb2
 from tunesmith_server.auth import Authenticator, Principal, authorization_of
@@ -91,7 +92,7 @@ def expires_after(request: files_pb2.FileInfo | uploads_pb2.CreateUploadRequest)
     return ExpiresAfter(request.expires_after.anchor, request.expires_after.seconds)
 
 
-def file_message(row: FileRow) -> files_pb2.File:
+def file_message(row: FileRow | Row[Any]) -> files_pb2.File:
     """A file as gRPC callers see it."""
     return files_pb2.File(
         id=row.id,

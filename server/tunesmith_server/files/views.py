@@ -5,10 +5,14 @@ It must not know routes or rules.
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
+from sqlalchemy import Row
+
 from tunesmith_server.db.tables import FileRow, UploadPartRow
-from tunesmith_server.files.schemas import FileObject
+from tunesmith_server.files.schemas import FileList, FileObject
+from tunesmith_server.files.service import FilePage
 from tunesmith_server.files.upload_schemas import PartObject, UploadObject
 from tunesmith_server.files.upload_service import UploadView
 
@@ -23,7 +27,14 @@ CONTENT_TYPES = (_ANY_BYTES, *_MEDIA_TYPES.values())
 """All that the content of a file may be sent as."""
 
 
-def file_object(row: FileRow) -> FileObject:
+def file_list(page: FilePage) -> FileList:
+    """A page as OpenAI's clients know it."""
+    data = [file_object(row) for row in page.files]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return FileList(data=data, first_id=first, last_id=last, has_more=page.has_more)
+
+
+def file_object(row: FileRow | Row[Any]) -> FileObject:
     """A file as OpenAI's clients know it."""
     return FileObject(
         id=row.id,

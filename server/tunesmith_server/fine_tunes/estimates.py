@@ -54,7 +54,7 @@ class EstimatesService:
             origin = policy.check_references(found, request, self._core.settings)
             row = new_row(new_id("ftest-"), principal, request, origin, now)
             row.kind, row.auto_start = repository.ESTIMATE, False
-            await repository.insert(session, row, events.created(row.id))
+            await repository.insert(session, row, *events.first_lines(row.id, origin.waits_for))
         self._wake()
         return await self._shown(await self._validated(row.id, wait_seconds))
 

@@ -30,6 +30,14 @@ def created(job_id: str) -> NewEvent:
     return NewEvent(f"Created fine-tuning job: {job_id}")
 
 
+def first_lines(job_id: str, waits_for: str | None) -> list[NewEvent]:
+    """How a job's history begins; `waits_for` is its base model where that is still being imported."""
+    lines = [created(job_id)]
+    if waits_for is not None:
+        lines.append(NewEvent(f"Waiting for the base model {waits_for} to be imported"))
+    return lines
+
+
 def validating(training_file_id: str, validation_file_id: str | None) -> NewEvent:
     """A preflight run was claimed."""
     also = f" and validation file: {validation_file_id}" if validation_file_id else ""

@@ -33,6 +33,13 @@ class Origin:
     adapter: Mapping[str, Any] = field(default_factory=dict)
     """ADAPTER_SETTINGS of the tuned model, rank and alpha always, the others where set; empty for whole weights."""
     deleted: bool = False
+    is_importing: bool = False
+    """The base model is on its way still: no run can begin."""
+
+    @property
+    def waits_for(self) -> str | None:
+        """The base model, where a job has to wait for its import."""
+        return self.base_model_id if self.is_importing else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +64,14 @@ async def find(session: AsyncSession, project_id: str, request: CreateFineTune, 
     file_ids = [each for each in (request.training_file, request.validation_file) if each is not None and is_id(each)]
     values = {"project_id": project_id, "model": model, "file_ids": file_ids, "now": now}
     rows = (await session.execute(_STATEMENT, values)).all()
-    base_model_id = rows[0].base_model_id if rows else None
+    base_model_id, state = (rows[0].base_model_id, rows[0].base_model_state) if rows else (None, None)
     if base_model_id is None and model:
         base = await registry.find_base_model(session, model)  # by an alias
-        base_model_id = None if base is None else base.id
+        base_model_id, state = (None, None) if base is None else (base.id, base.state)
     if base_model_id is None:
         origin = await _tuned(session, project_id, model) if model else None
     else:
-        origin = Origin(base_model_id)
+        origin = Origin(base_model_id, is_importing=state == registry.IMPORTING)
     return References(
         origin=origin,
         files={row.FileRow.id: row.FileRow for row in rows if row.FileRow is not None},
@@ -98,7 +105,6 @@ def _adapter(made_with: Mapping[str, Any]) -> dict[str, Any]:
     return {name: made_with[name] for name in ADAPTER_SETTINGS if made_with.get(name)}
 
 
-_BASE_MODEL_ID = select(BaseModelRow.id).where(BaseModelRow.id == bindparam("model")).scalar_subquery()
 _LIVE_FILES = and_(
     FileRow.project_id == ProjectRow.id,
     FileRow.id.in_(bindparam("file_ids", expanding=True)),
@@ -107,7 +113,14 @@ _LIVE_FILES = and_(
 )
 # Built once: to build it takes as long as to run it.
 _STATEMENT = (
-    select(ProjectRow.quotas, _BASE_MODEL_ID.label("base_model_id"), FileRow)
+    select(
+        ProjectRow.quotas,
+        BaseModelRow.id.label("base_model_id"),
+        BaseModelRow.state.label("base_model_state"),
+        FileRow,
+    )
+    .select_from(ProjectRow)
+    .outerjoin(BaseModelRow, BaseModelRow.id == bindparam("model"))
     .outerjoin(FileRow, _LIVE_FILES)
     .where(ProjectRow.id == bindparam("project_id"))
 )

@@ -1,4 +1,4 @@
-"""Owns the drawing of a loss curve as SVG: each step, its running mean, and the validation measurements. Pure.
+"""Owns the drawing of a loss curve as SVG: training steps, their running mean, and validation measurements. Pure.
 
 It must not know jobs or where numbers come from.
 """
@@ -28,20 +28,30 @@ class _Axes:
         return x, _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - loss / self.top)
 
 
-def draw(train: Series, valid: Series) -> str:
-    """A figure element; a sentence where there is nothing to draw."""
+def draw(train: Series, valid: Series, steps: int) -> str:
+    """A figure element that says where it leaves points out; a sentence where there is nothing to draw.
+
+    `steps` is how many training steps there are, of which `train` may hold a part.
+    """
     if not train:
         return "<p>No steps so far.</p>"
     top = max(max(loss for _, loss in [*train, *valid]) * 1.05, 1e-9)
     axes = _Axes(top, max(train[-1][0], 2))
-    lines = _line(axes, _thinned(train), "train") + _line(axes, _thinned(_running_mean(train)), "trend")
-    dots = "".join(_dot(axes, step, loss) for step, loss in _thinned(valid))
-    drawing = _grid(axes) + lines + _line(axes, _thinned(valid), "valid") + dots
-    keys = (("train", "each training step"), ("trend", "running mean"), ("valid", "validation"))
+    shown, measured = _thinned(train), _thinned(valid)
+    lines = _line(axes, shown, "train") + _line(axes, _thinned(_running_mean(train)), "trend")
+    dots = "".join(_dot(axes, step, loss) for step, loss in measured)
+    drawing = _grid(axes) + lines + _line(axes, measured, "valid") + dots
+    keys = (("train", "training steps"), ("trend", "running mean"), ("valid", "validation"))
     legend = "".join(f'<span class="key {key}-key"></span>{name}' for key, name in keys)
+    left_out = ""
+    if len(shown) < steps or len(measured) < len(valid):
+        left_out = (
+            f'<p class="soft">Drawn are {len(shown):,} of {steps:,} training steps '
+            f"and {len(measured):,} of {len(valid):,} validation measurements.</p>"
+        )
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="loss over steps">{drawing}</svg>'
-        f"<figcaption>{legend}</figcaption></figure>"
+        f"<figcaption>{legend}</figcaption></figure>{left_out}"
     )
 
 
@@ -88,6 +98,7 @@ def _running_mean(series: Series) -> list[tuple[int, float]]:
 
 
 def _thinned(series: Series) -> Series:
-    """Every so-manieth point and the last: no screen shows more."""
-    every = -(-len(series) // _MAX_POINTS) or 1
-    return [*series[:-1:every], *series[-1:]]
+    """Points evenly spaced from the first to the last: no screen shows more."""
+    if len(series) <= _MAX_POINTS:
+        return series
+    return [series[place * (len(series) - 1) // (_MAX_POINTS - 1)] for place in range(_MAX_POINTS)]

@@ -46,6 +46,8 @@ class Report:
 
     job: FineTuneObject
     steps: Sequence[MetricsObject]
+    """Of the `stored_steps` enough for a curve, the last among them."""
+    stored_steps: int
     settings: Sequence[Mapping[str, Any]]
     """name, value and reason of every number."""
     texts: Mapping[int, str] = field(default_factory=dict)
@@ -59,7 +61,7 @@ def render(report: Report) -> str:
         title=escape(f"{job.model}: {job.fine_tuned_model or job.status}"),
         subtitle=_subtitle(job),
         figures=_figures(job.evaluation),
-        curve=_curve(report.steps),
+        curve=_curve(report.steps, report.stored_steps),
         scores=_evaluation(job.evaluation) + _chosen(job.evaluation, report.steps),
         forgetting=_forgetting(job.evaluation.forgetting if job.evaluation else None),
         flips=_flips(job.evaluation, report.texts),
@@ -85,12 +87,12 @@ def _figures(evaluation: Evaluation | None) -> str:
     )
 
 
-def _curve(steps: Sequence[MetricsObject]) -> str:
+def _curve(steps: Sequence[MetricsObject], stored: int) -> str:
     train = [(each.step, each.train_loss) for each in steps if each.train_loss is not None]
     # Glances at a few rows and losses over all of them are no one line.
     glances = [(each.step, each.valid_loss) for each in steps if each.valid_loss is not None]
     whole = [(each.step, each.full_valid_loss) for each in steps if each.full_valid_loss is not None]
-    return report_curve.draw(train, whole if len(whole) > 1 or not glances else glances)
+    return report_curve.draw(train, whole if len(whole) > 1 or not glances else glances, stored)
 
 
 def _evaluation(evaluation: Evaluation | None) -> str:

@@ -19,7 +19,8 @@ from tunesmith_server.fine_tunes.report_page import Report, render
 from tunesmith_server.projects.scopes import granted
 from tunesmith_server.storage.base import ObjectNotFoundError, ObjectStore
 
-_MAX_STEPS = 100_000
+_STEPS = 2000
+"""About so many are read: twice what the curve draws of them, however long the run was."""
 _MAX_READ_BYTES = 64 * 1024**2
 """Of the user's file, from its beginning: rows further back are told by their line only."""
 _READ_FILES = "files.read"
@@ -36,7 +37,8 @@ class ReportsService:
         now = int(self._core.clock())
         async with self._core.database.read() as session:
             job = await require_job(session, principal, job_id)
-            steps = await repository.list_metrics(session, job_id, after=0, limit=_MAX_STEPS)
+            stored = await repository.count_metrics(session, job_id)
+            losses = await repository.list_losses(session, job_id, stored=stored, about=_STEPS)
             file_id = job.validation_file_id or job.training_file_id
             file = await files.get_live(session, principal.project_id, file_id, now)
         shown = views.fine_tune(job)
@@ -44,7 +46,8 @@ class ReportsService:
         texts = {}
         if file is not None and wanted and granted(principal.scopes, _READ_FILES):
             texts = await _texts(self._core.store, file, wanted)
-        report = Report(shown, [MetricsObject(**row.data) for row in steps], _settings(job), texts)
+        steps = [MetricsObject(**row._mapping) for row in losses]
+        report = Report(shown, steps, stored, _settings(job), texts)
         return await asyncio.to_thread(render, report)
 
 
@@ -65,5 +68,9 @@ async def _texts(store: ObjectStore, file: FileRow, wanted: Collection[int]) -> 
                 break
     except ObjectNotFoundError:
         return {}
-    split = bytes(content).split(b"\n")
+    return await asyncio.to_thread(_lines, content, wanted)
+
+
+def _lines(content: bytearray, wanted: Collection[int]) -> dict[int, str]:
+    split = content.split(b"\n")
     return {row: split[row - 1].decode("utf-8", errors="replace") for row in wanted if row <= len(split)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, func, or_, select, tuple_, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,6 +27,7 @@ IMPORT = "import"
 """Kinds of rows: an estimate is a job that ends after its preflight, an import one that makes a model of an uploaded
 file in its place; neither is in a list of jobs."""
 
+_LOSSES = ("train_loss", "valid_loss", "full_valid_loss")
 _JOBS = Base.metadata.tables[FineTuneRow.__tablename__]
 _INSERT_JOB = insert_into(_JOBS)
 _INSERT_EVENT = insert_into(Base.metadata.tables[EventRow.__tablename__])
@@ -42,12 +43,13 @@ class Standing:
     preempt_requested: bool
 
 
-async def insert(session: AsyncSession, row: FineTuneRow, event: NewEvent) -> None:
-    """Adds a job in its first state together with the first line of its history."""
-    row.event_count = 1
+async def insert(session: AsyncSession, row: FineTuneRow, *events: NewEvent) -> None:
+    """Adds a job in its first state together with the first lines of its history."""
+    row.event_count = len(events)
     # Not by the session: its unit of work takes longer for two rows than the database.
     await session.execute(_INSERT_JOB, _columns(row))
-    await session.execute(_INSERT_EVENT, [_event(row.id, 1, event, row.created_at)])
+    lines = [_event(row.id, number, event, row.created_at) for number, event in enumerate(events, 1)]
+    await session.execute(_INSERT_EVENT, lines)
     tell_after_commit(session, row.id)
 
 
@@ -201,6 +203,35 @@ async def list_metrics(session: AsyncSession, job_id: str, *, after: int, limit:
     """Measures of the job's steps after step `after`, first step first."""
     query = select(StepMetricRow).where(StepMetricRow.job_id == job_id, StepMetricRow.step > after)
     return list(await session.scalars(query.order_by(StepMetricRow.step).limit(limit)))
+
+
+async def count_metrics(session: AsyncSession, job_id: str) -> int:
+    """How many of the job's steps have measures."""
+    return await session.scalar(select(func.count()).where(StepMetricRow.job_id == job_id)) or 0
+
+
+async def list_losses(session: AsyncSession, job_id: str, *, stored: int, about: int) -> Sequence[Row[Any]]:
+    """step, train_loss, valid_loss and full_valid_loss of about so many of the job's `stored` steps, first step first.
+
+    They are evenly spaced, from the first to the last; besides them it is every step with a validation loss.
+    """
+    numbered = (
+        select(
+            StepMetricRow.step,
+            # Counted, not by the step itself: a run need not report each of its steps.
+            func.row_number().over(order_by=StepMetricRow.step).label("number"),
+            *(StepMetricRow.data[name].as_float().label(name) for name in _LOSSES),
+        )
+        .where(StepMetricRow.job_id == job_id)
+        .subquery()
+    )
+    every = -(-stored // about)
+    kept = numbered.c
+    query = select(kept.step, *(kept[name] for name in _LOSSES)).order_by(kept.step)
+    if every > 1:
+        spaced = or_(kept.number % every == 1, kept.number >= stored)
+        query = query.where(or_(spaced, kept.valid_loss.is_not(None), kept.full_valid_loss.is_not(None)))
+    return (await session.execute(query)).all()
 
 
 async def get_idempotency(session: AsyncSession, project_id: str, key: str) -> IdempotencyRow | None:

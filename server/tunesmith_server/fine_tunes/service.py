@@ -162,7 +162,7 @@ class FineTunesService:
             await quotas.require_job(session, max_jobs, project_id)
             job = new_row(new_id("ftjob-"), principal, request, origin, now)
             await idempotency.remember(session, project_id, key, hashed, job.id, now)
-            await repository.insert(session, job, events.created(job.id))
+            await repository.insert(session, job, *events.first_lines(job.id, origin.waits_for))
             await trackers.insert_runs(session, job)
             reach("create.writing")
         reach("create.written")

@@ -9,9 +9,10 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from tunesmith_server.http_auth import CurrentPrincipal
+from tunesmith_server.long_lists import encoded
 from tunesmith_server.registry import replicas, schemas
 from tunesmith_server.registry.downloads import DownloadsService
 from tunesmith_server.registry.imports import ImportsService
@@ -30,9 +31,10 @@ def create_router(service: RegistryService, imports: ImportsService, downloads: 
     """
     router = APIRouter(tags=["models"])
 
-    @router.get("/v1/models")
-    async def list_models(principal: CurrentPrincipal) -> ModelList:
-        return ModelList(data=[_object(model) for model in await service.list_models(principal)])
+    @router.get("/v1/models", response_model=ModelList)
+    async def list_models(principal: CurrentPrincipal) -> Response:
+        models = await service.list_models(principal)
+        return await encoded(lambda: ModelList(data=[_object(model) for model in models]))
 
     @router.post("/v1/models")
     async def create_model(

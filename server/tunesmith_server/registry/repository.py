@@ -6,13 +6,15 @@ It must not know storage or transports; each function works in the caller's tran
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from tunesmith_server.db.tables import (
     BaseModelRow,
@@ -32,6 +34,12 @@ IMPORTING = "importing"
 FAILED = "failed"
 
 _COUNTER = "registry"
+_LISTED: tuple[InstrumentedAttribute[Any], ...] = (
+    ModelRow.name,
+    ModelRow.created_at,
+    ModelRow.project_id,
+    ModelRow.revision,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +215,10 @@ async def revision_of(session: AsyncSession, project_id: str, name: str) -> str 
     return base.revision if base is not None and base.state == READY else None
 
 
-async def list_models(session: AsyncSession, project_id: str) -> list[ModelRow]:
-    """The tuned models that the project may prompt and that are not deleted, newest first."""
-    query = select(ModelRow).where(_may_prompt(project_id), ModelRow.deleted_at.is_(None))
-    return list(await session.scalars(query.order_by(ModelRow.created_at.desc(), ModelRow.name)))
+async def list_models(session: AsyncSession, project_id: str) -> Sequence[Row[Any]]:
+    """The tuned models that the project may prompt and that are not deleted, in few columns, newest first."""
+    query = select(*_LISTED).where(_may_prompt(project_id), ModelRow.deleted_at.is_(None))
+    return (await session.execute(query.order_by(ModelRow.created_at.desc(), ModelRow.name))).all()
 
 
 async def touch_model(session: AsyncSession, name: str) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tunesmith_server.auth import Principal
@@ -220,7 +222,7 @@ async def _refuse_deployed(session: AsyncSession, principal: Principal, name: st
         raise ConflictError("model_deployed", message, param="model")
 
 
-def _tuned_model(row: ModelRow) -> Model:
+def _tuned_model(row: ModelRow | Row[Any]) -> Model:
     return Model(id=row.name, created=row.created_at, owned_by=row.project_id, revision=row.revision)
 
 

@@ -5,16 +5,17 @@ It must not know who asks, and decides nothing: the scheduler does, from the sam
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import FineTuneRow
 from tunesmith_server.errors import UnavailableError
 from tunesmith_server.executors.base import Executor
 from tunesmith_server.scheduling import snapshot
-from tunesmith_server.scheduling.capacity import Waiting, in_order
+from tunesmith_server.scheduling.capacity import Project, Running, Waiting, in_order
 from tunesmith_server.scheduling.forecast import expected_starts
 
 _PER_PROJECT = 1000
@@ -39,42 +40,69 @@ class Outlook:
     def __init__(self, core: Core, executor: Executor) -> None:
         self._core = core
         self._executor = executor
-        self._kept: dict[str, Place] = {}
+        self._kept = _Queue()
         self._kept_until = 0.0
+        self._turn = asyncio.Lock()
 
     async def places(self, jobs: Sequence[FineTuneRow]) -> dict[str, Place]:
         """The places of these jobs by id. A job that does not wait gets the place that it would have if it did."""
-        known = self._kept if time.perf_counter() < self._kept_until else {}
-        if not all(job.id in known for job in jobs):
-            started = time.perf_counter()
-            known = await self._read({job.id: _waiting(job) for job in jobs})
-            took = time.perf_counter() - started
-            # Of a long queue everybody who polls shares an answer, so that at most a tenth of the time goes into it.
-            self._kept, self._kept_until = known, started + (11 * took if len(known) > _SHORT_QUEUE else 0.0)
-        return {job.id: known[job.id] for job in jobs}
+        queue = await self._queue()
+        missing = [_waiting(job) for job in jobs if job.id not in queue.places]
+        if missing:
+            # Who is not counted, or came since, must not cost the others what is kept.
+            found = queue.in_order(missing)
+            queue.places.update({job.job_id: found[job.job_id] for job in missing})
+        return {job.id: queue.places[job.id] for job in jobs}
 
-    async def _read(self, asked: dict[str, Waiting]) -> dict[str, Place]:
-        """The places of all that wait and of those asked for."""
+    async def _queue(self) -> _Queue:
+        """The queue; of a long one everybody who polls shares what was read."""
+        async with self._turn:
+            started = time.perf_counter()
+            if started >= self._kept_until:
+                self._kept = await self._read()
+                self._kept.places.update(self._kept.in_order())
+                took = time.perf_counter() - started
+                # So that at most a tenth of the time goes into it.
+                self._kept_until = started + (11 * took if len(self._kept.waiting) > _SHORT_QUEUE else 0.0)
+            return self._kept
+
+    async def _read(self) -> _Queue:
         async with self._core.database.read() as session:
             queue = await snapshot.take(session, self._core.settings, self._core.clock(), _PER_PROJECT)
-        waiting = {job.job_id: job for job in queue.waiting} | asked
         # Quotas hold jobs back, but say nothing of when: they are left out of the order.
         projects = {
             project_id: replace(project, max_running=None, device_seconds_left=None)
             for project_id, project in queue.projects.items()
         }
-        order = list(in_order(waiting.values(), queue.running, projects))
-        starts = expected_starts(order, queue.running, await self._inventory())
-        return {
-            job.job_id: Place(number, starts_in)
-            for number, (job, starts_in) in enumerate(zip(order, starts, strict=True), 1)
-        }
+        return _Queue(queue.waiting, queue.running, projects, await self._inventory())
 
     async def _inventory(self) -> tuple[str, ...]:
         try:
             return (await self._executor.capabilities()).devices
         except UnavailableError:
             return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """The queue at one moment."""
+
+    waiting: Sequence[Waiting] = ()
+    running: Sequence[Running] = ()
+    projects: Mapping[str, Project] = field(default_factory=dict)
+    inventory: tuple[str, ...] = ()
+    places: dict[str, Place] = field(default_factory=dict)
+    """By job, of those that wait and of those that were asked for since."""
+
+    def in_order(self, asked: Sequence[Waiting] = ()) -> dict[str, Place]:
+        """The places of all that wait, if those asked for waited with them."""
+        waiting = {job.job_id: job for job in (*self.waiting, *asked)}
+        order = list(in_order(waiting.values(), self.running, self.projects))
+        starts = expected_starts(order, self.running, self.inventory)
+        return {
+            job.job_id: Place(number, starts_in)
+            for number, (job, starts_in) in enumerate(zip(order, starts, strict=True), 1)
+        }
 
 
 def _waiting(job: FineTuneRow) -> Waiting:

@@ -8,7 +8,9 @@ from typing import Any
 
 from sqlalchemy import Engine, event, text
 
+from tests.support.factories import PRINCIPAL, Platform, store_file
 from tunesmith_server.core import Core
+from tunesmith_server.db.tables import FileRow
 from tunesmith_server.files import repository
 
 
@@ -28,6 +30,23 @@ async def test_uses_and_owners_are_found_by_an_index(core: Core) -> None:
     assert any("ix_files_storage_key" in step for step in unowned)
     assert not [step for step in (*find, *unowned, *expired) if step.startswith("SCAN fine_tunes")]
     assert not [step for step in unowned if step.startswith("SCAN")]
+
+
+async def test_a_page_of_files_holds_what_is_shown_and_no_whole_rows(each_platform: Platform) -> None:
+    made = [await store_file(each_platform.core) for _ in range(3)]
+    loaded: list[FileRow] = []
+
+    def note(row: FileRow, _context: object) -> None:
+        loaded.append(row)
+
+    event.listen(FileRow, "load", note)
+    try:
+        async with each_platform.core.database.read() as session:
+            page = await repository.list_page(session, PRINCIPAL.project_id, repository.FileQuery(3, 1))
+    finally:
+        event.remove(FileRow, "load", note)
+    assert [row.id for row in page] == made[::-1]
+    assert loaded == []
 
 
 @contextmanager

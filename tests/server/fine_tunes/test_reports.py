@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
+
+import pytest
 
 from tests.server.training.test_results import checkpoint_request, said
 from tests.support.artifacts import upload
 from tests.support.factories import PRINCIPAL, Platform, preflight_report
 from tunesmith_proto.training.v1 import training_pb2 as pb
+from tunesmith_server.db.tables import StepMetricRow
 from tunesmith_server.files import repository as files
-from tunesmith_server.fine_tunes import report_page
+from tunesmith_server.fine_tunes import report_page, reports, repository
 from tunesmith_server.fine_tunes.history_schemas import MetricsObject
 from tunesmith_server.fine_tunes.reports import ReportsService
 from tunesmith_server.fine_tunes.schemas import Evaluation, Score
@@ -65,13 +70,58 @@ async def test_a_report_tells_all_of_a_job_and_escapes_it(each_platform: Platfor
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
 
 
+@pytest.mark.parametrize("stride", [1, 10])
+async def test_of_a_long_run_enough_steps_for_a_curve_are_read(each_platform: Platform, stride: int) -> None:
+    """A run that reports each tenth step only is thinned like any other."""
+    job_id = await each_platform.create()
+    await store_losses(each_platform, job_id, [number * stride for number in range(1, 1002)], validated=7 * stride)
+
+    async with each_platform.core.database.read() as session:
+        stored = await repository.count_metrics(session, job_id)
+        some = await repository.list_losses(session, job_id, stored=stored, about=10)
+        every = await repository.list_losses(session, job_id, stored=stored, about=1001)
+
+    assert [row.step for row in some] == [stride * number for number in (1, 7, *range(102, 1001, 101), 1001)]
+    assert [row._mapping for row in some][1] == {
+        "step": 7 * stride,
+        "train_loss": 0.5,
+        "valid_loss": None,
+        "full_valid_loss": 0.25,
+    }
+    assert (stored, len(every)) == (1001, 1001)
+
+
+async def test_a_report_says_that_steps_are_left_out(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "_STEPS", 10)
+    job_id = await platform.create()
+    await store_losses(platform, job_id, range(1, 11), validated=7)
+    service = ReportsService(platform.core)
+    assert "Drawn are" not in await service.html(PRINCIPAL, job_id)
+
+    await store_losses(platform, job_id, range(11, 1002), validated=500)
+    page = await service.html(PRINCIPAL, job_id)
+
+    assert "Drawn are 13 of 1,001 training steps and 2 of 2 validation measurements." in page
+    [line, *_] = re.findall(r'points="([^"]*)"', page)
+    assert (len(line.split()), line.split()[-1][:6]) == (13, "986.0,")
+
+
+async def store_losses(platform: Platform, job_id: str, steps: Sequence[int], validated: int) -> None:
+    """Steps of the job, of which one has a validation loss."""
+    async with platform.core.database.write() as session:
+        for step in steps:
+            full = 0.25 if step == validated else None
+            data = {"step": step, "train_loss": 0.5, "valid_loss": None, "full_valid_loss": full, "tokens": 9}
+            session.add(StepMetricRow(job_id=job_id, step=step, data=data))
+
+
 def test_glances_and_losses_over_all_rows_are_no_one_line() -> None:
     glances = [MetricsObject(step=step, train_loss=1.0, valid_loss=0.4) for step in range(1, 9)]
     passes = [MetricsObject(step=step, train_loss=1.0, valid_loss=0.4, full_valid_loss=1.6) for step in (9, 18)]
 
-    assert report_page._curve([*glances, *passes]).count("<circle") == 2
-    assert report_page._curve([*glances, passes[0]]).count("<circle") == 9
-    assert report_page._curve(passes[:1]).count("<circle") == 1
+    assert report_page._curve([*glances, *passes], 10).count("<circle") == 2
+    assert report_page._curve([*glances, passes[0]], 9).count("<circle") == 9
+    assert report_page._curve(passes[:1], 1).count("<circle") == 1
 
 
 def test_a_model_of_an_earlier_step_is_said_to_be_one() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from sqlalchemy import event
+
 from tests.support.artifacts import BASE_ID, publish_base_model
 from tests.support.factories import PRINCIPAL
 from tests.support.registry import publish_tuned_model
 from tunesmith_server.core import Core
+from tunesmith_server.db.tables import ModelRow
 from tunesmith_server.registry import repository
 from tunesmith_server.registry.catalogue import CatalogueEntry
 from tunesmith_server.registry.service import RegistryService
@@ -33,6 +36,25 @@ async def test_publishing_again_changes_nothing(each_core: Core) -> None:
 
     async with each_core.database.read() as session:
         assert await repository.current_version(session) == before
+
+
+async def test_a_list_of_models_makes_no_whole_rows(each_core: Core) -> None:
+    base_revision = await publish_base_model(each_core)
+    names = [f"ft:toy-base:default:{name}:aaaaaaaa" for name in "abc"]
+    for name in names:
+        await publish_tuned_model(each_core, name, base_revision)
+    loaded: list[ModelRow] = []
+
+    def note(row: ModelRow, _context: object) -> None:
+        loaded.append(row)
+
+    event.listen(ModelRow, "load", note)
+    try:
+        models = await RegistryService(each_core).list_models(PRINCIPAL)
+    finally:
+        event.remove(ModelRow, "load", note)
+    assert [model.id for model in models if model.owned_by == "default"] == names
+    assert loaded == []
 
 
 async def test_a_base_model_is_found_by_id_and_alias(each_core: Core) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from sqlalchemy import update
+
+from tests.server.files.test_repository import asked
 from tests.support.clock import MovableClock
 from tests.support.factories import Platform
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.db.tables import FineTuneRow, ProjectRow, UsageRow
+from tunesmith_server.scheduling import outlook as outlook_module
 from tunesmith_server.scheduling.outlook import Outlook, Place
 
 
@@ -39,6 +46,34 @@ async def test_a_job_that_quotas_hold_back_has_a_place_and_one_behind_the_unknow
     outlook = Outlook(each_platform.core, each_platform.executor)
     rows = [await each_platform.row(job_id) for job_id in (waiting, asking)]
     assert await outlook.places(rows) == {waiting: Place(1, 0.0), asking: Place(2, None)}
+
+
+async def test_of_a_long_queue_everybody_shares_what_was_read(
+    each_platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who are not counted, too, and those who ask at once."""
+    monkeypatch.setattr(outlook_module, "_PER_PROJECT", 2)
+    monkeypatch.setattr(outlook_module, "_SHORT_QUEUE", 1)
+    seconds = iter(range(1000))
+    monkeypatch.setattr(outlook_module, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    jobs = [await queued(each_platform, report={"seconds": 100.0}) for _ in range(4)]
+    rows = [await each_platform.row(job_id) for job_id in jobs]
+    outlook = Outlook(each_platform.core, each_platform.executor)
+
+    with asked() as statements:
+        at_once = await asyncio.gather(*(outlook.places([row]) for row in rows))
+        one_by_one = [await outlook.places([row]) for row in rows]
+
+    assert sum("row_number()" in sql.lower() for sql, _ in statements) == 2, "preflights and trainings, once"
+    behind = Place(3, 200.0)
+    places = [Place(1, 0.0), Place(2, 100.0), behind, behind]
+    assert at_once == one_by_one == [{job_id: place} for job_id, place in zip(jobs, places, strict=True)]
+
+    for _ in range(20):
+        next(seconds)
+    async with each_platform.core.database.write() as session:
+        await session.execute(update(FineTuneRow).where(FineTuneRow.id == jobs[0]).values(state="cancelled"))
+    assert await outlook.places(rows[1:2]) == {jobs[1]: Place(1, 0.0)}, "an answer is kept for a moment only"
 
 
 async def test_quotas_and_shares_decide_what_starts(each_platform: Platform, clock: MovableClock) -> None:

@@ -58,10 +58,11 @@ async def test_a_job_that_backs_off_waits_and_its_old_run_must_be_over(platform:
 
 
 async def test_jobs_wait_for_their_base_model_and_fail_with_it(platform: Platform) -> None:
-    job_id = await platform.create()
     await set_base(platform, "importing")
+    job_id = await platform.create()
     await platform.scheduler.run_once()
     assert platform.executor.launches == {}
+    assert (await platform.messages(job_id))[1:] == [f"Waiting for the base model {BASE_ID} to be imported"]
 
     await set_base(platform, "failed", "no such folder: /srv/models")
     await platform.scheduler.run_once()
