@@ -213,6 +213,14 @@ def kernel_that_fails(*_: Any, **_named: Any) -> Any:
     raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
 
 
+def kernel_of_other_arguments(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+    raise AssertionError("it is called with more")
+
+
+def kernel_that_refuses(*_: Any, **_named: Any) -> Any:
+    raise ValueError("window_size is not supported.")
+
+
 # Of Llama 3 8B, Qwen2.5 1.5B, SmolLM2 135M, Gemma 2B and Phi 3 mini.
 SIZES = [(32, 8, 128), (12, 2, 128), (9, 3, 64), (8, 1, 256), (32, 32, 96)]
 
@@ -226,6 +234,8 @@ SIZES = [(32, 8, 128), (12, 2, 128), (9, 3, 64), (8, 1, 256), (32, 32, 96)]
         (kernel_without_windows, False, False),
         (kernel_without_scale, False, False),
         (kernel_that_fails, False, False),
+        (kernel_of_other_arguments, False, False),
+        (kernel_that_refuses, False, False),
     ],
 )
 @pytest.mark.parametrize(("heads", "key_heads", "width"), SIZES)

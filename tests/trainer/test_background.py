@@ -1,6 +1,7 @@
 """Uploads go on beside the training; nothing of them is lost, whatever ends the run."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,22 @@ def test_training_goes_on_while_a_checkpoint_is_committed(server: TrainingServer
     assert run_attempt(server) == 0
     assert held == [True, True]
     assert [commit.step for commit in server.checkpoints] == [5, 10]
+
+
+def test_who_launched_the_run_is_told_to_let_an_upload_end(
+    server: TrainingServer, run_attempt: RunAttempt, tmp_path: Path
+) -> None:
+    """By a file, see `launch`; what comes of it is tested there."""
+    held: list[bool] = []
+
+    def look() -> None:
+        held.append(any(tmp_path.glob("work-*/shielded")))
+
+    server.on_commit = look
+
+    assert run_attempt(server) == 0
+    look()
+    assert held == [True, True, False]
 
 
 def test_a_checkpoint_under_way_is_committed_before_the_run_fails(

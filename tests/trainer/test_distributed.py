@@ -1,6 +1,9 @@
 """Ranks: dealing is even and loses nothing, and two real ranks learn what one would."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -68,6 +71,34 @@ def test_two_ranks_sum_share_and_hear_the_leader(two_ranks: Ranks) -> None:
     assert (first["idle"], second["idle"]) == (1, 0)
     assert first["told"] == second["told"] == "by 0"
     assert first["refused"] == second["refused"] == [7, 9]
+
+
+def _hang(rank: int, count: int, meeting_place: Path) -> tuple[float, str]:
+    assert distributed._PATIENCE > 4 * distributed._STEP_PATIENCE
+    with (
+        mock.patch.object(distributed, "_STEP_PATIENCE", timedelta(seconds=1)),
+        distributed.joined(rank, count, meeting_place),
+    ):
+        distributed.meet()
+        started = time.monotonic()
+        said = distributed.by_leader(_wait_in_vain)
+        return time.monotonic() - started, said
+
+
+def _wait_in_vain() -> str:
+    with pytest.raises(RuntimeError, match=r"(?i)timed out"):
+        distributed.sum_up([torch.ones(1)])
+    return "nobody came"
+
+
+def test_ranks_wait_longer_for_what_the_leader_does_than_for_each_others_numbers(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
+    """The leader waits for the other one's numbers, which waits all the while for the leader."""
+    (_, first), (waited, second) = two_ranks.run_apart(_hang, tmp_path / "meeting")
+
+    assert first == second == "nobody came"
+    assert waited > 0.5
 
 
 def _steps(base: Path, full_weights: bool, batch_size: int, pack_tokens: int) -> Steps:

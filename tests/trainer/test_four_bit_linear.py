@@ -80,6 +80,25 @@ def test_an_adapter_on_it_learns_as_on_the_weight_that_is_stood_for() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_each_weight_is_quantised_on_the_device_once_those_before_it_are_in_four_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = nn.Sequential(nn.Linear(64, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 2))
+    whole: list[int] = []
+
+    def spy(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert weight.is_meta
+        left = [one for one in layers.modules() if isinstance(one, nn.Linear)]
+        whole.append(sum(one.weight.is_meta for one in left))
+        return quantise(weight)
+
+    monkeypatch.setattr(four_bit_linear, "quantise", spy)
+    four_bit_linear.install(layers, torch.device("meta"))
+
+    assert whole == [1, 1, 1]
+    assert all(one.is_meta for one in (*layers.buffers(), *layers.parameters()))
+
+
 @pytest.mark.parametrize("family", [name for name in tiny_families.FAMILIES if name != "gpt2"])
 def test_a_model_in_four_bits_is_small_and_adapted_in_the_same_places(family: str, tmp_path: Path) -> None:
     folder = tiny_families.build(family, tmp_path / family)

@@ -12,16 +12,16 @@ import pytest
 from tests.support.run_process import start_run, wait_until
 from tests.support.training_server import TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
-from tunesmith_trainer.errors import BadData, Problem, RunFailed, Yielded
+from tunesmith_trainer.errors import BadData, InfrastructureFailed, OutOfMemory, Problem, RunFailed, Yielded
 from tunesmith_trainer.launch import launch
 
 PROBLEM = Problem("bad", "This row is bad.", "training_file", 7)
 # A rank without torch: does what its environment says for its number, once the other is there too.
 RANK = """
-import argparse, os, signal, sys, time
+import argparse, os, signal, subprocess, sys, time
 from pathlib import Path
-from tunesmith_trainer.errors import BadData, Problem, RunFailed, Yielded
-from tunesmith_trainer.launch import follow, note_end
+from tunesmith_trainer.errors import BadData, InfrastructureFailed, OutOfMemory, Problem, RunFailed, Yielded
+from tunesmith_trainer.launch import follow, note_end, shielded
 
 parser = argparse.ArgumentParser()
 for name in ("rank", "count", "launcher"):
@@ -53,6 +53,35 @@ match os.environ[f"RANK_{arguments.rank}"]:
         sys.exit(note_end(arguments.work, arguments.rank, RunFailed(Problem("trainer_error", "It failed."))))
     case "crash":
         sys.exit(1)
+    case "full" | "full and told to stop" as end:  # no room to say why
+        (arguments.work / f"end-{arguments.rank}.json").symlink_to("/dev/full")
+        failure = InfrastructureFailed(Problem("disk_full", "Full.")) if end == "full" else Yielded("paused")
+        sys.exit(note_end(arguments.work, arguments.rank, failure))
+    case "broken off":
+        (arguments.work / f"end-{arguments.rank}.json").write_text('{"at": ')
+        sys.exit(70)
+    case "no memory":  # takes long to end once it has said so
+        note_end(arguments.work, arguments.rank, OutOfMemory(Problem("out_of_memory", "Too small.")))
+        signal.pause()
+    case "abort after it":
+        while not (arguments.work / f"end-{1 - arguments.rank}.json").exists():
+            time.sleep(0.001)
+        os.abort()
+    case "abort":
+        os.abort()
+    case "upload":
+        with shielded(arguments.work):
+            (arguments.work / "uploading").touch()
+            while Path(f"/proc/{other.read_text()}").exists():  # until the launcher has seen its end
+                time.sleep(0.001)
+            subprocess.run([sys.executable, "-c", "import json"], check=True)  # longer than a signal is on its way
+            (arguments.work / "uploaded").touch()
+        signal.pause()
+    case "fail meanwhile":
+        while not (arguments.work / "uploading").exists():
+            time.sleep(0.001)
+        problem = Problem("bad", "This row is bad.", "training_file", 7)
+        sys.exit(note_end(arguments.work, arguments.rank, BadData(problem)))
 """
 
 
@@ -99,6 +128,12 @@ def test_a_run_is_done_when_all_ranks_are(ranks: Command, tmp_path: Path) -> Non
         ("yield", "yield", Yielded),
         ("yield", "follow", Yielded),
         ("end", "crash", RunFailed),
+        ("full", "wait", InfrastructureFailed),
+        ("wait", "full", InfrastructureFailed),
+        ("full", "follow", InfrastructureFailed),
+        ("full and told to stop", "wait", Yielded),
+        ("broken off", "wait", RunFailed),
+        ("no memory", "abort after it", OutOfMemory),
     ],
 )
 def test_the_rank_that_ended_first_tells_why_and_none_is_left(
@@ -119,6 +154,33 @@ def test_a_killed_rank_takes_the_others_and_the_launcher_along(
 ) -> None:
     assert launch_apart(tmp_path, ranks(first, second)).wait() == -signal.SIGKILL
     assert not any(map(lives, pids_in(tmp_path)))
+
+
+def test_an_abort_that_nobody_explains_is_the_end_of_the_launcher_too(ranks: Command, tmp_path: Path) -> None:
+    assert launch_apart(tmp_path, ranks("wait", "abort")).wait() == 128 + signal.SIGABRT
+
+
+def test_a_full_disk_is_told_as_such(ranks: Command, tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureFailed, match="disk that the run works on is full"):
+        launch(2, tmp_path, ranks("full", "wait"))
+
+
+def test_what_the_leader_uploads_is_not_lost_when_another_rank_fails(ranks: Command, tmp_path: Path) -> None:
+    with pytest.raises(BadData):
+        launch(2, tmp_path, ranks("upload", "fail meanwhile"))
+
+    assert (tmp_path / "uploaded").exists()
+    assert not any(map(lives, pids_in(tmp_path)))
+
+
+def test_who_ends_the_launcher_does_not_wait_for_an_upload(ranks: Command, tmp_path: Path) -> None:
+    (tmp_path / "shielded").touch()
+    process = launch_apart(tmp_path, ranks("wait", "crash"))
+    wait_until(lambda: len(pids := pids_in(tmp_path)) == 2 and not lives(pids[1]))
+    process.terminate()
+
+    assert process.wait() == 128 + signal.SIGTERM
+    wait_until(lambda: not any(map(lives, pids_in(tmp_path))))
 
 
 def launch_apart(work: Path, command: list[str]) -> subprocess.Popen[bytes]:

@@ -1,10 +1,15 @@
 """Linear layers by our own products: torch's numbers and gradients, under the same names."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from tests.support.steps import FLOAT32
 from tunesmith_trainer import processor_linear, products
+from tunesmith_trainer.model import load
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +43,16 @@ def test_layers_are_replaced_where_they_stand_and_keep_their_parameters() -> Non
     }
     assert isinstance(model.get_submodule("1.1"), processor_linear.ProcessorLinear)
     torch.library.opcheck(torch.ops.tunesmith.linear, (torch.randn(3, 3), before["0.weight"], before["0.bias"]))
+
+
+def test_only_a_run_that_computes_on_the_processor_has_them(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are split among GPUs lie in main memory first."""
+    monkeypatch.setattr("tunesmith_trainer.model.uses_onednn", lambda: True)
+    on_gpu = replace(FLOAT32, device=torch.device("cuda"))
+    models = {"processor": load(base, FLOAT32), "gpu": load(base, on_gpu, into=torch.device("cpu"))}
+
+    having = {
+        name: any(isinstance(module, processor_linear.ProcessorLinear) for module in model.modules())
+        for name, model in models.items()
+    }
+    assert having == {"processor": True, "gpu": False}

@@ -17,7 +17,8 @@ FACTS = Facts(20, 100, 10, 64, "llama", 512)
 
 def seconds(base: Path, flops: float, *, full: bool = False, passes: int = 2, rows: int = 20) -> float:
     config = resolve(Wanted(full_weights=full, seed=1, n_epochs=passes), replace(FACTS, rows=rows))[0]
-    return expected_seconds(read_shapes(build_empty(base)), config, ROWS[:rows], ROWS[:2], flops, gpu=False)
+    shapes = read_shapes(build_empty(base))
+    return expected_seconds(shapes, config, ROWS[:rows], ROWS[:2], flops, gpu=False, pack_tokens=256)
 
 
 def test_training_full_weights_takes_half_as_long_again(base: Path) -> None:
@@ -50,6 +51,48 @@ def test_what_rows_share_is_computed_once_a_pack_and_takes_no_time_again(base: P
     assert computed_part(shapes, config, ROWS, 1024, gpu=True) == 1
     assert computed_part(replace(shapes, share_up_to=99), config, ROWS, 1024, gpu=False) == 1
 
-    whole, part = (expected_seconds(shapes, config, ROWS, ROWS[:2], 1e7, gpu=False, part=one) for one in (1.0, 0.5))
-    start = expected_seconds(shapes, config, [], [], 1e7, gpu=False)
+    whole, part = (
+        expected_seconds(shapes, config, ROWS, ROWS[:2], 1e7, gpu=False, pack_tokens=256, part=one)
+        for one in (1.0, 0.5)
+    )
+    start = expected_seconds(shapes, config, [], [], 1e7, gpu=False, pack_tokens=256)
     assert part - start == pytest.approx((whole - start) / 2)
+
+
+def test_an_offloaded_optimizer_takes_longer_by_each_step_and_weight(base: Path) -> None:
+    """As from an RTX 4090 with 8 billion weights: some ten seconds a step."""
+    config = resolve(Wanted(full_weights=True, seed=1, n_epochs=2), FACTS)[0]
+    shapes = read_shapes(build_empty(base))
+    there, here = (
+        expected_seconds(shapes, config, ROWS, ROWS[:2], 1e14, gpu=True, pack_tokens=256, offloaded=one)
+        for one in (True, False)
+    )
+    each = (there - here) / config.total_steps / shapes.parameters
+    assert 8 < each * 8e9 < 14
+
+
+def test_four_bits_are_made_whole_again_for_every_pack(base: Path) -> None:
+    config = resolve(Wanted(full_weights=False, seed=1, n_epochs=2, batch_size=10), FACTS)[0]
+    shapes = read_shapes(build_empty(base))
+
+    def more(pack_tokens: int, recomputed_layers: int = 0) -> float:
+        whole, coded = (
+            expected_seconds(
+                shapes,
+                config,
+                ROWS,
+                ROWS[:2],
+                1e9,
+                gpu=True,
+                pack_tokens=pack_tokens,
+                recomputed_layers=recomputed_layers,
+                in_four_bits=one,
+            )
+            for one in (False, True)
+        )
+        return coded - whole
+
+    assert more(100) > 0
+    assert more(100) == pytest.approx(5 * more(500))
+    assert more(1000) == pytest.approx(more(2000))  # there is one in each step
+    assert more(100, shapes.layers) == pytest.approx(1.5 * more(100))

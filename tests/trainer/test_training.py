@@ -1,6 +1,7 @@
 """Whole runs that go on: from a tuned model, which they are compared with, and at another number of ranks."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from unittest import mock
@@ -103,6 +104,25 @@ def test_a_killed_run_that_went_on_resumes_to_the_same_losses(
 
     assert run_attempt(server) == 0
     assert losses(server) == uninterrupted[5:]  # bit for bit
+
+
+def test_the_log_has_a_line_for_each_phase_and_no_text_of_the_rows(
+    server: TrainingServer, run_attempt: RunAttempt, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert run_attempt(server) == 0
+
+    start, *lines = [record.getMessage() for record in caplog.records if record.name.startswith("tunesmith_trainer")]
+    assert start.startswith("training of attempt attempt-1 begins with python 3.")
+    assert f"torch {torch.__version__}, transformers " in start
+    assert lines == [
+        "data is prepared: 18 rows to train on, 2 to evaluate with; 1223 tokens a pass",
+        "training goes from step 1 to step 10",
+        "the checkpoint of step 5 is committed",
+        "the checkpoint of step 10 is committed",
+        "training is complete; the checkpoint of step 10 is the result",
+        "the run is done",
+    ]
 
 
 def run_on(ranks: Ranks, server: TrainingServer, cache: Path, work: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer import errors
-from tunesmith_trainer.errors import InfrastructureFailed, OutOfMemory, Problem, RunFailed, Yielded
+from tunesmith_trainer.errors import OutOfMemory, Problem, RunFailed, Yielded
 from tunesmith_trainer.launch import follow, note_end
 from tunesmith_trainer.reporter import Reporter, Silence
 
@@ -69,6 +69,8 @@ def _rank(arguments: argparse.Namespace, cache: Path) -> int:
     from tunesmith_trainer.run import run_as_rank
 
     follow(arguments.launcher)
+    if arguments.rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # all ranks do the same, and the leader's log tells of it
     reporter = _reporter() if arguments.rank == 0 else Silence()
     try:
         end = _end_of(lambda: run_as_rank(arguments.rank, arguments.count, reporter, cache, arguments.work))
@@ -83,9 +85,11 @@ def execute(reporter: Reporter, cache: Path, work: Path) -> int:
 
     failure = _end_of(lambda: run(reporter, cache, work))
     if failure is None:
+        logger.info("the run is done")
         return errors.EXIT_DONE
     if isinstance(failure, Yielded):
         return errors.EXIT_YIELDED
+    logger.error("the run failed: %s", failure.problems[0].code)  # not its sentence, which may quote a row
     try:
         reporter.fail(_CAUSES.get(failure.exit_code, pb.FAILURE_CAUSE_TRAINER), failure.problems)
     except Yielded:
@@ -130,11 +134,7 @@ def _classified(error: Exception) -> RunFailed:
         message = f"The machine ran out of memory while the run was prepared; its log names incident {incident}."
         return OutOfMemory(Problem("out_of_memory", message))
     if errors.is_disk_full(error):
-        message = (
-            "The disk that the run works on is full. Have its operator free some space; the run goes on from its last "
-            "checkpoint."
-        )
-        return InfrastructureFailed(Problem("disk_full", message))
+        return errors.disk_full()
     return RunFailed(Problem("trainer_error", f"The trainer failed; its log names incident {incident}."))
 
 

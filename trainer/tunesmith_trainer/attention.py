@@ -105,7 +105,7 @@ def kernel_is_right(device: torch.device, dtype: torch.dtype, heads: int, key_he
             ours = _tried(_in_one_kernel, rounded, documents, window)
             exact = _tried(_one_by_one, [part.float() for part in rounded], documents, window)
             is_right &= all((a - b).norm() <= _TOLERANCE * b.norm() for a, b in zip(ours, exact, strict=True))
-    except RuntimeError as error:
+    except Exception as error:  # torch's own checks raise what they like, and the other way is always there
         logger.warning("Attention goes document by document, which is slower. The kernel for packs failed: %s", error)
         return False
     if not is_right:

@@ -18,6 +18,10 @@ _Result = TypeVar("_Result")
 # The other ranks wait while the leader uploads or waits for the control plane. A dead rank is not noticed by this
 # limit but by whoever started the ranks.
 _PATIENCE = timedelta(hours=6)
+# Where ranks compute together, one comes later than another by what one row of many tokens takes, minutes at most. One
+# that hangs, as on a GPU that is gone, shall not hold the others' devices for longer.
+_STEP_PATIENCE = timedelta(hours=1)
+_patient_group: dist.ProcessGroup | None = None  # of whatever may take hours; the other one is for computing
 
 
 @contextmanager
@@ -26,16 +30,19 @@ def joined(rank: int, count: int, meeting_place: Path) -> Iterator[None]:
 
     Rank 0 leads. Where there are GPUs, each rank computes on the one with its number.
     """
+    global _patient_group
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(
-        backend, init_method=f"file://{meeting_place}", rank=rank, world_size=count, timeout=_PATIENCE
+        backend, init_method=f"file://{meeting_place}", rank=rank, world_size=count, timeout=_STEP_PATIENCE
     )
+    _patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     yield
     # Not after an error: the others may be anywhere, and leaving the group would wait for them.
     dist.destroy_process_group()
+    _patient_group = None
 
 
 def size() -> int:
@@ -66,14 +73,17 @@ def by_leader(do: Callable[[], _Result]) -> _Result:
             outcome[0] = do()
         except (RunFailed, Yielded) as error:
             outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=_patient_group)
     if outcome[1] is not None:
         raise outcome[1]
     return cast("_Result", outcome[0])
 
 
 def sum_up(tensors: Sequence[Tensor]) -> None:
-    """Makes each tensor the sum over all ranks, in place and in one message. All are of one dtype and device."""
+    """Makes each tensor the sum over all ranks, in place and in one message. All are of one dtype and device.
+
+    Ranks must come here within an hour of each other, as to whatever a sharded model computes; see `meet`.
+    """
     if size() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -84,12 +94,17 @@ def sum_up(tensors: Sequence[Tensor]) -> None:
 
 
 def gather(value: _Item) -> list[_Item]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in their order; those that are ready wait for hours if need be."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group)
     return values
+
+
+def meet() -> None:
+    """Returns once all ranks have come here, however much longer than the others one has taken."""
+    gather(None)
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:

@@ -85,6 +85,15 @@ def checkpoint_damaged(step: int, why: str) -> InfrastructureFailed:
     return InfrastructureFailed(Problem("checkpoint_damaged", f"The checkpoint of step {step} is damaged: {why}."))
 
 
+def disk_full() -> InfrastructureFailed:
+    """How a run ends whose working disk has no room left."""
+    message = (
+        "The disk that the run works on is full. Have its operator free some space; the run goes on from its last "
+        "checkpoint."
+    )
+    return InfrastructureFailed(Problem("disk_full", message))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left, on a GPU or in the process. By name: torch loads slowly."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -59,11 +59,14 @@ class FourBitLinear(nn.Module):
         return made.view(*x.shape[:-1], -1)
 
 
-def install(layers: nn.Module) -> None:
-    """Puts such a layer in the place of every linear layer inside; the layers' names stay."""
+def install(layers: nn.Module, device: torch.device) -> None:
+    """Puts such a layer in the place of every linear layer inside, on the device; the layers' names stay.
+
+    One weight after the other is there as a whole, to be quantised: a processor takes minutes for billions of numbers.
+    """
     for name, module in list(layers.named_modules()):
         if isinstance(module, nn.Linear):
-            layers.set_submodule(name, FourBitLinear(module))
+            layers.set_submodule(name, FourBitLinear(module.to(device)))
 
 
 def round_weights(layers: nn.Module) -> None:

@@ -57,10 +57,13 @@ def choose_hardware(dtype: str | None = None) -> Hardware:
     return Hardware(device, dtype, pack_tokens, reason)
 
 
-def load(folder: Path, hardware: Hardware) -> nn.Module:
-    """Loads a model folder for training and scoring packs. Runs none of the folder's code; safetensors only."""
+def load(folder: Path, hardware: Hardware, into: torch.device | None = None) -> nn.Module:
+    """Loads a model folder for training and scoring packs. Runs none of the folder's code; safetensors only.
+
+    Its weights are left on the device `into`, unless that is None where `hardware` computes.
+    """
     attention.register()
-    model = _load(folder, _DTYPES[hardware.dtype], hardware.device, attention.NAME)
+    model = _load(folder, _DTYPES[hardware.dtype], into or hardware.device, attention.NAME)
     if hardware.device.type == "cpu" and hardware.dtype == "float32" and uses_onednn():
         processor_linear.install(decoder_layers(model))
     return model
@@ -69,11 +72,11 @@ def load(folder: Path, hardware: Hardware) -> nn.Module:
 def load_in_four_bits(folder: Path, hardware: Hardware) -> nn.Module:
     """As `load`, with the weights of the decoder's linear layers in four bits, made of what the files hold.
 
-    All of the model is in main memory first: the device may be too small for it.
+    The whole weights are in main memory first: the device may be too small for them.
     """
     attention.register()
     model = _load(folder, "auto", torch.device("cpu"), attention.NAME)
-    four_bit_linear.install(decoder_layers(model))
+    four_bit_linear.install(decoder_layers(model), hardware.device)
     for parameter in model.parameters():  # scales are no parameters and stay in float32
         parameter.data = parameter.data.to(_DTYPES[hardware.dtype])
     return model.to(hardware.device)

@@ -2,6 +2,7 @@
 Must not know how any of them is told."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -110,7 +111,7 @@ def _foresee(
             prepared.evaluation,
             machine.flops * devices,
             gpu=machine.is_gpu,
-            recomputed_layers=choice.rung.recomputed_layers,
+            **asdict(choice.rung),
             part=computed_part(shapes, config, prepared.training, choice.rung.pack_tokens, gpu=machine.is_gpu),
         )
     return devices

@@ -1,7 +1,10 @@
 """Owns the course of one run, to be read aloud: spec, data, model, loop, evaluation, artifact.
 Must not know how any of them is done."""
 
+import logging
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 from tunesmith_proto.training.v1 import training_pb2 as pb
@@ -10,10 +13,15 @@ from tunesmith_trainer.gpus import visible_gpus
 from tunesmith_trainer.launch import launch
 from tunesmith_trainer.reporter import Reporter
 
+logger = logging.getLogger(__name__)
+
+_NAMED = ("torch", "transformers")  # in a run's log: most that differs between machines comes of these
+
 
 def run(reporter: Reporter, cache: Path, work: Path) -> None:
     """Does what the spec says and reports it. Raises RunFailed or Yielded where it cannot."""
     spec = reporter.get_spec()
+    _log_start(spec)
     if spec.kind == pb.RUN_KIND_PREFLIGHT:
         _start_heartbeats(reporter, spec)
         from tunesmith_trainer.preflight_run import run_preflight  # here because what it needs takes seconds to import
@@ -50,6 +58,8 @@ def train(spec: pb.TrainingSpec, reporter: Reporter, cache: Path, work: Path) ->
 
     base = by_leader(lambda: workspace.base_model(spec, cache, work, weights=True))
     data = by_leader(lambda: workspace.prepare_run(spec, base, cache, work, reporter.check))
+    rows = len(data.training), len(data.evaluation)
+    logger.info("data is prepared: %d rows to train on, %d to evaluate with; %d tokens a pass", *rows, data.tokens)
     training = Training(spec, base, data, work, reporter)
     with training.within_memory():
         training.load_model()
@@ -68,6 +78,14 @@ def _begin(reporter: Reporter) -> pb.TrainingSpec:
 def _start_heartbeats(reporter: Reporter, spec: pb.TrainingSpec) -> None:
     reporter.start_heartbeats(max(0.1, spec.heartbeat_interval_seconds))
     reporter.report(phase="validating")
+
+
+def _log_start(spec: pb.TrainingSpec) -> None:
+    """The first line of a run's log. Versions are asked of what is installed: torch takes seconds to import."""
+    kind = pb.RunKind.Name(spec.kind).removeprefix("RUN_KIND_").lower()
+    versions = ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in _NAMED)])
+    devices = ", ".join(gpu.name for gpu in visible_gpus()) or "the processor"
+    logger.info("%s of attempt %s begins with %s on %s", kind, spec.attempt_id, versions, devices)
 
 
 def _ranks() -> int:

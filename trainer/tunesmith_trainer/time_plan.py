@@ -22,6 +22,14 @@ _SECONDS_PER_NUMBER = {False: 4e-9, True: 0.0}
 _START_SECONDS = 12.0
 _SAVE_SECONDS_PER_PARAMETER = 4e-8  # two loads in float32 and the upload
 _SAVE_SECONDS = 2.0
+# Of an offloaded step, for each weight: a float32 gradient goes to main memory and two bytes of weight come back, not
+# pinned and thus at about 6 GB/s; AdamW reads four and writes three float32 numbers there at about 100 GB/s.
+_OFFLOADED_SECONDS_PER_WEIGHT = (4 + 2) / 6e9 + (4 + 3) * 4 / 100e9
+# What `four_bit_linear.restore` reads and writes for each weight: codes to int32 2.5, both levels 6, scaled 8, cast 6.
+_RESTORED_BYTES = 22.5
+# How often a device multiplies in the time in which it moves a byte: GPUs 80 (RTX 3090) to 400 (L4), by what their
+# makers give; a processor of some 400 GFLOP/s has some 20 GB/s.
+_OPERATIONS_PER_BYTE = {False: 20, True: 200}
 _LOOKED_AT = 4  # steps: enough to see how much of a step begins as the rest of it does
 
 
@@ -52,12 +60,15 @@ def expected_seconds(
     flops: float,
     *,
     gpu: bool,
+    pack_tokens: int,
     recomputed_layers: int = 0,
+    offloaded: bool = False,
+    in_four_bits: bool = False,
     part: float = 1.0,
 ) -> float:
     """Seconds from the start of the run to its end, on a machine that multiplies at `flops` operations per second.
 
-    `part` of all tokens is computed, see `computed_part`.
+    The last ones say how a step is computed, see `memory_ladder.Rung`; `part` of all tokens is, see `computed_part`.
     """
     per_parameter = (FULL if config.full_weights else ADAPTERS) + _FORWARD * recomputed_layers / shapes.layers
     work = config.n_epochs * operations(shapes, training, per_parameter)
@@ -68,7 +79,15 @@ def expected_seconds(
     between = _SECONDS_PER_NUMBER[gpu] * _numbers(shapes) * _tokens_both_ways(config, training, evaluation)
     work, between = work * part, between * part
     saves = config.n_epochs * (_SAVE_SECONDS + shapes.parameters * _SAVE_SECONDS_PER_PARAMETER)
-    return _START_SECONDS + saves + between + work / (flops * _EFFICIENCY[gpu])
+    seconds = _START_SECONDS + saves + between + work / (flops * _EFFICIENCY[gpu])
+    if offloaded:
+        seconds += config.total_steps * shapes.parameters * _OFFLOADED_SECONDS_PER_WEIGHT
+    if in_four_bits:
+        tokens = config.n_epochs * sum(len(example.token_ids) for example in training) * part
+        batches = max(config.total_steps, tokens / pack_tokens)
+        times = 2 + recomputed_layers / shapes.layers  # forward, back, and where layers are computed twice
+        seconds += batches * times * shapes.multiplied * _RESTORED_BYTES * _OPERATIONS_PER_BYTE[gpu] / flops
+    return seconds
 
 
 def operations(shapes: BaseShapes, examples: Sequence[Example], per_parameter: float) -> float:

@@ -26,6 +26,7 @@ from tunesmith_trainer.evaluation import Measured, evaluate
 from tunesmith_trainer.export_proof import prove
 from tunesmith_trainer.golden import golden_prompts
 from tunesmith_trainer.guard_set import GuardItem, examples_of, guard_items
+from tunesmith_trainer.launch import shielded
 from tunesmith_trainer.loop import Loop, Metrics, Trained
 from tunesmith_trainer.machine import memory_of
 from tunesmith_trainer.memory_ladder import Choice, Ladder, ladder_of
@@ -127,7 +128,7 @@ class Training:
             self._model: nn.Module = load_in_four_bits(self._base, hardware)
             self._reporter.add_event(_FOUR_BITS, level="warn")
         else:  # in main memory first where it is split: one device may be too small for all of it
-            self._model = load(self._base, replace(hardware, device=torch.device("cpu")) if apart else hardware)
+            self._model = load(self._base, hardware, into=torch.device("cpu") if apart else None)
         start = distributed.by_leader(lambda: adapter_folder(self._spec, self._work))
         if not config.full_weights:
             lora.attach(
@@ -146,6 +147,7 @@ class Training:
             self._model.requires_grad_(requires_grad=True)
         if apart:
             self._model = sharding.shard(self._model)
+        distributed.meet()  # a disk may have given the files to one sooner than to another
 
     def evaluate_base(self) -> Measured:
         """Scores evaluation rows and guard set with what the run starts from: fresh adapters change nothing."""
@@ -180,10 +182,12 @@ class Training:
                 checkpoint.restore(self._resume, self._model, optimizer, config)
             progress = replace(self._progress, rung=rung, memory_failures=failures)
             self._reporter.add_event(f"Resuming after step {progress.step} of {config.total_steps}.")
+            distributed.meet()  # as after loading
         recompute(sharding.inner(self._model), rung.recomputed_layers)
         self._optimizer = optimizer
         self._saved_at = time.monotonic()
         self._report("training", progress.step)
+        logger.info("training goes from step %d to step %d", progress.step + 1, config.total_steps)
         loop = Loop(
             self._model,
             optimizer,
@@ -266,6 +270,7 @@ class Training:
                 result_files=deliver(results, "", self._reporter),
             )
         )
+        logger.info("training is complete; the checkpoint of step %d is the result", chosen.step)
 
     def _next_command(self) -> pb.Command.ValueType:
         """What the control plane wants; a checkpoint where the last one is long ago, as in a pass of many hours."""
@@ -284,6 +289,11 @@ class Training:
         return claim
 
     def _commit(self, progress: Progress, metrics: Metrics) -> None:
+        with shielded(self._work):
+            self._deliver(progress, metrics)
+        logger.info("the checkpoint of step %d is committed", progress.step)
+
+    def _deliver(self, progress: Progress, metrics: Metrics) -> None:
         prefix = f"step-{progress.step}"
         folder = self._work / prefix
         files = deliver(folder, f"{prefix}/", self._reporter)
