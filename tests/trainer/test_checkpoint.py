@@ -158,3 +158,19 @@ def test_rows_are_told_apart_by_all_that_is_learnt_of_them() -> None:
 
     assert len({*told, moved}) == 5
     assert checkpoint.rows_digest(examples("supervised"), other) == told[0]
+
+
+def test_a_long_history_is_written_without_a_copy_of_it(base: Path, tmp_path: Path) -> None:
+    class Entry(dict[str, object]):
+        made = 0
+
+        def __init__(self, *values: object) -> None:
+            super().__init__(*values)
+            Entry.made += 1
+
+    config = config_of("supervised", full=False)
+    progress = Progress(3, 9, "float32", [Entry({"step": step}) for step in (1, 2, 3)], RUNG)
+    checkpoint.save_state(tmp_path, {"a": torch.zeros(1)}, config, ROWS, progress)
+
+    assert Entry.made == 3
+    assert checkpoint.read_progress(tmp_path, config, ROWS) == progress

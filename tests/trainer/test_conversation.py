@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from tunesmith_trainer.conversation import messages_as_served, tools_as_served
+from tunesmith_trainer.conversation import as_served, messages_as_served, tools_as_served
 from tunesmith_trainer.data import Message
 
 
 def said(*messages: tuple[str, str], knows_developer: bool = False) -> list[tuple[str, str]]:
     """Roles and contents that a template is given."""
-    given = [Message(role, content, 1, {}) for role, content in messages]
+    given = [as_served(Message(role, content, 1, {})) for role, content in messages]
     served = messages_as_served(given, knows_developer=knows_developer)
     return [(message["role"], message["content"]) for message in served]
 
@@ -32,7 +32,7 @@ def test_only_what_engines_tell_is_told() -> None:
     extra = {"name": "n", "tool_calls": [{"id": "1"}], "tool_call_id": "1", "mood": "good"}
     messages = [Message(role, "a", 1, extra) for role in ("user", "assistant", "tool")]
 
-    told = [message.keys() - {"role", "content"} for message in messages_as_served(messages, knows_developer=False)]
+    told = [message.keys() - {"role", "content"} for message in map(as_served, messages)]
     assert told == [{"name"}, {"name", "tool_calls"}, {"name", "tool_call_id"}]
 
 

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.files.test_dataset_check import GOOD_ROWS
 from tunesmith_trainer.data import (
+    MAX_MESSAGES,
     Message,
     Row,
     RowKind,
@@ -165,6 +167,31 @@ def test_the_order_depends_on_pass_and_seed_only() -> None:
     assert indices_of_step(50, 8, 1, 3) == indices_of_step(50, 8, 1, 3)
     assert indices_of_step(50, 8, 1, 3) != indices_of_step(50, 8, 2, 3)
     assert indices_of_step(50, 8, 1, 3) != indices_of_step(50, 8, 1, 3 + steps_per_pass(50, 8))
+
+
+def test_a_pass_is_put_in_order_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[list[int]] = []
+    made = np.random.default_rng
+
+    def counted(seed: list[int]) -> np.random.Generator:
+        orders.append(seed)
+        return made(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    steps = [indices_of_step(1003, 10, 77, step) for step in range(1, 2 * 101 + 1)]
+
+    assert orders == [[77, 1], [77, 2]]
+    assert [index for step in steps[101:] for index in step] == made([77, 2]).permutation(1003).tolist()
+
+
+def test_a_row_of_too_many_messages_is_refused(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "a"}
+    most, more = ({"messages": [USER, answer] * count} for count in (MAX_MESSAGES // 2, MAX_MESSAGES // 2 + 1))
+    rows, (problem,) = read(_write(tmp_path, most, more))
+
+    assert [row.number for row in rows] == [1]
+    assert (problem.code, problem.row) == ("too_many_messages", 2)
+    assert problem.message == "Row 2 has 2002 messages; split it into rows of at most 2000."
 
 
 def _write(tmp_path: Path, *values: object) -> Path:

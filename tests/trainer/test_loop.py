@@ -275,6 +275,20 @@ def test_a_checkpoint_that_is_asked_for_holds_what_its_step_says(base: Path) -> 
     assert all(torch.equal(a, b) for a, b in zip(late.weights, exact.weights, strict=True))
 
 
+def test_the_history_is_added_to_and_not_copied_at_every_step(base: Path) -> None:
+    class Keeper(Onlooker):
+        def save(self, progress: Progress, metrics: Metrics) -> None:
+            super().save(progress, metrics)
+            assert [one["step"] for one in progress.history] == list(range(1, progress.step + 1))
+            histories.append(progress.history)
+
+    histories: list[list[dict[str, Any]]] = []
+    Course(base, 0).run(Keeper())
+
+    assert len(histories) == 2
+    assert histories[0] is histories[1]
+
+
 @pytest.mark.parametrize("steps_ahead", [0, 1])
 @pytest.mark.parametrize("at", [3, 8, 12])
 def test_a_loss_that_is_no_number_ends_the_run_before_anything_of_it_is_saved(

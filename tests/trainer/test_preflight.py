@@ -342,6 +342,15 @@ def test_progress_is_told_in_rows(base: Path, tmp_path: Path) -> None:
     assert told == [(0, 600), (250, 600), (500, 600)]
 
 
+def test_few_rows_of_many_characters_are_rendered_at_once(base: Path, tmp_path: Path) -> None:
+    rows = [pair(index, "long " * 80_000 if index in (2, 5, 6, 7) else "yes") for index in range(15)]
+    told: list[int] = []
+    wanted = replace(WANTED, long_rows="drop")
+    examine(base, write(tmp_path / "train.jsonl", *rows), None, wanted, lambda done, _: told.append(done))
+
+    assert told == [0, 7]
+
+
 def test_a_job_can_be_stopped_while_rows_are_rendered(base: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass

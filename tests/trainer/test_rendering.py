@@ -1,5 +1,6 @@
 """Rendering: the mask says exactly what a served model has to produce, stop token included."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,35 @@ def test_a_template_that_rewrites_history_is_refused_with_the_row() -> None:
     with pytest.raises(CannotRender) as refused:
         renderer.render(turns)
     assert (refused.value.problem.code, refused.value.problem.row) == ("template_rewrites_prompt", 7)
+
+
+def test_so_is_one_whose_prompts_have_more_special_tokens_than_the_whole() -> None:
+    shrinking = "{{ '<|im_start|>' * 9 if add_generation_prompt }}"
+    shrinking += "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    turns = row(("user", "a"), ("assistant", "one"))
+    with pytest.raises(CannotRender) as refused:
+        Renderer(tiny_model.tokenizer(shrinking), [STOP]).render(turns)
+    assert refused.value.problem.code == "template_rewrites_prompt"
+
+
+def test_a_long_conversation_takes_memory_for_itself_and_not_for_each_answer(renderer: Renderer) -> None:
+    turns = row(*[(role, "x" * 1000) for _ in range(100) for role in ("user", "assistant")])
+    renderer.render(row(("user", "a"), ("assistant", "one")))  # compiles the template
+    tracemalloc.start()
+    example = renderer.render(turns)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert example.labelled.sum() == 100 * 1001
+    assert peak < 40 * len(example.token_ids), "all texts up to and through an answer are 100 times the conversation"
+
+
+def test_a_place_inside_a_special_token_is_counted_as_its_text_is() -> None:
+    begun = (
+        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_{% endif %}"
+    )
+    example = Renderer(tiny_model.tokenizer(begun), [STOP]).render(row(("user", "a"), ("assistant", "<|im_start|>one")))
+    assert learnt(example) == "start|>one<|im_end|>"
 
 
 def test_a_template_without_a_stop_token_is_refused() -> None:

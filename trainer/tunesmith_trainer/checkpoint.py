@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +38,8 @@ class Progress:
     """How far a run is. The order of the data follows from `step`; nothing random is drawn during training.
 
     `dtype` is what the run computes in, `rung` how, after `memory_failures` attempts of the job that ran out of memory.
-    `history` holds the metrics of every step, in order. `best` is the best pass so far where the run may stop early.
+    `history` holds the metrics of every step, in order, and grows as the loop goes on. `best` is the best pass so far
+    where the run may stop early.
     """
 
     step: int
@@ -67,7 +68,9 @@ def save_state(
     digest."""
     for number, tensors in enumerate(_in_files(optimizer), start=1):
         save_file(tensors, folder / (f"{_STATE}-{number}.safetensors" if number > 1 else f"{_STATE}.safetensors"))
-    (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), "rows": rows, **asdict(progress)}))
+    # `asdict` copies all that it is given, value by value: for a long history several times the work of writing it.
+    document = asdict(replace(progress, history=[])) | {"history": progress.history}
+    (folder / _DOCUMENT).write_text(json.dumps({"config": asdict(config), "rows": rows, **document}))
 
 
 def is_state(path: str) -> bool:

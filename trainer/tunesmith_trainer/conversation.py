@@ -9,30 +9,30 @@ from tunesmith_trainer.data import Message
 _BETWEEN_SYSTEM_MESSAGES = "\n\n"
 
 
-def messages_as_served(messages: Sequence[Message], *, knows_developer: bool) -> list[dict[str, Any]]:
-    """The messages for a template. Most know no `developer`; there such a message is one of the system.
+def messages_as_served(served: Sequence[dict[str, Any]], *, knows_developer: bool) -> list[dict[str, Any]]:
+    """Messages for a template, each from `as_served`. Most know no `developer`; there such a message is the system's.
 
     All of the system are then a single one before all others, since that is all that some templates take. Of one thing
     this is not vLLM's: it turns the keys of a call around, which shows where a template writes a call as a whole, as
     Mistral's does. There the name stays first, as the model has learnt to call.
     """
-    served = [_as_served(message) for message in messages]
     if knows_developer or all(message["role"] != "developer" for message in served):
-        return served
+        return list(served)
     others = [message for message in served if message["role"] not in ("system", "developer")]
     texts = [message["content"] for message in served if message["role"] in ("system", "developer")]
     return [{"role": "system", "content": _BETWEEN_SYSTEM_MESSAGES.join(filter(None, texts))}, *others]
 
 
-def tools_as_served(tools: Sequence[Any] | None) -> list[dict[str, Any]] | None:
-    """The tools for a template; in this order, and with null for what is not said."""
-    return [_tool_as_served(tool) for tool in tools] if tools else None
-
-
-def _as_served(message: Message) -> dict[str, Any]:
+def as_served(message: Message) -> dict[str, Any]:
+    """A message with what a template may see of it."""
     served: dict[str, Any] = {"role": message.role, "content": message.content}
     told = {"assistant": ("tool_calls", "name"), "tool": ("tool_call_id", "name")}.get(message.role, ("name",))
     return served | {key: message.extra[key] for key in told if message.extra.get(key)}
+
+
+def tools_as_served(tools: Sequence[Any] | None) -> list[dict[str, Any]] | None:
+    """The tools for a template; in this order, and with null for what is not said."""
+    return [_tool_as_served(tool) for tool in tools] if tools else None
 
 
 def _tool_as_served(tool: Any) -> dict[str, Any]:

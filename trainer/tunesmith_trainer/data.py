@@ -4,14 +4,19 @@ Must not know tokenizers, models or the control plane."""
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith_trainer.errors import Problem
 
 RowKind = Literal["chat", "preference", "text"]
+
+MAX_MESSAGES = 2000
+"""Of a row: its labels take two renderings of the conversation for each answer, so time grows with the square."""
 
 _PREFERENCE_KEYS = (
     "input",
@@ -25,6 +30,7 @@ _EXPECTED = {
     "preference": 'dpo needs "input", "preferred_output" and "non_preferred_output"',
     "text": 'continued pretraining needs "text"',
 }
+_TOO_MANY = "too_many_messages"
 _CALL_ID = "call00001"
 """Of calls without one, which never overlap; some templates take only ids of nine letters and digits."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -102,8 +108,14 @@ def steps_per_pass(rows: int, batch_size: int) -> int:
 def indices_of_step(rows: int, batch_size: int, seed: int, step: int) -> list[int]:
     """The rows of a step (1-based over the whole run): a pure function, so that resuming replays nothing."""
     pass_index, step_index = divmod(step - 1, steps_per_pass(rows, batch_size))
-    order = np.random.default_rng([seed, 1 + pass_index]).permutation(rows)
+    order = _order_of_pass(rows, seed, pass_index)
     return [int(index) for index in order[step_index * batch_size : (step_index + 1) * batch_size]]
+
+
+@lru_cache(maxsize=1)
+def _order_of_pass(rows: int, seed: int, pass_index: int) -> NDArray[np.int64]:
+    """Kept for the pass: of a million rows it takes as long as a small step."""
+    return np.random.default_rng([seed, 1 + pass_index]).permutation(rows)
 
 
 class _BadRow(ValueError):
@@ -177,6 +189,8 @@ def _chat_row(value: dict[str, Any], number: int, param: str) -> Row:
         messages = value["messages"]
         if not isinstance(messages, list) or not messages:
             raise _BadRow('needs a non-empty list "messages"')
+        if len(messages) > MAX_MESSAGES:
+            raise _BadRow(f"has {len(messages)} messages; split it into rows of at most {MAX_MESSAGES}", _TOO_MANY)
         tools = _tools(value)
         if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
             raise _BadRow('has "tools" that are not a list of {"function": {"name", …}}', "invalid_tools")

@@ -138,6 +138,7 @@ class Loop:
         rows: list[RowScore] = []
         taken: list[_Taken] = []
         asked = False
+        history = list(progress.history)  # grows in place: copying it at every step would cost ever more
         while not self._is_over(progress):
             if self._may_go_ahead(taken, asked=asked):
                 taken.append(self._take(progress.step + len(taken) + 1))
@@ -156,13 +157,9 @@ class Loop:
                 if not math.isfinite(metrics.full_valid_loss or 0.0):
                     raise _not_finite(step, [])
                 best = self._better(best, step, rows)
-            progress = replace(
-                progress,
-                step=step,
-                trained_tokens=progress.trained_tokens + metrics.tokens,
-                history=[*progress.history, asdict(metrics)],
-                best=best,
-            )
+            history.append(asdict(metrics))
+            tokens = progress.trained_tokens + metrics.tokens
+            progress = replace(progress, step=step, trained_tokens=tokens, history=history, best=best)
             asked |= self._host.step_done(metrics, _remaining(spent, self._config.total_steps - step))
             if not taken and (pass_ends or asked):
                 self._host.save(progress, metrics)

@@ -3,6 +3,7 @@ Must not know packing, models' weights or the control plane."""
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,18 +12,23 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from tunesmith_trainer.conversation import messages_as_served, tools_as_served
+from tunesmith_trainer.conversation import as_served, messages_as_served, tools_as_served
 from tunesmith_trainer.data import Row, completion_row
 from tunesmith_trainer.errors import Problem
 from tunesmith_trainer.example import Example, joined
 from tunesmith_trainer.tokenizer import Tokenizer, begin_of_text, has_half_character
 
 _MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_CHARACTERS = 256  # of one text; longer ones hold what a message says, and seldom come again
 _PROBE, _ANSWER = "what is asked", "what is answered"
 _ANSWERS_NOTHING = "has nothing but an assistant message at its beginning; put a message before it"
 _MERGES = (
     "has an answer whose first characters merge with the prompt when tokenised; "
     "remove white space at the start of the answer"
+)
+_REWRITES = (
+    "cannot be learnt as it would be asked: with the answer behind it, the base model's chat template writes the "
+    "prompt in another way; shorten the conversation, or choose another base model"
 )
 _HALF = "has half of a character (a lone surrogate) in one of its texts; write the whole character, or leave it out"
 _SPEAKER = re.compile(r"""\bmessages?(?:\[[^\]]*\])?(?:\.name\b|\[['"]name['"]\])""")
@@ -71,7 +77,8 @@ class Renderer:
             return None
         try:
             spaced, plain, other = (self._asked(text) for text in (f" {_PROBE} ", _PROBE, "other"))
-            answered = self._template(completion_row(0, "", _PROBE, _ANSWER), 2, asks=False)
+            row = completion_row(0, "", _PROBE, _ANSWER)
+            answered = self._template(row, [as_served(message) for message in row.messages], asks=False)
         except CannotRender:
             return None
         before, _, after = plain.partition(_PROBE)
@@ -103,7 +110,7 @@ class Renderer:
         good = [draft for of_row in drafts if not isinstance(of_row, Problem) for draft in of_row]
         for draft, token_ids in zip(good, self._tokenize([draft.text for draft in good]), strict=True):
             draft.token_ids = token_ids
-        self._remember(place.end for draft in good for answer in draft.answers for place in answer)
+        self._remember(draft.end_of(place) for draft in good for answer in draft.answers for place in answer if place)
         return [of_row if isinstance(of_row, Problem) else _attempt(self._finish_all, of_row) for of_row in drafts]
 
     @property
@@ -137,28 +144,39 @@ class Renderer:
         if [message.role for message in row.messages] != ["user", "assistant"]:
             raise _problem(row, "no_chat_template", "has chat messages, but the base model has no chat template")
         prompt, completion = row.messages
-        text = prompt.content + completion.content
-        return [_Draft(row, text, [(self._place(prompt.content), self._place(text))], is_plain=True)]
+        draft = self._new_draft(row, prompt.content + completion.content, is_plain=True)
+        draft.answers.append((self._place(draft, prompt.content), self._place_at(draft, len(draft.text))))
+        return [draft]
 
     def _draft_chat(self, row: Row) -> list["_Draft"]:
-        text = self._template(row, len(row.messages), asks=False)
-        answers: list[tuple[_Place, _Place]] = []
+        served = [as_served(message) for message in row.messages]
+        draft = self._new_draft(row, self._template(row, served, asks=False))
         learnt = [i for i, message in enumerate(row.messages) if message.role == "assistant" and message.weight]
         if learnt == [0]:
             raise _problem(row, "answer_without_question", _ANSWERS_NOTHING)
-        for index in learnt:
-            if index == 0:  # nothing asks for it
-                continue
-            before = self._template(row, index, asks=True)
-            is_last = index + 1 == len(row.messages)
-            through = text if is_last else self._template(row, index + 1, asks=False)
+        asked = [index for index in learnt if index > 0]  # nothing asks for the first message
+        for index in asked:
+            # The texts of long conversations are let go one by one: all of them are many times the conversation.
+            before, through = (self._place(draft, text) for text in self._around(row, served, index, draft.text))
+            if through is None or before is None:
+                return [self._draft_apart(row, served, index, draft.text) for index in asked]
+            draft.answers.append((before, through))
+        return [draft]
+
+    def _draft_apart(self, row: Row, served: Sequence[dict[str, Any]], index: int, whole: str) -> "_Draft":
+        before, through = self._around(row, served, index, whole)
+        draft = self._new_draft(row, through)
+        draft.answers.append((self._place(draft, before), self._place_at(draft, len(draft.text))))
+        return draft
+
+    def _around(self, row: Row, served: Sequence[dict[str, Any]], index: int, whole: str) -> tuple[str, str]:
+        """The texts before the answer at `index` and through its end, in a conversation whose text is `whole`."""
+        before = self._template(row, served[:index], asks=True)
+        through = whole if index + 1 == len(served) else self._template(row, served[: index + 1], asks=False)
+        if not whole.startswith(through):
             shorter = through.removesuffix(self._tokenizer.eos_token or "")  # which some put after the last message
-            if not text.startswith(through) and text.startswith(shorter):
-                through = shorter
-            answers.append((self._place(before), self._place(through)))
-        if all(text.startswith(place.text) for answer in answers for place in answer):
-            return [_Draft(row, text, answers, is_plain=False)]
-        return [_Draft(row, answer[1].text, [answer], is_plain=False) for answer in answers]
+            through = shorter if whole.startswith(shorter) else through
+        return before, through
 
     def _finish_all(self, drafts: Sequence["_Draft"]) -> Example:
         return joined([document for draft in drafts for document in self._finish(draft)])
@@ -168,11 +186,13 @@ class Renderer:
         token_ids = draft.token_ids
         labelled = np.zeros(len(token_ids), dtype=np.bool_)
         special = _places(token_ids, self._specials)
-        draft.special = special if len(special) == len(self._special.findall(draft.text)) else None
+        draft.special = special if len(special) == len(draft.spans) else None
         apart = []
         for before, through in draft.answers:
+            if before is None:
+                raise _problem(draft.row, "template_rewrites_prompt", _REWRITES)
             start = self._agreed_prefix(draft, before)
-            stop = len(token_ids) if through.text == draft.text else self._agreed_prefix(draft, through)
+            stop = len(token_ids) if through.length == len(draft.text) else self._agreed_prefix(draft, through)
             if start is None or stop is None:
                 apart.append(self._finish_apart(draft, before, through))
             else:
@@ -183,8 +203,8 @@ class Renderer:
 
     def _finish_apart(self, draft: "_Draft", before: "_Place", through: "_Place") -> Example:
         """An answer as it will be made: the prompt's tokens are there before the answer's first is chosen."""
-        texts = [before.text, through.text.removeprefix(before.text), through.text]
-        prompt, answer, whole = self._tokenize(texts)
+        asked, text = draft.text[: before.length], draft.text[: through.length]
+        prompt, answer, whole = self._tokenize([asked, text.removeprefix(asked), text])
         token_ids = np.concatenate([prompt, answer])
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         if self._tokenizer.decode(token_ids.tolist(), **options) != self._tokenizer.decode(whole.tolist(), **options):
@@ -215,8 +235,8 @@ class Renderer:
         self._answer_length(row, framed[marks])
         return framed, marks
 
-    def _template(self, row: Row, count: int, *, asks: bool) -> str:
-        messages = messages_as_served(row.messages[:count], knows_developer=self._knows_developer)
+    def _template(self, row: Row, served: Sequence[dict[str, Any]], *, asks: bool) -> str:
+        messages = messages_as_served(served, knows_developer=self._knows_developer)
         tools = tools_as_served(row.tools)
         try:
             return self._tokenizer.apply_chat_template(
@@ -229,7 +249,8 @@ class Renderer:
             raise _problem(row, "template_refused_row", "does not fit the base model's chat template") from error
 
     def _asked(self, prompt: str) -> str:
-        return self._template(completion_row(0, "", prompt, _ANSWER), 1, asks=True)
+        row = completion_row(0, "", prompt, _ANSWER)
+        return self._template(row, [as_served(row.messages[0])], asks=True)
 
     def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
         if not texts:
@@ -237,14 +258,26 @@ class Renderer:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
         return [np.array(token_ids, dtype=np.int32) for token_ids in encoded["input_ids"]]
 
-    def _place(self, text: str) -> "_Place":
-        starts = [match.start() for match in self._special.finditer(text)]
-        return _Place(text, len(starts), text[starts[-1] :] if starts else text)
+    def _new_draft(self, row: Row, text: str, *, is_plain: bool = False) -> "_Draft":
+        return _Draft(row, text, [match.span() for match in self._special.finditer(text)], is_plain)
+
+    def _place(self, draft: "_Draft", before: str) -> "_Place | None":
+        """The place of the draft that has this text before it; None where the draft begins in another way."""
+        return self._place_at(draft, len(before)) if draft.text.startswith(before) else None
+
+    def _place_at(self, draft: "_Draft", length: int) -> "_Place":
+        spans = draft.spans
+        count = bisect_right(spans, length, key=lambda span: span[1])
+        if count < len(spans) and spans[count][0] < length:  # it cuts a special token, and there may be another in it
+            spans = [match.span() for match in self._special.finditer(draft.text, 0, length)]
+            count = len(spans)
+        return _Place(length, count, spans[count - 1][0] if count else 0)
 
     def _remember(self, ends: Iterable[str]) -> None:
         if len(self._remembered) > _MAX_REMEMBERED:
             self._remembered.clear()
-        new = list(dict.fromkeys(end for end in ends if end not in self._remembered))
+        short = (end for end in ends if len(end) <= _MAX_REMEMBERED_CHARACTERS)
+        new = list(dict.fromkeys(end for end in short if end not in self._remembered))
         self._remembered.update(zip(new, self._tokenize(new), strict=True))
 
     def _agreed_prefix(self, draft: "_Draft", place: "_Place") -> int | None:
@@ -253,18 +286,14 @@ class Renderer:
         Tokenizers cut a text at its special tokens before anything else, so only what follows the last of them can
         come out otherwise; where tokenizer and text disagree on their number, the whole text is compared.
         """
-        own, start = self._remembered[place.end], 0
+        text, start = draft.end_of(place), 0
         if place.specials and draft.special is not None:
             start = int(draft.special[place.specials - 1])
         elif place.specials:
-            (own,) = self._tokenize([place.text])
-        if not draft.text.startswith(place.text):
-            raise _problem(
-                draft.row,
-                "template_rewrites_prompt",
-                "cannot be learnt as it would be asked: with the answer behind it, the base model's chat template "
-                "writes the prompt in another way; shorten the conversation, or choose another base model",
-            )
+            text = draft.text[: place.length]
+        own = self._remembered.get(text)
+        if own is None:
+            (own,) = self._tokenize([text])
         agrees = np.array_equal(draft.token_ids[start : start + len(own)], own)
         return start + len(own) if agrees else None
 
@@ -287,26 +316,36 @@ class Renderer:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A place in a rendered row: the `text` before it, the number of special tokens in it, its `end` from the last."""
+    """A place in a draft's text: characters before it, special tokens among them, and where the last of those begins.
 
-    text: str
+    `last` is 0 where there is none.
+    """
+
+    length: int
     specials: int
-    end: str
+    last: int
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A row whose text is known: `answers` are the places where what is to be learnt begins and ends.
+    """A row whose text is known, with the `spans` of special tokens in it.
 
-    `special` are the places of special tokens among `token_ids`, None where tokenizer and text disagree on them.
+    `answers` are the places where what is to be learnt begins and ends; None where the prompt's text is not what the
+    text begins with. `special` are the places of special tokens among `token_ids`, None where tokenizer and text
+    disagree on them.
     """
 
     row: Row
     text: str
-    answers: list[tuple[_Place, _Place]]
+    spans: list[tuple[int, int]]
     is_plain: bool
+    answers: list[tuple[_Place | None, _Place]] = field(default_factory=list)
     token_ids: NDArray[np.int32] = field(default_factory=lambda: np.array([], dtype=np.int32))
     special: NDArray[np.intp] | None = None
+
+    def end_of(self, place: _Place) -> str:
+        """The text before a place, from its last special token on."""
+        return self.text[place.last : place.length]
 
 
 def _attempt(step: Callable[[_Given], _Made], given: _Given) -> _Made | Problem:

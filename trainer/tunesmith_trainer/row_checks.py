@@ -4,7 +4,6 @@ Must not know configurations, memory or the control plane."""
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ Watch = Callable[[int, int], None]
 """Called now and then with the rows read so far and all rows of the file; may raise to stop."""
 
 _ROWS_AT_ONCE = 250
+_CHARACTERS_AT_ONCE = 1_000_000  # the tokenizer holds a hundred bytes and more for each token that it makes at once
 _APART = (
     "is learnt answer by answer, with more tokens in all: the chat template or the tokenizer writes an answer in "
     "another way once the conversation goes on, so each is rendered as it will be when it is asked for"
@@ -192,7 +192,16 @@ class RowReader:
 
 
 def _batches(rows: Iterator[Row | Problem]) -> Iterator[list[Row | Problem]]:
-    while batch := list(islice(rows, _ROWS_AT_ONCE)):
+    """Rows to render at once: a batch ends with the row that makes it full in rows or in characters."""
+    batch: list[Row | Problem] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(len(message.content) for message in row.messages) if isinstance(row, Row) else 0
+        if len(batch) == _ROWS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

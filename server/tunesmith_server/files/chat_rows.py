@@ -12,6 +12,9 @@ from typing import Any
 from tunesmith_server.files.faults import Fault, shown
 from tunesmith_server.files.strict_json import BadJson, parse
 
+MAX_MESSAGES = 2000
+"""Of a row, as the trainer takes them: it renders a conversation anew for each answer."""
+
 _ROW_KEYS = {"messages", "tools", "parallel_tool_calls", "functions"}
 _MESSAGE_KEYS = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call"}
 _ANSWER_KEYS = {"refusal", "audio", "annotations"}
@@ -33,6 +36,9 @@ def chat_row_faults(row: dict[str, Any]) -> Iterator[Fault]:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         yield Fault("missing_messages_list", 'needs a list "messages" with at least one message')
+        return
+    if len(messages) > MAX_MESSAGES:
+        yield too_many_messages(len(messages))
         return
     call_ids: set[str] = set()
     for number, message in enumerate(messages, start=1):
@@ -59,6 +65,11 @@ def message_faults(message: object, call_ids: set[str]) -> Iterator[Fault]:
     yield from _weight_faults(message)
     yield from _content_faults(message)
     yield from _tool_call_faults(message, call_ids)
+
+
+def too_many_messages(count: int) -> Fault:
+    """What is wrong with a row of more messages than the trainer takes."""
+    return Fault("too_many_messages", f"has {count} messages; split it into rows of at most {MAX_MESSAGES}")
 
 
 def tools_faults(row: dict[str, Any]) -> Iterator[Fault]:

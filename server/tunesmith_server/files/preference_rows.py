@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tunesmith_server.files.chat_rows import message_faults, tools_faults
+from tunesmith_server.files.chat_rows import MAX_MESSAGES, message_faults, too_many_messages, tools_faults
 from tunesmith_server.files.faults import Fault, shown
 
 PREFERENCE_KEYS = (
@@ -44,6 +44,9 @@ def _input_faults(given: object, call_ids: set[str]) -> Iterator[Fault]:
     messages = given.get("messages") if isinstance(given, dict) else None
     if not isinstance(given, dict) or not isinstance(messages, list) or not messages:
         yield Fault("missing_input", 'needs "input" as {"messages": […]} with at least one message')
+        return
+    if len(messages) > MAX_MESSAGES:
+        yield too_many_messages(len(messages))
         return
     for key in sorted(given.keys() - _INPUT_KEYS):
         yield Fault("row_unrecognized_key", f'has the unknown key {shown(key)} in "input"; remove it')

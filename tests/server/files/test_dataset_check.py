@@ -99,6 +99,14 @@ def test_good_rows_pass(name: str) -> None:
 
 
 BAD_ROWS: dict[str, list[Any]] = {
+    "too_many_messages": [
+        {"messages": [USER, ASSISTANT] * 1001},
+        {
+            "input": {"messages": [USER] * 2001},
+            "preferred_output": [ASSISTANT],
+            "non_preferred_output": [ASSISTANT | {"content": "No"}],
+        },
+    ],
     "not_an_object": ["text", None, 7],
     "missing_messages_list": [{}, {"messages": []}, {"messages": "Hi"}, {"messages": None}],
     "row_unrecognized_key": [{"messages": [USER, ASSISTANT], "id": 1}, {"prompt": "a", "completion": "b", "c": 1}],
