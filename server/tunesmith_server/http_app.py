@@ -69,8 +69,8 @@ def create_http_app(
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, settings=core.settings)
     app.add_middleware(CallMiddleware, record=record)
-    app.add_middleware(RequestTelemetry)
     app.add_middleware(PagesMayAsk)
+    app.add_middleware(RequestTelemetry)
     return app
 
 

@@ -13,7 +13,7 @@ from tests.support.run_process import start_run, wait_until
 from tests.support.training_server import TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_trainer.errors import BadData, InfrastructureFailed, OutOfMemory, Problem, RunFailed, Yielded
-from tunesmith_trainer.launch import launch
+from tunesmith_trainer.launch import _raise_cause, launch
 
 PROBLEM = Problem("bad", "This row is bad.", "training_file", 7)
 # A rank without torch: does what its environment says for its number, once the other is there too.
@@ -158,6 +158,11 @@ def test_a_killed_rank_takes_the_others_and_the_launcher_along(
 
 def test_an_abort_that_nobody_explains_is_the_end_of_the_launcher_too(ranks: Command, tmp_path: Path) -> None:
     assert launch_apart(tmp_path, ranks("wait", "abort")).wait() == 128 + signal.SIGABRT
+
+
+def test_an_abort_beside_a_rank_that_could_not_note_its_end_tells_nothing() -> None:
+    with pytest.raises(InfrastructureFailed):
+        _raise_cause([InfrastructureFailed.exit_code, -signal.SIGABRT], [None, None])
 
 
 def test_a_full_disk_is_told_as_such(ranks: Command, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 Must not know adapters, models' families or when that is needed."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,11 @@ def install(layers: nn.Module, device: torch.device) -> None:
 
     One weight after the other is there as a whole, to be quantised: a processor takes minutes for billions of numbers.
     """
-    for name, module in list(layers.named_modules()):
-        if isinstance(module, nn.Linear):
-            layers.set_submodule(name, FourBitLinear(module.to(device)))
+    # Names alone: a list of the layers would hold each one's whole weight on the device to the end.
+    names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+    for name in names:
+        plain = cast("nn.Linear", layers.get_submodule(name))
+        layers.set_submodule(name, FourBitLinear(plain.to(device)))
 
 
 def round_weights(layers: nn.Module) -> None:

@@ -38,6 +38,8 @@ _SHIELD_SECONDS = 7200.0  # many times what the upload of a large checkpoint tak
 _FAILURES = (BadSpec, BadData, UnsupportedModel, InfrastructureFailed, OutOfMemory, RunFailed)
 # By which a rank may end only because another one has: NCCL aborts a process whose neighbour is gone.
 _SIGNALS_OF_OTHERS = (signal.SIGABRT, signal.SIGTERM)
+# Codes with a meaning of their own; by RunFailed's a rank also ends whose neighbour is gone.
+_TELLING = {EXIT_YIELDED, *(kind.exit_code for kind in _FAILURES if kind is not RunFailed)}
 _SHIELD = "shielded"
 _SILENT = "A process of the run ended without saying why; see the run's log."
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -71,7 +73,8 @@ def launch(count: int, work: Path, command: Sequence[str] = _RANK) -> None:
 def shielded(work: Path) -> Iterator[None]:
     """For the length of a block, the rank that leads is not ended because another one has failed."""
     shield = work / _SHIELD
-    shield.touch()
+    with suppress(OSError):  # a full disk must not end what may still be uploaded from it
+        shield.touch()
     try:
         yield
     finally:
@@ -138,8 +141,9 @@ def _await_shielded(leader: subprocess.Popen[bytes], work: Path) -> None:
 def _raise_cause(codes: Sequence[int | None], notes: Sequence[dict[str, Any] | None]) -> NoReturn:
     """Tells the rank that ended the run from those that failed because it was gone."""
     said = [note for note in notes if note is not None]
+    is_told = bool(said) or any(code in _TELLING for code in codes)
     signals = [-code for code in codes if code is not None and code < 0]
-    signals = [number for number in signals if not said or number not in _SIGNALS_OF_OTHERS]
+    signals = [number for number in signals if not is_told or number not in _SIGNALS_OF_OTHERS]
     if signals:
         logger.error("a rank was killed by signal %d; what other ranks say comes of that", signals[0])
         if signals[0] == signal.SIGKILL:  # by itself, not a code for it: it may mean that there is no memory left
@@ -162,7 +166,7 @@ def _raise_silent(codes: Sequence[int | None]) -> None:
     if EXIT_INFRASTRUCTURE in codes:
         raise disk_full()
     for kind in _FAILURES:
-        if kind.exit_code in codes and kind is not RunFailed:  # which also is how ranks end whose neighbour is gone
+        if kind.exit_code in codes and kind.exit_code in _TELLING:
             raise kind(Problem("trainer_error", _SILENT))
 
 

@@ -145,9 +145,9 @@ class Training:
             lora.attach_saved(self._model, start)
             lora.merge(self._model)
             self._model.requires_grad_(requires_grad=True)
+        distributed.meet()  # a disk may have given the files to one sooner than to another
         if apart:
             self._model = sharding.shard(self._model)
-        distributed.meet()  # a disk may have given the files to one sooner than to another
 
     def evaluate_base(self) -> Measured:
         """Scores evaluation rows and guard set with what the run starts from: fresh adapters change nothing."""

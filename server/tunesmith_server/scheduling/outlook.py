@@ -56,9 +56,11 @@ class Outlook:
 
     async def _queue(self) -> _Queue:
         """The queue; of a long one everybody who polls shares what was read."""
+        asked = time.perf_counter()
         async with self._turn:
-            started = time.perf_counter()
-            if started >= self._kept_until:
+            # Who waited for somebody else's reading has use for what it found, if that began after they asked.
+            if asked >= self._kept_until:
+                started = time.perf_counter()
                 self._kept = await self._read()
                 self._kept.places.update(self._kept.in_order())
                 took = time.perf_counter() - started

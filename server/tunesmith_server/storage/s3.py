@@ -172,6 +172,7 @@ def _translated(key: str) -> Iterator[None]:
         if code in _ABSENT:
             raise ObjectNotFoundError(key) from None
         if code == "NoSuchBucket":
+            _log.error("the S3 bucket does not exist")
             message = "The S3 bucket does not exist. Create it, or correct the s3:// address that names it."
             raise UnavailableError("storage_bucket_missing", message) from error
         _log.exception("object storage failed")

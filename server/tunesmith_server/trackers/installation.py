@@ -45,8 +45,8 @@ def redacted(text: str) -> str:
 
 
 def _is_folder(settings: Settings) -> bool:
-    address = settings.mlflow_tracking_uri
-    return address is not None and address.get_secret_value().startswith(("file:", "/", "."))
+    address = "" if settings.mlflow_tracking_uri is None else settings.mlflow_tracking_uri.get_secret_value()
+    return address.startswith("file:") or not ("://" in address or address.startswith("databricks"))
 
 
 def _is_configured(tracker: str, settings: Settings) -> bool:

@@ -69,11 +69,22 @@ async def test_of_a_long_queue_everybody_shares_what_was_read(
     places = [Place(1, 0.0), Place(2, 100.0), behind, behind]
     assert at_once == one_by_one == [{job_id: place} for job_id, place in zip(jobs, places, strict=True)]
 
-    for _ in range(20):
+    for _ in range(60):
         next(seconds)
     async with each_platform.core.database.write() as session:
         await session.execute(update(FineTuneRow).where(FineTuneRow.id == jobs[0]).values(state="cancelled"))
     assert await outlook.places(rows[1:2]) == {jobs[1]: Place(1, 0.0)}, "an answer is kept for a moment only"
+
+
+async def test_of_a_short_queue_those_who_waited_for_a_reading_share_the_next(each_platform: Platform) -> None:
+    row = await each_platform.row(await queued(each_platform, report={"seconds": 100.0}))
+    outlook = Outlook(each_platform.core, each_platform.executor)
+
+    with asked() as statements:
+        places = await asyncio.gather(*(outlook.places([row]) for _ in range(8)))
+
+    assert places == [{row.id: Place(1, 0.0)}] * 8
+    assert sum("row_number()" in sql.lower() for sql, _ in statements) == 4, "preflights and trainings, twice"
 
 
 async def test_quotas_and_shares_decide_what_starts(each_platform: Platform, clock: MovableClock) -> None:

@@ -19,13 +19,13 @@ def test_the_operator_is_told_what_to_set_and_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tracker: str, variable: str
 ) -> None:
     assert f"set {variable}" in (why_not(tracker, Settings()) or "")
-    monkeypatch.setenv(variable, "something")
+    monkeypatch.setenv(variable, "https://something")
     assert why_not(tracker, Settings()) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'tunesmith-platform[trackers]'" in (why_not(tracker, Settings()) or "")
 
 
-@pytest.mark.parametrize("address", ["file:///var/lib/mlruns", "./mlruns", "/var/lib/mlruns"])
+@pytest.mark.parametrize("address", ["file:///var/lib/mlruns", "./mlruns", "/var/lib/mlruns", "mlruns"])
 def test_folders_which_mlflow_takes_no_more_are_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert "set MLFLOW_TRACKING_URI to a server or a database" in (why_not("mlflow", Settings()) or "")
