@@ -236,9 +236,11 @@ def _evaluation_notes(
         held = f"{len(evaluation)} training rows are" if len(evaluation) != 1 else "1 training row is"
         few = "; scores on so few say little, a validation file says more" if len(evaluation) < _FEW_ROWS else ""
         copies = len(training.examples) - len(examples) - len(evaluation)
-        also = f" Their {copies} copies are not trained on." if copies else ""
-        asked = {example.token_ids.tobytes() for example in evaluation}
-        if any(example.token_ids.tobytes() in asked for example in examples):
+        held_texts = {example.token_ids.tobytes() for example in evaluation}
+        also = ""
+        if copies:
+            also = f" Their {copies} copies are not trained on."
+        elif any(example.token_ids.tobytes() in held_texts for example in examples):
             also = " Copies of them are trained on, since nearly all rows have copies: scores on them flatter."
         return [f"No validation file: {held} held out for evaluation{few}.{also}"]
     if len(validation.examples) > len(evaluation):

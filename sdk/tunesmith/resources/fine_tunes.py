@@ -8,7 +8,6 @@ import errno
 import functools
 import os
 import re
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Unpack
 
 from tunesmith._blocking import BlockingResource, blocking, iterating
-from tunesmith._errors import APIConnectionError, FineTuneFailedError, InternalServerError, WaitTimeoutError
+from tunesmith._errors import APIConnectionError, FineTuneFailedError, InternalServerError
 from tunesmith._http import AsyncResource, Call, HttpClient, ResponseBody, path_of
 from tunesmith._pagination import AsyncPage, PageRequest, paging
-from tunesmith._patience import OUTAGE_POLL_S, outlast
+from tunesmith._patience import OUTAGE_POLL_S, outlast, wait_until
 from tunesmith._streaming import AsyncStream
 from tunesmith.resources.files import AsyncFiles
 from tunesmith.resources.fine_tune_request import FileReference, FineTuneRequest, fine_tune_body
@@ -96,14 +95,13 @@ class AsyncFineTunes(AsyncResource):
         Raises:
             WaitTimeoutError: it took longer than `timeout`.
         """
-        transport, deadline = self._http.transport, float("inf") if timeout is None else time.monotonic() + timeout
-        found = await self.retrieve_estimate(estimate_id)
-        while found.status == "validating_files":
-            if time.monotonic() >= deadline:
-                raise WaitTimeoutError(f"{estimate_id} was still validating_files after {timeout:g} seconds.")
-            await transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
-            found = await outlast(transport, lambda: self.retrieve_estimate(estimate_id), deadline)
-        return found
+        return await wait_until(
+            self._http.transport,
+            lambda: self.retrieve_estimate(estimate_id),
+            lambda found: f"{estimate_id} was still {found.status}" if found.status == "validating_files" else None,
+            timeout=timeout,
+            poll_interval=poll_interval,
+        )
 
     async def retrieve(self, fine_tune_id: str) -> FineTune:
         """Return the job as it is now."""
@@ -223,19 +221,17 @@ class AsyncFineTunes(AsyncResource):
             FineTuneFailedError: the job failed; its `code` and `message` are the job's.
             WaitTimeoutError: it took longer than `timeout`.
         """
-        transport, deadline = self._http.transport, float("inf") if timeout is None else time.monotonic() + timeout
         shown: object = None
-        job = await self.retrieve(fine_tune_id)
-        while True:
-            if on_progress is not None and shown != (job.status, job.progress):
-                shown = (job.status, job.progress)
-                on_progress(job)
-            if job.finished:
-                break
-            if time.monotonic() >= deadline:
-                raise WaitTimeoutError(f"Fine-tune {fine_tune_id} was still {job.status} after {timeout:g} seconds.")
-            await transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
-            job = await outlast(transport, lambda: self.retrieve(fine_tune_id), deadline)
+
+        def still(found: FineTune) -> str | None:
+            nonlocal shown
+            if on_progress is not None and shown != (found.status, found.progress):
+                shown = (found.status, found.progress)
+                on_progress(found)
+            return None if found.finished else f"Fine-tune {fine_tune_id} was still {found.status}"
+
+        look = functools.partial(self.retrieve, fine_tune_id)
+        job = await wait_until(self._http.transport, look, still, timeout=timeout, poll_interval=poll_interval)
         if job.status == "failed" and raise_on_failure:
             raise FineTuneFailedError(job)
         return job

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith._archives import pack, unpack
 from tunesmith._blocking import BlockingResource, blocking
-from tunesmith._errors import ModelFailedError, WaitTimeoutError
+from tunesmith._errors import ModelFailedError
 from tunesmith._http import AsyncResource, Call, HttpClient, path_of
 from tunesmith._pagination import PageRequest, paging
-from tunesmith._patience import outlast
+from tunesmith._patience import wait_until
 from tunesmith.resources.files import AsyncFiles, Progress
 from tunesmith.types import Deleted, ListAnswer, Model
 
@@ -110,13 +109,13 @@ class AsyncModels(AsyncResource):
             ModelFailedError: it cannot be served; `code` and `message` say why.
             WaitTimeoutError: it took longer than `timeout`.
         """
-        transport, deadline = self._http.transport, float("inf") if timeout is None else time.monotonic() + timeout
-        found = await self.retrieve(model)
-        while found.status == "importing":
-            if time.monotonic() >= deadline:
-                raise WaitTimeoutError(f"{model} was still being imported after {timeout:g} seconds.")
-            await transport.sleep(min(poll_interval, max(0.0, deadline - time.monotonic())))
-            found = await outlast(transport, lambda: self.retrieve(model), deadline)
+        found = await wait_until(
+            self._http.transport,
+            lambda: self.retrieve(model),
+            lambda found: f"{model} was still being imported" if found.status == "importing" else None,
+            timeout=timeout,
+            poll_interval=poll_interval,
+        )
         if found.status == "failed":
             raise ModelFailedError(found)
         return found
