@@ -97,8 +97,8 @@ def test_a_model_that_left_comes_back_with_the_same_answers(
     assert platform.answers(returned) == before
 
     def is_proven() -> bool:
-        model: Any = platform.tunesmith.models.retrieve(returned)
-        return bool(model.serving["state"] == "ready")
+        serving = platform.tunesmith.models.retrieve(returned).serving
+        return serving is not None and serving.state == "ready"
 
     # Gateways tell in their own time what they hold.
     wait_until(is_proven, 60, "the engine has not reproduced what the import recorded")

@@ -66,8 +66,8 @@ class Platform:
         """Returns once a gateway has told that its engine reproduces what was recorded."""
 
         def is_proven() -> bool:
-            shown: Any = self.tunesmith.models.retrieve(model)
-            return bool(shown.serving["state"] == "ready")
+            serving = self.tunesmith.models.retrieve(model).serving
+            return serving is not None and serving.state == "ready"
 
         wait_until(is_proven, 60, lambda: f"not proven: {self.tunesmith.models.retrieve(model)}")
 
