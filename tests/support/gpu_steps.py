@@ -4,15 +4,14 @@ It complains of calculations across devices, and of whoever looks at a number: o
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tests.support import tiny_families
 from tests.support.onlooker import Onlooker
@@ -30,7 +29,7 @@ from tunesmith_trainer.packing import Pack
 from tunesmith_trainer.preference import PreferenceObjective
 from tunesmith_trainer.recompute import recompute
 
-_GPU = torch.device("cuda:0")
+GPU = torch.device("cuda:0")
 _ROWS, _PACK_TOKENS = 8, 100
 _WITH_ALL_WAYS = ("llama", "gemma2")  # that with a kernel for packs, and that without
 
@@ -88,20 +87,20 @@ def complaints() -> dict[str, str]:
         if not (way.in_four_bits and family == "gpt2")  # whose layers are never made so
     }
     faults = {name: ("llama", way) for name, (way, _) in FAULTS.items()}
-    with _imagined():
-        return {name: _complaint(*case) for name, case in (cases | faults).items()}
+    return {name: _complaint(*case) for name, case in (cases | faults).items()}
 
 
-@contextmanager
-def _imagined() -> Iterator[None]:
-    """In place of what asks the GPU itself."""
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)))
-        stack.enter_context(patch.object(torch.cuda, "Event", Mock))
-        stack.enter_context(patch.object(Tensor, "pin_memory", lambda tensor: tensor))
-        stack.enter_context(patch.object(attention, "kernel_is_right", return_value=True))
-        attention.register()
-        yield
+def build(config: PreTrainedConfig, *, in_four_bits: bool = False) -> nn.Module:
+    """A model for steps in bfloat16 on the GPU, with the attention that trains."""
+    with GPU:
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=attention.NAME
+        )
+    if in_four_bits:
+        # They are where they are to go; what is imagined cannot always be moved by torch.
+        with patch.object(nn.Linear, "to", lambda layer, _: layer):
+            four_bit_linear.install(decoder_layers(model), GPU)
+    return model.eval()
 
 
 def _complaint(family: str, way: Way) -> str:
@@ -114,9 +113,7 @@ def _complaint(family: str, way: Way) -> str:
 
 
 def _take_step(family: str, way: Way) -> None:
-    model = _model(family)
-    if way.in_four_bits:
-        four_bit_linear.install(decoder_layers(model), _GPU)
+    model = build(tiny_families.config(family), in_four_bits=way.in_four_bits)
     wanted = Wanted(full_weights=way.full_weights, seed=1, n_epochs=1, batch_size=_ROWS, lora_rank=4, max_rank=8)
     config = resolve(wanted, Facts(_ROWS, 100, 10, 64, "llama", 512))[0]
     if not way.full_weights:
@@ -129,15 +126,6 @@ def _take_step(family: str, way: Way) -> None:
     rows = [_row(number, in_pairs=way.in_pairs) for number in range(1, _ROWS + 1)]
     loop = Loop(model, optimizer, config, rows, rows, _PACK_TOKENS, Onlooker(), objective=way.objective())
     loop._take(1)
-
-
-def _model(family: str) -> nn.Module:
-    config = tiny_families.config(family)
-    with _GPU:
-        made: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=attention.NAME
-        )
-    return made.eval()
 
 
 def _row(number: int, *, in_pairs: bool) -> Example:

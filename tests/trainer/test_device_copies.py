@@ -1,19 +1,13 @@
 """Copies on a processor, where there is nothing to wait for, and steps as a GPU would take them, on an imagined one.
 What a step reads back is tested with the loop."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.support import imagined_gpu
 from tests.support.gpu_steps import FAULTS
 from tests.support.tiny_families import FAMILIES
 from tunesmith_trainer.device_copies import Readout, to_device
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_main_memory_is_not_copied_to_itself() -> None:
@@ -27,10 +21,7 @@ def test_numbers_are_read_as_they_were_computed() -> None:
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What torch complains of, in a process of its own: the GPU has to be there before torch is."""
-    command = [sys.executable, "-m", "tests.support.imagined_gpu", str(tmp_path_factory.mktemp("gpu"))]
-    done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
-    told: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    told: dict[str, str] = imagined_gpu.call("tests.support.gpu_steps", "complaints", tmp_path_factory.mktemp("gpu"))
     return told
 
 

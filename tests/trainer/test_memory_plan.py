@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import tiny_families
+from tests.support import imagined_gpu, tiny_families
+from tests.support.gpu_memory import CASES
 from tunesmith_trainer import lora
 from tunesmith_trainer.base_shapes import BaseShapes, build_empty, read_shapes
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
@@ -81,6 +82,22 @@ def test_activations_are_what_a_real_step_keeps(
     assert total.requires_grad  # and with it, what was kept is still there
     foreseen = planned(shapes, full=full, dtype=dtype, recomputed_layers=recomputed_layers).terms["activations"]
     assert foreseen == pytest.approx(sum(kept.values()), rel=0.25)
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
+    told: dict[str, tuple[int, int]] = imagined_gpu.call(
+        "tests.support.gpu_memory", "peaks", tmp_path_factory.mktemp("gpu")
+    )
+    return told
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_on_a_gpu_takes_no_more_than_planned_and_not_much_less(
+    peaks: dict[str, tuple[int, int]], case: str
+) -> None:
+    taken, foreseen = peaks[case]
+    assert taken <= foreseen <= 1.35 * taken
 
 
 def test_layers_that_are_computed_twice_keep_their_input_only(shapes: BaseShapes) -> None:
