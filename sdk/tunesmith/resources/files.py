@@ -9,15 +9,14 @@ import functools
 import hashlib
 import io
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from tunesmith._blocking import BlockingResource, blocking
-from tunesmith._errors import WaitTimeoutError
 from tunesmith._http import AsyncResource, Call, path_of
 from tunesmith._pagination import PageRequest, paging
+from tunesmith._patience import wait_until
 from tunesmith.types import CompletedUpload, Deleted, File, Identified, ListAnswer
 
 Content = bytes | bytearray | BinaryIO
@@ -145,6 +144,8 @@ class AsyncFiles(AsyncResource):
     ) -> File:
         """Return the file once the server is done with it; see its `status` for how it went.
 
+        Waiting outlasts restarts of the server.
+
         Args:
             poll_interval: seconds between two looks.
             timeout: seconds after which to give up.
@@ -152,14 +153,13 @@ class AsyncFiles(AsyncResource):
         Raises:
             WaitTimeoutError: it took longer than `timeout`.
         """
-        deadline = time.monotonic() + timeout
-        while True:
-            file = await self.retrieve(file_id)
-            if file.status in {"processed", "error"}:
-                return file
-            if time.monotonic() >= deadline:
-                raise WaitTimeoutError(f"File {file_id} was still {file.status} after {timeout:g} seconds.")
-            await self._http.transport.sleep(poll_interval)
+        return await wait_until(
+            self._http.transport,
+            lambda: self.retrieve(file_id),
+            lambda file: None if file.status in {"processed", "error"} else f"File {file_id} was still {file.status}",
+            timeout=timeout,
+            poll_interval=poll_interval,
+        )
 
 
 class Files(BlockingResource[AsyncFiles]):

@@ -182,6 +182,18 @@ class TestWaitForProcessing:
         assert client.files.wait_for_processing(file.id, poll_interval=2).status == "processed"
         assert pauses.lengths == [2, 2, 2]
 
+    def test_it_outlasts_a_restart(self, api: FakeApi, client: Tunesmith, pauses: Pauses) -> None:
+        file = client.files.create(file=ROWS)
+        stored = api.files[file.id][0]
+        stored["status"] = "uploaded"
+
+        def back() -> None:
+            stored["status"] = "processed"
+            api.start()
+
+        pauses.on_pause = lambda number: {1: api.stop, 20: back}.get(number, lambda: None)()
+        assert client.files.wait_for_processing(file.id).status == "processed"
+
     def test_it_gives_up(self, api: FakeApi, client: Tunesmith) -> None:
         file = client.files.create(file=ROWS)
         api.files[file.id][0]["status"] = "uploaded"
