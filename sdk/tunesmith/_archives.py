@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import re
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -19,8 +19,8 @@ Run = Callable[[Callable[[], object]], Awaitable[object]]
 _CHUNK_BYTES = 1 << 20
 _ADAPTER_CONFIG, _MODEL_CONFIG = "adapter_config.json", "config.json"
 _ADAPTER_FILES = frozenset({_ADAPTER_CONFIG, "adapter_model.safetensors"})
-_OTHER_CONFIG = {_ADAPTER_CONFIG: _MODEL_CONFIG, _MODEL_CONFIG: _ADAPTER_CONFIG}
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_SHARD_NUMBER = re.compile(r"-\d{5}-of-")
 _TEXT_FILES = frozenset(
     {
         "added_tokens.json",
@@ -39,22 +39,31 @@ _TEXT_FILES = frozenset(
 async def unpack(archive: AsyncIterator[bytes], directory: Path, run: Run) -> list[Path]:
     """Write the archive's files below the directory, which is made, and return their paths.
 
+    Small files are expected before the weights, as the server sends them: only then is it known what the model is made
+    of, and whether the directory may take it. Until then nothing gets the name that it is to have.
+
     Raises:
         APIConnectionError: the archive ended early; files that were complete stay.
-        FileExistsError: an adapter comes into the directory of a whole model, or the other way round.
+        FileExistsError: a file of another model is in the directory and would be loaded with this one; nothing changed.
         UnexpectedResponseError: it is no archive, or a name in it leads out of the directory.
     """
     reader = _Reader(archive)
     written: list[Path] = []
+    waiting: list[Path] = []
     while (info := _info(await reader.read(tarfile.BLOCKSIZE))) is not None:
         target = _target(directory, info.name)
-        _check_kind(target, written)
-        draft = target.with_name(f"{target.name}.part")
-        with draft.open("wb") as file:
-            await _copy(reader, info.size, file, run)
-        draft.replace(target)
         written.append(target)
+        is_weights = target.suffix == ".safetensors"
+        if is_weights:
+            _put_in_place(waiting, directory, written)
+        with _draft(target).open("wb") as file:
+            await _copy(reader, info.size, file, run)
+        if is_weights:
+            _draft(target).replace(target)
+        else:
+            waiting.append(target)
         await reader.read(-info.size % tarfile.BLOCKSIZE)
+    _put_in_place(waiting, directory, written)
     return written
 
 
@@ -76,13 +85,17 @@ def pack(directory: Path, target: BinaryIO) -> None:
 
 def _model_files(directory: Path) -> list[str]:
     """What lies beside a model - optimizers, logs, other checkpoints - stays where it is."""
-    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    names = _file_names(directory)
     if _ADAPTER_CONFIG in names:
         return [name for name in names if name in _ADAPTER_FILES | _TEXT_FILES]
     if _MODEL_CONFIG in names:
         return [name for name in names if name in _TEXT_FILES | {_MODEL_CONFIG} or _WEIGHTS.fullmatch(name)]
     what = "Neither an adapter (adapter_config.json) nor a whole model (config.json) is in"
     raise FileNotFoundError(errno.ENOENT, what, str(directory))
+
+
+def _file_names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.is_file())
 
 
 class _Reader:
@@ -130,14 +143,33 @@ def _target(directory: Path, name: str) -> Path:
     return target
 
 
-def _check_kind(target: Path, written: Sequence[Path]) -> None:
-    """Loaders go by the configuration that they find first: of two kinds in one folder, one is loaded unasked."""
-    other = target.with_name(_OTHER_CONFIG.get(target.name, target.name))
-    if other == target or other in written or not other.exists():
-        return
-    held, coming = ("an adapter", "whole model") if other.name == _ADAPTER_CONFIG else ("a whole model", "adapter")
-    what = f"Choose another folder for the {coming}: {held} ({other.name}) is in"
-    raise FileExistsError(errno.EEXIST, what, str(target.parent))
+def _draft(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _put_in_place(waiting: list[Path], directory: Path, coming: Sequence[Path]) -> None:
+    """Give the drafts that wait their names, or remove them where the directory is another model's."""
+    stray = _stray({str(path.relative_to(directory)) for path in coming}, directory) if coming else None
+    if stray is not None:
+        for target in waiting:
+            _draft(target).unlink()
+        what = f"Choose an empty folder: {stray}, which is no part of this model, is in"
+        raise FileExistsError(errno.EEXIST, what, str(directory))
+    for target in waiting:
+        _draft(target).replace(target)
+    waiting.clear()
+
+
+def _stray(coming: Set[str], directory: Path) -> str | None:
+    """Return a file that loaders would read instead of what comes, or beside it.
+
+    Weights in one piece go before shards, for one, and a configuration of an adapter before that of a whole model.
+    """
+    # Of the shards the first is known; the others differ from it by their number.
+    expected = {_SHARD_NUMBER.sub("-of-", name) for name in coming}
+    own = _ADAPTER_FILES | _TEXT_FILES | {_MODEL_CONFIG}
+    found = (name for name in _file_names(directory) if name in own or _WEIGHTS.fullmatch(name))
+    return next((name for name in found if _SHARD_NUMBER.sub("-of-", name) not in expected), None)
 
 
 def _unexpected() -> UnexpectedResponseError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -94,6 +95,55 @@ async def test_a_model_is_not_mixed_with_one_of_the_other_kind(tmp_path: Path, h
     assert caught.value.filename == str(tmp_path)
     assert files_below(tmp_path) == {held}
     assert len(await unpack(arriving(tar_of({held: b"{}"}), 512), tmp_path, run)) == 1
+
+
+SMALL = {"config.json": b"new", "tokenizer.json": b"new"}
+SHARDED = {
+    "config.json": b"new",
+    "model.safetensors.index.json": b"new",
+    "model-00001-of-00002.safetensors": b"new",
+    "model-00002-of-00002.safetensors": b"new",
+}
+
+
+@pytest.mark.parametrize(
+    ("coming", "stray"),
+    [
+        (SHARDED, "model.safetensors"),
+        (SHARDED, "model-00002-of-00003.safetensors"),
+        (SMALL | {"model.safetensors": b"new"}, "model.safetensors.index.json"),
+        (SMALL | {"model.safetensors": b"new"}, "chat_template.jinja"),
+        (SMALL | {"model.safetensors": b"new"}, "generation_config.json"),
+        (SMALL | {"model.safetensors": b"new"}, "special_tokens_map.json"),
+        (SMALL, "added_tokens.json"),
+    ],
+)
+async def test_what_would_be_loaded_with_a_model_is_refused_before_anything_changes(
+    tmp_path: Path, coming: dict[str, bytes], stray: str
+) -> None:
+    for name in ("config.json", "README.md", stray):
+        (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(FileExistsError, match=f"an empty folder: {stray}, ") as caught:
+        await unpack(arriving(tar_of(coming), 512), tmp_path, run)
+    assert caught.value.filename == str(tmp_path)
+    assert files_below(tmp_path) == {"config.json", "README.md", stray}
+    assert {(tmp_path / name).read_bytes() for name in files_below(tmp_path)} == {b"old"}
+
+
+@pytest.mark.parametrize("arrived", [700, 1_800, 3_000, 10_000])
+async def test_the_same_model_may_come_again_also_after_it_broke_off(tmp_path: Path, arrived: int) -> None:
+    archive = tar_of(SHARDED)
+    with contextlib.suppress(APIConnectionError):
+        await unpack(arriving(archive[:arrived], 512), tmp_path, run)
+    (tmp_path / "notes.txt").touch()
+    for _ in range(2):
+        assert len(await unpack(arriving(archive, 512), tmp_path, run)) == len(SHARDED)
+    assert files_below(tmp_path) == {*SHARDED, "notes.txt"}
+
+
+async def test_an_archive_of_nothing_writes_nothing(tmp_path: Path) -> None:
+    assert await unpack(arriving(tar_of({}), 512), tmp_path / "new", run) == []
+    assert files_below(tmp_path) == set()
 
 
 class HeaderOnly(io.BytesIO):

@@ -47,7 +47,7 @@ class TestDownload:
         (tmp_path / "adapter_config.json").touch()
         api.archives[TUNED] = tar_of({"config.json": b"{}"})
         result = run("models", "download", TUNED, "--merged", "-o", tmp_path)
-        told = "Choose another folder for the whole model: an adapter (adapter_config.json) is in"
+        told = "Choose an empty folder: adapter_config.json, which is no part of this model, is in"
         assert (result.exit_code, result.stderr) == (1, f"{told}: {tmp_path}\n")
 
 

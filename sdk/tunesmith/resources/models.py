@@ -46,11 +46,12 @@ class AsyncModels(AsyncResource):
 
         Args:
             model: the name of a tuned model or of a checkpoint of it.
-            directory: where the files go; files of the same names are replaced.
+            directory: where the files go; an empty one, or one that holds this model already, whole or in part.
             merged: the whole model, with an adapter's weights added to the base's; else an adapter comes as it is.
 
         Raises:
-            FileExistsError: the directory holds an adapter and a whole model comes, or the other way round.
+            FileExistsError: a file of another model is in the directory and would be loaded with this one.
+            RateLimitError: the project downloads as many merged models as it may (`too_many_downloads`).
         """
         query = {"merged": "true"} if merged else None
         body = await self._http.open_stream(Call("GET", path_of("model_archives", model), query=query, slow=True))

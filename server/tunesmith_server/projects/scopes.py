@@ -150,7 +150,7 @@ _ROWS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("models.write", "model.created", ("POST /v1/models", f"{_MODELS}/CreateModel")),
     (_TO_KNOW_MODELS, None, ("GET /v1/models", f"{_MODELS}/ListModels")),
     (_TO_KNOW_MODELS, None, ("GET /v1/models/{model}", f"{_MODELS}/GetModel")),
-    ("models.read", None, ("GET /v1/model_archives/{model}",)),
+    ("models.read", None, ("GET /v1/model_archives/{model}", "HEAD /v1/model_archives/{model}")),
     ("models.write", "model.deleted", ("DELETE /v1/models/{model}", f"{_MODELS}/DeleteModel")),
     ("models.write", "deployment.created", (f"POST {_DEPLOYED}", f"{_DEPLOYMENTS}/CreateDeployment")),
     ("models.write", "deployment.updated", (f"POST {_DEPLOYMENT}", f"{_DEPLOYMENTS}/UpdateDeployment")),

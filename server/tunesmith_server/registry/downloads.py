@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,22 +17,45 @@ from pathlib import Path
 from tunesmith_server.auth import Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import RevisionRow
-from tunesmith_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from tunesmith_server.errors import InvalidRequestError, NotFoundError, QuotaExceededError, UnavailableError
 from tunesmith_server.registry import merging, promotion, repository
 from tunesmith_server.registry.archive import Entry, archive_chunks, archive_size
 from tunesmith_server.registry.manifest import GOLDEN_NAME, TEXT_FILES, ArtifactKind, ManifestFile
 from tunesmith_server.storage.base import ObjectNotFoundError
 
 _MERGES_AT_ONCE = 2  # of a project: a merge goes on as fast as its client reads
+_RETRY_SECONDS = 30.0
 _WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A tar of `size` bytes."""
+    """A tar of `size` bytes, the same wherever the `etag` is. Nothing is read or merged before `opened`."""
 
     size: int
-    chunks: AsyncIterator[bytes]
+    etag: str
+    entries: Sequence[Entry]
+    modified_at: int
+    turn: Callable[[], AbstractContextManager[None]] | None
+    """Held while a merge may be under way; None where nothing is merged."""
+
+    @asynccontextmanager
+    async def opened(self, start: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes from `start` within the block; raises QuotaExceededError where the project has no turn left."""
+        with self.turn() if self.turn is not None else nullcontext():
+            async with aclosing(self._chunks(start)) as chunks:
+                yield chunks
+
+    async def _chunks(self, skipped: int) -> AsyncGenerator[bytes]:
+        entries = list(self.entries)
+        # Files that end before the first byte asked for are neither read nor merged.
+        while entries and (length := archive_size(entries[:1]) - archive_size(())) <= skipped:
+            skipped -= length
+            del entries[0]
+        async for chunk in archive_chunks(entries, self.modified_at):
+            if skipped < len(chunk):
+                yield chunk[skipped:]
+            skipped = max(0, skipped - len(chunk))
 
 
 class DownloadsService:
@@ -39,7 +63,7 @@ class DownloadsService:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._merges: dict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, _MERGES_AT_ONCE))
+        self._merging: Counter[str] = Counter()
 
     async def open(self, principal: Principal, name: str, *, merged: bool) -> Download:
         """The model's files, small ones first; raises NotFoundError, or InvalidRequestError for a base model.
@@ -56,11 +80,29 @@ class DownloadsService:
         if model is None or revision is None or model.project_id != principal.project_id:
             message = f"Your project has no tuned model {name[:200]!r}. GET /v1/models lists those that it may prompt."
             raise NotFoundError("model_not_found", message, param="model")
-        entries = await self._entries(revision, self._merges[principal.project_id], merged=merged)
+        entries = await self._entries(revision, merged=merged)
         entries.sort(key=lambda entry: (entry.path.endswith(_WEIGHTS), entry.path))
-        return Download(archive_size(entries), archive_chunks(entries, model.created_at))
+        merges = merged and revision.kind != ArtifactKind.FULL
+        turn = partial(self._turn, principal.project_id) if merges else None
+        etag = f'"{revision.id}-merged"' if merged else f'"{revision.id}"'
+        return Download(archive_size(entries), etag, entries, model.created_at, turn)
 
-    async def _entries(self, revision: RevisionRow, merges: asyncio.Semaphore, *, merged: bool) -> list[Entry]:
+    @contextmanager
+    def _turn(self, project_id: str) -> Iterator[None]:
+        """One of the project's merges; whoever gets none is told so at once, before the answer has a head."""
+        if self._merging[project_id] >= _MERGES_AT_ONCE:
+            message = (
+                f"The project downloads {_MERGES_AT_ONCE} merged models already. "
+                "Try again once one has ended, or download the adapter, which needs no merge."
+            )
+            raise QuotaExceededError("too_many_downloads", message, param="merged", retry_after=_RETRY_SECONDS)
+        self._merging[project_id] += 1
+        try:
+            yield
+        finally:
+            self._merging[project_id] -= 1
+
+    async def _entries(self, revision: RevisionRow, *, merged: bool) -> list[Entry]:
         own = [ManifestFile(**file) for file in revision.files if file["path"] != GOLDEN_NAME]
         folder, base_folder = f"revisions/{revision.id}", f"base_models/{revision.base_revision}"
         if revision.kind == ArtifactKind.FULL:
@@ -70,7 +112,7 @@ class DownloadsService:
             texts = [file for file in base if file.path in TEXT_FILES]
             return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in texts]
         return [
-            self._merged(folder, own, base_folder, file, merges)
+            self._merged(folder, own, base_folder, file)
             if file.path.endswith(_WEIGHTS)
             else self._stored(base_folder, file)
             for file in base
@@ -86,24 +128,16 @@ class DownloadsService:
     def _stored(self, folder: str, file: ManifestFile) -> Entry:
         return Entry(file.path, file.size, lambda: self._core.store.read(f"{folder}/{file.path}"))
 
-    def _merged(
-        self,
-        folder: str,
-        adapter: Sequence[ManifestFile],
-        base_folder: str,
-        file: ManifestFile,
-        merges: asyncio.Semaphore,
-    ) -> Entry:
+    def _merged(self, folder: str, adapter: Sequence[ManifestFile], base_folder: str, file: ManifestFile) -> Entry:
         """Deltas change no shape and no dtype, so the file is as long as the base's."""
 
         async def chunks() -> AsyncIterator[bytes]:
-            async with merges:
-                with tempfile.TemporaryDirectory(dir=self._core.settings.spool) as scratch:
-                    for part in adapter:
-                        await self._fetch(f"{folder}/{part.path}", Path(scratch) / part.path)
-                    weights = self._core.store.read(f"{base_folder}/{file.path}")
-                    async for chunk in merging.merged(self._core.settings.trainer_python, Path(scratch), weights):
-                        yield chunk
+            with tempfile.TemporaryDirectory(dir=self._core.settings.spool) as scratch:
+                for part in adapter:
+                    await self._fetch(f"{folder}/{part.path}", Path(scratch) / part.path)
+                weights = self._core.store.read(f"{base_folder}/{file.path}")
+                async for chunk in merging.merged(self._core.settings.trainer_python, Path(scratch), weights):
+                    yield chunk
 
         return Entry(file.path, file.size, chunks)
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import struct
 import tarfile
+from contextlib import AsyncExitStack
+from typing import Any
 
+import httpx
 import pytest
+from starlette.types import ASGIApp, Message
 
 from tests.support.artifacts import BASE_ID, adapter_files, publish_base_model, upload
 from tests.support.factories import PRINCIPAL
 from tests.support.registry import publish_tuned_model
-from tunesmith_server.auth import Principal
+from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import RevisionRow
-from tunesmith_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from tunesmith_server.errors import InvalidRequestError, NotFoundError, QuotaExceededError, UnavailableError
+from tunesmith_server.http_app import create_http_app
 from tunesmith_server.registry.downloads import Download, DownloadsService
+from tunesmith_server.registry.endpoints import create_router
+from tunesmith_server.registry.imports import ImportsService
+from tunesmith_server.registry.service import RegistryService
 
 TUNED = f"ft:{BASE_ID}:default:mine:aaaaaaaa"
 # Each of its bytes: a float32 of 0.747, so that with rank 2 and scale 2 every delta is the same.
@@ -39,9 +48,14 @@ async def publish(
         row.files = [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in files]
 
 
+async def content_of(download: Download, start: int = 0) -> bytes:
+    async with download.opened(start) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
 async def unpacked(download: Download) -> dict[str, bytes]:
     """The files, and the proof that the size was right."""
-    content = b"".join([chunk async for chunk in download.chunks])
+    content = await content_of(download)
     assert len(content) == download.size
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         return {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
@@ -76,17 +90,115 @@ async def test_merged_weights_are_the_base_with_the_adapter_added(each_core: Cor
     assert not list(each_core.settings.spool.iterdir()), "nothing is left behind"
 
 
-async def test_clients_that_stand_still_hold_up_nobody_in_another_project(core: Core) -> None:
+@pytest.mark.parametrize("merged", [False, True])
+async def test_a_download_goes_on_from_any_byte(core: Core, merged: bool) -> None:
+    await publish(core)
+    service = DownloadsService(core)
+    download = await service.open(PRINCIPAL, TUNED, merged=merged)
+    content = await content_of(download)
+    for start in (1, 511, 512, 1024, len(content) - 4000, len(content) - 1025, len(content) - 1024, len(content) - 1):
+        assert await content_of(download, start) == content[start:], start
+    assert (await service.open(PRINCIPAL, TUNED, merged=merged)).etag == download.etag
+    assert (await service.open(PRINCIPAL, TUNED, merged=not merged)).etag != download.etag
+
+
+async def test_what_lies_before_the_first_byte_asked_for_is_not_read(core: Core) -> None:
+    await publish(core)
+    download = await DownloadsService(core).open(PRINCIPAL, TUNED, merged=False)
+    for key in await core.store.list(""):
+        await core.store.delete(key)
+    assert await content_of(download, download.size - 1024) == bytes(1024)
+
+
+async def test_clients_that_stand_still_hold_up_nobody_else(core: Core) -> None:
     theirs = TUNED.replace("default", "other")
     await publish(core)
     await publish(core, name=theirs, project_id="other")
     service = DownloadsService(core)
-    still = [await service.open(PRINCIPAL, TUNED, merged=True) for _ in range(2)]
-    for download in still:
-        while core.settings.spool.stat().st_nlink == 2 + still.index(download):  # until it has begun to merge
-            await anext(download.chunks)
-    other = Principal(project_id="other", key_id="key-2")
-    assert "model.safetensors" in await unpacked(await service.open(other, theirs, merged=True))
+    third = await service.open(PRINCIPAL, TUNED, merged=True)
+    async with AsyncExitStack() as still:
+        for number in range(2):
+            download = await service.open(PRINCIPAL, TUNED, merged=True)
+            chunks = await still.enter_async_context(download.opened())
+            while core.settings.spool.stat().st_nlink == 2 + number:  # until it has begun to merge
+                await anext(chunks)
+        other = Principal(project_id="other", key_id="key-2")
+        assert "model.safetensors" in await unpacked(await service.open(other, theirs, merged=True))
+        assert await unpacked(await service.open(PRINCIPAL, TUNED, merged=False)), "it needs no merge"
+        with pytest.raises(QuotaExceededError) as caught:
+            await unpacked(third)
+        assert (caught.value.code, caught.value.retry_after) == ("too_many_downloads", 30)
+    assert "model.safetensors" in await unpacked(third), "who has ended makes room"
+
+
+def served(core: Core, standstill_seconds: float = 60) -> ASGIApp:
+    """The routes of models, for keys of the default project."""
+
+    class Keys:
+        async def find_principal(self, key: str) -> Principal | None:
+            return PRINCIPAL
+
+    router = create_router(RegistryService(core), ImportsService(core), DownloadsService(core), standstill_seconds)
+    return create_http_app(core, Authenticator(Keys(), core.signer), [router])
+
+
+def client_of(app: ASGIApp) -> httpx.AsyncClient:
+    headers = {"Authorization": "Bearer key"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
+
+
+class Reader:
+    """A client of the merged archive that takes the head and `chunks` pieces, and then does something else."""
+
+    def __init__(self, chunks: int) -> None:
+        self._left = 1 + chunks
+        self.has_enough = asyncio.Event()
+        self.leaves = asyncio.Event()
+
+    async def download(self, app: ASGIApp) -> None:
+        path, query = f"/v1/model_archives/{TUNED}", b"merged=true"
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode()}
+        scope |= {"query_string": query, "headers": [(b"authorization", b"Bearer key")], "root_path": ""}
+        await app(scope, self._receive, self._send)
+
+    async def _receive(self) -> Message:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self.has_enough.set()
+            await asyncio.Event().wait()
+
+
+async def test_who_finds_no_turn_is_told_when_to_come_back(core: Core) -> None:
+    await publish(core)
+    app = served(core)
+    readers = [Reader(chunks) for chunks in (0, 7)]
+    tasks = [asyncio.create_task(reader.download(app)) for reader in readers]
+    for reader in readers:
+        await reader.has_enough.wait()
+    async with client_of(app) as client:
+        answer = await client.get(f"/v1/model_archives/{TUNED}?merged=true")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+        assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("too_many_downloads", "merged")
+        assert (await client.get(f"/v1/model_archives/{TUNED}")).status_code == 200
+        for reader in readers:
+            reader.leaves.set()
+        await asyncio.gather(*tasks)
+        assert (await client.get(f"/v1/model_archives/{TUNED}?merged=true")).status_code == 200
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 7])
+async def test_a_merge_is_given_up_whose_client_takes_nothing(core: Core, chunks: int) -> None:
+    await publish(core)
+    app = served(core, standstill_seconds=0)
+    for _ in range(3):
+        await Reader(chunks).download(app)
+    async with asyncio.timeout(30):
+        while list(core.settings.spool.iterdir()):  # noqa: ASYNC110 (a process that ends)
+            await asyncio.sleep(0.01)
 
 
 async def test_a_merge_that_fails_ends_the_download(core: Core) -> None:

@@ -136,6 +136,56 @@ async def test_a_model_is_downloaded_as_a_tar(client: httpx.AsyncClient) -> None
         assert archive.getnames() == ["adapter_model.safetensors"]
 
 
+ARCHIVE = f"/v1/model_archives/{TUNED}"
+
+
+async def test_an_archive_can_be_looked_at_first(client: httpx.AsyncClient) -> None:
+    looked, whole = await client.head(ARCHIVE), await client.get(ARCHIVE)
+
+    assert (looked.status_code, looked.content) == (200, b"")
+    names = ("content-type", "content-length", "content-disposition", "accept-ranges", "etag")
+    assert [looked.headers[name] for name in names] == [whole.headers[name] for name in names]
+    assert (looked.headers["accept-ranges"], looked.headers["etag"][0]) == ("bytes", '"')
+    assert (await client.head("/v1/model_archives/ft:nothing")).status_code == 404
+
+
+async def test_a_download_goes_on_where_it_broke_off(client: httpx.AsyncClient) -> None:
+    whole = await client.get(ARCHIVE)
+    size, etag = len(whole.content), whole.headers["etag"]
+
+    for headers in ({"Range": "bytes=700-"}, {"Range": "bytes=700-", "If-Range": etag}):
+        rest = await client.get(ARCHIVE, headers=headers)
+        assert (rest.status_code, rest.content) == (206, whole.content[700:])
+        assert rest.headers["content-range"] == f"bytes 700-{size - 1}/{size}"
+        assert (rest.headers["content-length"], rest.headers["etag"]) == (str(size - 700), etag)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Range": "bytes=700-", "If-Range": '"another"'},
+        {"Range": "bytes=0-9"},
+        {"Range": "bytes=-9"},
+        {"Range": "bytes=0-,700-"},
+        {"Range": "lines=7-"},
+        {"If-Range": '"another"'},
+    ],
+)
+async def test_every_other_range_gives_the_whole(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    answer = await client.get(ARCHIVE, headers=headers)
+
+    assert (answer.status_code, "content-range" in answer.headers) == (200, False)
+    assert len(answer.content) == int(answer.headers["content-length"])
+
+
+async def test_a_range_behind_the_end_is_refused(client: httpx.AsyncClient) -> None:
+    size = (await client.head(ARCHIVE)).headers["content-length"]
+    answer = await client.get(ARCHIVE, headers={"Range": f"bytes={size}-"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == f"bytes */{size}"
+
+
 async def test_other_projects_do_not_see_it(client: httpx.AsyncClient) -> None:
     answer = await client.get(f"/v1/models/{TUNED}", headers={"Authorization": "Bearer other"})
 
