@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -114,7 +115,7 @@ def test_the_log_has_a_line_for_each_phase_and_no_text_of_the_rows(
 
     start, *lines = [record.getMessage() for record in caplog.records if record.name.startswith("tunesmith_trainer")]
     assert start.startswith("training of attempt attempt-1 begins with python 3.")
-    assert f"torch {torch.__version__}, transformers " in start
+    assert f"torch {version('torch')}, transformers " in start
     assert lines == [
         "data is prepared: 18 rows to train on, 2 to evaluate with; 1223 tokens a pass",
         "training goes from step 1 to step 10",
@@ -123,6 +124,17 @@ def test_the_log_has_a_line_for_each_phase_and_no_text_of_the_rows(
         "training is complete; the checkpoint of step 10 is the result",
         "the run is done",
     ]
+
+
+def test_freed_memory_is_given_back_between_packs_where_there_is_more_than_planned(
+    server: TrainingServer, run_attempt: RunAttempt
+) -> None:
+    with mock.patch("tunesmith_trainer.training.allocator.give_back") as give_back:
+        assert run_attempt(server) == 0
+
+    (most,) = {call.args[0] for call in give_back.call_args_list}
+    assert 600 << 20 < most < 1 << 30, "what a tiny model is planned to need, and a tenth"
+    assert give_back.call_count >= server.spec.hyperparameters.n_epochs * 5, "for each step at least"
 
 
 def run_on(ranks: Ranks, server: TrainingServer, cache: Path, work: Path) -> None:

@@ -78,6 +78,9 @@ class Training:
         # One GPU of several may hold an engine as well, or be smaller.
         available, capacity = map(min, zip(*distributed.gather(memory_of(hardware.device)), strict=True))
         self._choice = distributed.by_leader(lambda: self._choose(hardware, available, capacity))
+        # Packs are computed elsewhere on a GPU, which has an allocator of its own.
+        enough = int(self._choice.need.needed / self._ladder.tight)
+        self._most_memory = enough if hardware.device.type == "cpu" else None
         pack_tokens = self._choice.rung.pack_tokens
         self._hardware: Hardware = replace(hardware, pack_tokens=pack_tokens)
         gpu = hardware.device.type == "cuda"
@@ -152,7 +155,7 @@ class Training:
     def evaluate_base(self) -> Measured:
         """Scores evaluation rows and guard set with what the run starts from: fresh adapters change nothing."""
         self._report("evaluating")
-        data, pack_tokens, check = self._data, self._hardware.pack_tokens, self._reporter.check
+        data, pack_tokens, check = self._data, self._hardware.pack_tokens, self.check
         for examples in (data.training, data.evaluation):
             self._objective.observe_base(self._model, examples, pack_tokens, check)
         rows = self._objective.evaluate(self._model, data.evaluation, pack_tokens, check)
@@ -211,8 +214,10 @@ class Training:
         distributed.by_leader(lambda: self._complete(before, trained))
 
     def check(self) -> None:
-        """Raises Yielded once this attempt is to stop."""
+        """Raises Yielded once this attempt is to stop. Called between packs, when most of the memory is free."""
         self._reporter.check()
+        if self._most_memory is not None:
+            allocator.give_back(self._most_memory)
 
     def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
         """Reports a step. Returns whether a checkpoint is wanted."""
