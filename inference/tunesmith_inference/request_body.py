@@ -221,6 +221,8 @@ def _check_values(route: Route, parameters: dict[str, Any]) -> None:
         parameters["chat_template_kwargs"] = {key: value for key, value in given.items() if key != "chat_template"}
     for place, message in enumerate(parameters.get("messages", ())):
         _check_message(message, place)
+    if route is Route.CHAT:
+        parameters["messages"] = [_with_refusal(message) for message in parameters["messages"]]
 
 
 def _leave_allowed_tools(parameters: dict[str, Any]) -> None:
@@ -262,6 +264,12 @@ def _check_message(message: object, place: int) -> None:
         raise invalid_request("invalid_value", "Message content must be text.", "messages")
     if content is None and message["role"] != "assistant":
         raise invalid_request("invalid_type", "Only an assistant's message goes without content.", f"messages.{place}")
+
+
+def _with_refusal(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose refusal is what it says, as it is to the trainer: engines pass over it."""
+    refusal = message.get("refusal")
+    return {**message, "content": refusal} if message.get("content") is None and isinstance(refusal, str) else message
 
 
 def _refuse_constant(constant: str) -> Never:

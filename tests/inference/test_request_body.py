@@ -53,6 +53,13 @@ def test_a_clients_chat_template_never_passes() -> None:
     assert "chat_template" not in asked.parameters
 
 
+def test_a_refusal_is_what_the_assistant_said() -> None:
+    refused = {"role": "assistant", "content": None, "refusal": "No."}
+    answered = {"role": "assistant", "content": "Yes.", "refusal": "No."}
+    asked = parse(Route.CHAT, _chat(messages=[*MESSAGES, refused, answered, *MESSAGES]))
+    assert [message["content"] for message in asked.parameters["messages"][-3:-1]] == ["No.", "Yes."]
+
+
 def test_what_has_no_meaning_here_and_null_is_dropped() -> None:
     asked = parse(Route.CHAT, _chat(user="u", metadata={"a": "b"}, store=True, temperature=None, best_of=1))
     assert set(asked.parameters) == {"model", "messages"}

@@ -82,8 +82,11 @@ async def get_checkpoint(session: AsyncSession, job_id: str, checkpoint_id: str)
 async def list_checkpoints(
     session: AsyncSession, job_id: str, *, after: CheckpointRow | None = None, limit: int
 ) -> list[CheckpointRow]:
-    """The checkpoints that the job keeps, newest first."""
-    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.removed_at.is_(None))
+    """The checkpoints that the job keeps and whose models nobody has deleted, newest first."""
+    deleted = select(ModelRow.name).where(ModelRow.name == CheckpointRow.model_name, ModelRow.deleted_at.is_not(None))
+    query = select(CheckpointRow).where(
+        CheckpointRow.job_id == job_id, CheckpointRow.removed_at.is_(None), ~deleted.exists()
+    )
     if after is not None:
         query = query.where(CheckpointRow.step < after.step)
     return list(await session.scalars(query.order_by(CheckpointRow.step.desc()).limit(limit)))

@@ -18,6 +18,7 @@ from tunesmith_server.errors import FencedError, InvalidRequestError
 from tunesmith_server.files import repository as files
 from tunesmith_server.registry import repository as registry
 from tunesmith_server.registry.manifest import ManifestFile
+from tunesmith_server.registry.service import RegistryService
 
 STATE = {"training_state.json": b"{}", "training_state.safetensors": b"state"}
 RESULTS = {"evaluation.jsonl": b'{"row":1}\n', "results.csv": b"step,train_loss\n1,2.0\n"}
@@ -80,6 +81,17 @@ async def test_checkpoints_are_listed_newest_first(platform: Platform) -> None:
     rest = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id, after=page.last_id)
     assert [(each.step_number, rest.has_more) for each in rest.data] == [(2, False)]
     assert rest.data[0].metrics == {"step": 2, "train_loss": 1.5, "train_mean_token_accuracy": 0.5}
+
+
+async def test_a_checkpoint_whose_model_was_deleted_is_not_listed(platform: Platform) -> None:
+    identity = await platform.start_training()
+    for step in (2, 4):
+        await commit(platform, identity, step)
+    newest = (await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)).data[0]
+
+    await RegistryService(platform.core).delete_model(PRINCIPAL, newest.fine_tuned_model_checkpoint)
+    page = await platform.history.list_checkpoints(PRINCIPAL, identity.job_id)
+    assert [each.step_number for each in page.data] == [2]
 
 
 async def test_a_commit_may_be_repeated_also_at_the_same_moment(each_platform: Platform) -> None:

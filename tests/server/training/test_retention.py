@@ -243,7 +243,11 @@ async def test_a_name_that_its_user_deleted_does_not_come_back(platform: Platfor
 
     await commit(platform, identity, 2, 2.0, fill=2)
 
-    assert 2 in await steps(platform, identity.job_id)
+    async with platform.core.database.read() as session:
+        again = await repository.find_checkpoint(session, identity.job_id, 2)
+    assert again is not None
+    assert again.removed_at is None, "runs may resume from it"
+    assert 2 not in await steps(platform, identity.job_id)
     with pytest.raises(NotFoundError):
         await models.get_model(PRINCIPAL, names[2])
 
