@@ -11,9 +11,10 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from tests.support import tiny_model
+from tunesmith_server.registry.manifest import parse_base_manifest
 from tunesmith_trainer.base_import import gguf_in_wheel, import_base, prepare_base
 from tunesmith_trainer.errors import UnsupportedModel
 from tunesmith_trainer.golden import greedy
@@ -56,6 +57,22 @@ def test_the_bundled_model_has_template_and_stop_token(smollm2: Path) -> None:
     assert config["dtype"] == "bfloat16"
 
 
+def test_the_bundled_model_is_described_for_older_libraries_too(smollm2: Path) -> None:
+    """transformers 4 knows neither `rope_parameters` nor `dtype` nor the name that version 5 has for tokenizers."""
+    config = json.loads((smollm2 / "config.json").read_text())
+    settings = json.loads((smollm2 / "tokenizer_config.json").read_text())
+
+    assert (config["rope_theta"], config["rms_norm_eps"], config["torch_dtype"]) == (100_000, 1e-5, "bfloat16")
+    assert AutoConfig.from_pretrained(smollm2).rope_parameters["rope_theta"] == 100_000
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"_model_name_or_path", "is_local", "local_files_only"} & (config.keys() | settings.keys())
+
+
+def test_the_bundled_models_digits_stand_alone_as_in_its_own_tokenizer(smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    assert tokenizer.tokenize("x\n\n12  3") == ["x", "ĊĊ", "1", "2", "ĠĠ", "3"]
+
+
 def test_the_revision_is_the_hash_of_the_manifest(smollm2: Path) -> None:
     manifest = (smollm2 / "manifest.json").read_bytes()
     described = json.loads(manifest)
@@ -76,6 +93,69 @@ def test_a_folder_is_imported_once_under_one_revision(tmp_path: Path) -> None:
     assert first == second
     assert {path.name for path in (tmp_path / "cache/base_models").iterdir()} == {first[0]}
     assert not (first[1] / "README.md").exists()
+
+
+def test_weights_that_are_there_twice_are_imported_once(tmp_path: Path) -> None:
+    """As Mistral publishes them; vLLM would prefer the second ones, into which nothing is merged."""
+    source = tiny_model.build(tmp_path / "source")
+    for name in ("consolidated.safetensors", "model.fp16.safetensors"):
+        (source / name).write_bytes((source / "model.safetensors").read_bytes())
+    for name in ("consolidated.safetensors.index.json", "params.json", "tekken.json"):
+        (source / name).write_text('{"weight_map": {}}')
+    folder = import_base("tiny", str(source), tmp_path / "cache")[1]
+
+    files = {path.name for path in folder.iterdir()}
+    assert {name for name in files if ".safetensors" in name} == {"model.safetensors"}
+    assert not {"params.json", "tekken.json"} & files
+
+
+def test_the_index_tells_which_files_hold_the_weights(tmp_path: Path) -> None:
+    source = in_two_files(tiny_model.build(tmp_path / "source"))
+    (source / "model-of-another-day.safetensors").write_bytes((source / "model-1.safetensors").read_bytes())
+    folder = import_base("tiny", str(source), tmp_path / "cache")[1]
+    assert {path.name for path in folder.glob("*.safetensors")} == {"model-1.safetensors", "model-2.safetensors"}
+
+    (source / "model-2.safetensors").unlink()
+    with pytest.raises(UnsupportedModel, match=r"lacks model-2\.safetensors, where its weights should be"):
+        import_base("tiny", str(source), tmp_path / "cache")
+
+
+def test_weights_by_another_name_are_refused(tmp_path: Path) -> None:
+    """No library would find them."""
+    source = tiny_model.build(tmp_path / "source")
+    (source / "model.safetensors").rename(source / "weights.safetensors")
+    with pytest.raises(UnsupportedModel, match=r"lacks model\.safetensors, where its weights should be"):
+        import_base("tiny", str(source), tmp_path / "cache")
+
+
+def test_an_adapter_beside_the_model_is_refused(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match="holds an adapter beside the model; merge that into the weights"):
+        import_base("tiny", str(source), tmp_path / "cache")
+
+
+def test_licences_come_along_by_the_names_that_the_control_plane_takes(tmp_path: Path) -> None:
+    source = tiny_model.build(tmp_path / "source")
+    names = {"LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE.md", "NOTICE.txt"}
+    for name in names | {"NOTICE", "LICENSE.pdf"}:
+        (source / name).write_text("Do as you like.")
+    folder = import_base("tiny", str(source), tmp_path / "cache")[1]
+
+    assert {path.name for path in folder.iterdir() if path.name[:6] in ("LICENS", "NOTICE")} == names
+    assert parse_base_manifest((folder / "manifest.json").read_bytes()).id == "tiny"
+
+
+def in_two_files(source: Path) -> Path:
+    """The model's folder with its weights in two files and an index."""
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    places = {name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for place in set(places.values()):
+        chosen = {name: tensor for name, tensor in tensors.items() if places[name] == place}
+        save_file(chosen, source / place, metadata={"format": "pt"})
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return source
 
 
 def test_a_folder_with_pickles_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

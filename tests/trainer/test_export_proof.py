@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_families
 from tests.support.training_server import TrainingServer
 from tunesmith_proto.training.v1 import training_pb2 as pb
 from tunesmith_server.registry import manifest
-from tunesmith_trainer import artifact, export_proof, lora
+from tunesmith_trainer import artifact, export_proof, foreign_weights, lora
 from tunesmith_trainer.artifact import ArtifactWriter
 from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
 from tunesmith_trainer.errors import RunFailed
-from tunesmith_trainer.model import Hardware, load, load_for_generation, load_in_four_bits
+from tunesmith_trainer.model import Hardware, load, load_as_stored, load_for_generation, load_in_four_bits
 
 PROMPTS = [[5, 6, 7], [40, 41], [100, 90, 80, 70]]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -68,6 +69,76 @@ def test_adapters_are_merged_into_weights_that_are_stored_in_float16(tmp_path: P
     path = family / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
     write(family, trained(family, full=False), tmp_path / "out", full=False, merged=True)
+
+
+def test_adapters_on_tuned_weights_keep_what_those_learnt(tmp_path: Path) -> None:
+    """On a processor whole weights are trained in float32, whatever the base is stored in."""
+    family = stored_in_bfloat16(tiny_families.build("gpt2", tmp_path / "family"))
+    write(family, trained(family, full=True), tmp_path / "full", full=True)
+    write(tmp_path / "full", trained(tmp_path / "full", full=False), tmp_path / "merged", full=False, merged=True)
+
+    full, merged = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "merged"))
+    same = {name for name in full if torch.equal(full[name], merged[name])}
+    assert {tensor.dtype for tensor in (full | merged).values()} == {torch.float32}
+    assert {"transformer.wte.weight", "transformer.ln_f.weight"} <= same
+    assert "transformer.h.0.attn.c_attn.weight" not in same
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_configuration_tells_the_dtype_of_the_weights_beside_it(tmp_path: Path, name: str) -> None:
+    family = stored_in_bfloat16(tiny_families.build("llama", tmp_path / "family"), name)
+    for dtype in DTYPES:
+        write(family, trained(family, full=True, dtype=dtype), tmp_path / dtype, full=True)
+    before = json.loads((family / "config.json").read_text())
+
+    assert json.loads((tmp_path / "float32/config.json").read_text()) == before | {name: "float32"}
+    assert (tmp_path / "bfloat16/config.json").read_bytes() == (family / "config.json").read_bytes()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "float32").state_dict()
+    wanted = load_file(tmp_path / "float32/model.safetensors")
+    assert all(torch.equal(plain[tensor], wanted[tensor]) for tensor in wanted)
+    foreign_weights.require_same_architecture(tmp_path / "float32", family)
+
+
+def test_four_bits_are_made_of_what_the_files_hold(tmp_path: Path) -> None:
+    family = tiny_families.build("llama", tmp_path / "family")
+    shown = Hardware(torch.device("cpu"), "float32", 256, "a test")
+    exact = load_in_four_bits(family, shown).state_dict()
+    config = json.loads((family / "config.json").read_text())
+    (family / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    again = load_in_four_bits(family, shown).state_dict()
+
+    assert all(torch.equal(again[name], tensor) for name, tensor in exact.items())
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [
+        ([torch.bfloat16, torch.float32], torch.float32),
+        ([torch.float16, torch.bfloat16], torch.float32),
+        ([torch.float16, torch.float16], torch.float16),
+        ([torch.float64, torch.bfloat16], torch.float32),
+    ],
+)
+def test_a_model_is_read_in_a_dtype_that_holds_all_that_is_stored(
+    tmp_path: Path, dtypes: list[torch.dtype], widest: torch.dtype
+) -> None:
+    family = stored_in_bfloat16(tiny_families.build("llama", tmp_path / "family"))
+    path = family / "model.safetensors"
+    tensors = load_file(path)
+    cast = {name: tensor.to(dtypes[number % 2]) for number, (name, tensor) in enumerate(tensors.items())}
+    save_file(cast, path, metadata={"format": "pt"})
+
+    assert {parameter.dtype for parameter in load_as_stored(family).parameters()} == {widest}
+
+
+def stored_in_bfloat16(folder: Path, told_as: str = "dtype") -> Path:
+    """The model's folder, with weights and configuration as hubs have them."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(config | {told_as: "bfloat16"}))
+    return folder
 
 
 def test_only_known_files_of_the_base_go_along(tmp_path: Path) -> None:

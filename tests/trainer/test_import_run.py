@@ -156,10 +156,12 @@ def test_a_plain_adapter_keeps_its_tensors_bit_by_bit(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_whole_weights_come_back_with_the_files_of_the_base(
-    server: TrainingServer, run_attempt: RunAttempt, base: Path, tmp_path: Path
+    server: TrainingServer, run_attempt: RunAttempt, base: Path, tmp_path: Path, dtype: str
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    """And in the dtype that they were sent in, which may be a finer one than the base's."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -172,8 +174,10 @@ def test_whole_weights_come_back_with_the_files_of_the_base(
 
     assert server.imported is not None
     assert server.imported.artifact.kind == pb.ARTIFACT_KIND_FULL
-    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+    for name in ("tokenizer.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (base / name).read_bytes()
+    config = json.loads((base / "config.json").read_text())
+    assert json.loads((folder / "config.json").read_text()) == config | {"dtype": dtype}
     tuned = load_for_generation(folder, torch.device("cpu"))
     wanted = load_for_generation(tmp_path / "whole", torch.device("cpu"))
     for (name, ours), (_, theirs) in zip(tuned.named_parameters(), wanted.named_parameters(), strict=True):

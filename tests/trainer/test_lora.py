@@ -104,6 +104,18 @@ def test_the_configuration_is_a_plain_lora(base: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+@pytest.mark.parametrize(("alpha", "written"), [(16.0, "16"), (16, "16"), (0.5, "0.5")])
+def test_a_whole_alpha_is_written_as_a_whole_number(base: Path, tmp_path: Path, alpha: float, written: str) -> None:
+    model = load_for_generation(base, torch.device("cpu"))
+    lora.attach(model, 4, alpha, 1)
+    lora.save(model, tmp_path, "tiny")
+    assert f'"lora_alpha": {written},' in (tmp_path / "adapter_config.json").read_text()
+
+    again = load_for_generation(base, torch.device("cpu"))
+    lora.attach_saved(again, tmp_path)
+    assert lora.describe(again, "tiny")["lora_alpha"] == alpha
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own use of transformers
 def test_a_whole_model_has_the_gradients_that_peft_has(base: Path, tmp_path: Path) -> None:
     model = trained(base)

@@ -1,6 +1,8 @@
 """Owns the files that become a revision: adapter or whole model, and the golden answers that prove it when served.
 Must not know optimizers or the control plane."""
 
+import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -99,9 +101,14 @@ def write_merged(adapter: Path, base_folder: Path, folder: Path) -> torch.dtype:
 
 
 def write_whole(model: nn.Module, weights: Mapping[str, Tensor], base_folder: Path, folder: Path) -> None:
-    """Writes a whole model. Tokenizer, template and configuration are the base's own, byte for byte."""
+    """Writes a whole model. Tokenizer, template and configuration are the base's own, byte for byte.
+
+    Only where config.json tells another dtype than that of the weights, it gets theirs: libraries load as it says.
+    """
     model.save_pretrained(folder, state_dict=weights, max_shard_size=_SHARD_SIZE)  # type: ignore[operator]  # transformers models have it
     copy_texts(base_folder, folder)
+    floats = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
+    _tell_dtype(folder / "config.json", functools.reduce(torch.promote_types, floats))
 
 
 def copy_texts(base_folder: Path, folder: Path) -> None:
@@ -109,3 +116,11 @@ def copy_texts(base_folder: Path, folder: Path) -> None:
     for name in TEXTS:
         if (base_folder / name).is_file():
             shutil.copyfile(base_folder / name, folder / name)
+
+
+def _tell_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Sets what the configuration says of the dtype, under the name that the library of its time had for it."""
+    config = json.loads(path.read_bytes())
+    told = {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in config}
+    if told != {key: config[key] for key in told}:
+        path.write_text(json.dumps(config | told, indent=2, ensure_ascii=False) + "\n")

@@ -4,12 +4,14 @@ Must not know jobs or the control plane."""
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
+from tunesmith_trainer.adapter_file import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from tunesmith_trainer.base_model import read_facts, refuse_unsafe, unsupported
 from tunesmith_trainer.tokenizer import load_tokenizer
 from tunesmith_trainer.transfer import MANIFEST_FILE, draft, list_files, manifest_bytes, publish, sha256_of
@@ -17,7 +19,13 @@ from tunesmith_trainer.transfer import MANIFEST_FILE, draft, list_files, manifes
 logger = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read")
-_KEPT = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_INDEX = "model.safetensors.index.json"
+# Licences by the names that the control plane takes.
+_TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE", "LICENSE.md", "NOTICE.md")
+# The same model once more, as Mistral's own software reads it. vLLM would prefer it, untuned, to tuned weights beside.
+_LEFT_OUT = ("consolidated*", "params.json", "tekken.json")
+# Of a GGUF's many fields, among them lists of all tokens.
+_GGUF_TOLD = re.compile(r"tokenizer\.ggml\.(pre|[a-z]+_token_id)")
 
 
 def import_base(model_id: str, source: str, cache: Path) -> tuple[str, Path]:
@@ -83,10 +91,19 @@ def _filler(source: str) -> Callable[[Path], None]:
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantises to a bfloat16 safetensors folder that knows nothing of GGUF."""
     import torch  # here, with transformers, because they take seconds to import
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     logger.info("reading the tokenizer of %s", gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    told = {name: field.contents() for name, field in GGUFReader(gguf).fields.items() if _GGUF_TOLD.fullmatch(name)}
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):  # some releases of transformers guess
+        if (token_id := told.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
+            setattr(tokenizer, f"{ours}_token", tokenizer.convert_ids_to_tokens(token_id))
+    if told.get("tokenizer.ggml.pre") == "smollm":  # whose digits stand alone, which transformers passes over
+        splits = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     logger.info("dequantising %s", gguf.name)
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = type(quantised.config)(
@@ -101,6 +118,26 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     logger.info("writing safetensors")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _make_plain(folder)
+
+
+def _make_plain(folder: Path) -> None:
+    """Has the two configurations say the same to older libraries too, and nothing of the file they were made from."""
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    config.pop("_model_name_or_path", None)
+    if "rms_norm_eps" in config:
+        config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # a GGUF has it in float32
+    # transformers 4 knows neither `rope_parameters`, without which it takes another theta, nor `dtype`.
+    if "rope_theta" in (rope := config.get("rope_parameters") or {}):
+        config["rope_theta"] = rope["rope_theta"]
+    config["torch_dtype"] = config["dtype"]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_bytes())
+    settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that both versions know
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _copy_named_folder(source: Path, folder: Path) -> None:
@@ -109,13 +146,31 @@ def _copy_named_folder(source: Path, folder: Path) -> None:
 
 
 def _copy_folder(source: Path, folder: Path) -> None:
-    for pattern in _KEPT:
-        for path in sorted(source.glob(pattern)):
-            if path.name != MANIFEST_FILE:
-                logger.info("copying %s", path.name)
-                shutil.copyfile(path, folder / path.name)
-    if not any(folder.glob("*.safetensors")):
+    if (source / ADAPTER_CONFIG_FILE).exists():  # where PEFT is installed, transformers would load it with the model
+        raise unsupported(
+            f"it holds an adapter beside the model; merge that into the weights, or remove {ADAPTER_CONFIG_FILE}"
+        )
+    texts = {path.name for pattern in _TEXTS for path in source.glob(pattern)} - {MANIFEST_FILE}
+    left_out = {path.name for pattern in _LEFT_OUT for path in source.glob(pattern)}
+    for name in sorted((texts - left_out) | _weight_files(source)):
+        logger.info("copying %s", name)
+        shutil.copyfile(source / name, folder / name)
+
+
+def _weight_files(source: Path) -> set[str]:
+    """Names of the files that hold the weights once; there may be others that hold them again."""
+    found = {path.name for path in source.glob("*.safetensors")}
+    if not found:
         raise unsupported("it has no safetensors weights")
+    index = source / _INDEX
+    wanted = {"model.safetensors"}
+    if index.exists():
+        places = _readable(_INDEX, lambda: json.loads(index.read_bytes())["weight_map"].values())
+        wanted = {str(place) for place in places} or wanted
+    missing = sorted(wanted - found)
+    if missing:
+        raise unsupported(f"it lacks {missing[0]}, where its weights should be")
+    return wanted
 
 
 def _download_from_hub(model_id: str, folder: Path) -> None:
@@ -124,7 +179,9 @@ def _download_from_hub(model_id: str, folder: Path) -> None:
 
     logger.info("downloading %s", model_id)
     try:
-        fetched = snapshot_download(model_id, allow_patterns=list(_KEPT))
+        fetched = snapshot_download(
+            model_id, allow_patterns=["*.safetensors", *_TEXTS], ignore_patterns=list(_LEFT_OUT)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise unsupported(f"{model_id!r} is neither a folder nor a model that can be downloaded") from error
     _copy_folder(Path(fetched), folder)  # its files are links of the library's, into its own cache

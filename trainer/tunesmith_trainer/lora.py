@@ -111,12 +111,13 @@ def describe(model: nn.Module, base_model_id: str) -> dict[str, object]:
     """What adapter_config.json says of the adapter."""
     layers = dict(_layers(model))
     first = next(iter(layers.values()))
+    is_whole = float(first.alpha).is_integer()  # some readers, as Ollama's converter, take no 16.0
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_id,
         "r": first.lora_A.shape[0],
-        "lora_alpha": first.alpha,
+        "lora_alpha": int(first.alpha) if is_whole else first.alpha,
         "target_modules": _target_modules(list(layers), set(adaptable(model))),
         "lora_dropout": 0.0,
         "bias": "none",

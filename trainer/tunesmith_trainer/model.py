@@ -1,11 +1,13 @@
 """Owns getting a base model into memory: on which device, in which dtype.
 Must not know data, losses or the control plane."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import is_accelerate_available
@@ -21,6 +23,13 @@ from tunesmith_trainer.products import uses_onednn
 CPU_PACK_TOKENS, GPU_PACK_TOKENS = 1024, 16_384
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# As safetensors names them. The control plane takes no wider ones than float32.
+_STORED_DTYPES = {
+    "F64": torch.float32,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ def load_in_four_bits(folder: Path, hardware: Hardware) -> nn.Module:
     The whole weights are in main memory first: the device may be too small for them.
     """
     attention.register()
-    model = _load(folder, "auto", torch.device("cpu"), attention.NAME)
+    model = _load(folder, _stored_dtype(folder), torch.device("cpu"), attention.NAME)
     four_bit_linear.install(decoder_layers(model), hardware.device)
     for parameter in model.parameters():  # scales are no parameters and stay in float32
         parameter.data = parameter.data.to(_DTYPES[hardware.dtype])
@@ -96,11 +105,24 @@ def load_for_generation(folder: Path, device: torch.device, *, as_four_bits: boo
 
 
 def load_as_stored(folder: Path) -> nn.Module:
-    """Loads a model folder into main memory in the dtype of its files, to be changed and saved again."""
-    return _load(folder, "auto", torch.device("cpu"), "eager")
+    """Loads a model folder into main memory in the dtype of its files, to be changed and saved again.
+
+    Where they hold several, in one that holds the numbers of all.
+    """
+    return _load(folder, _stored_dtype(folder), torch.device("cpu"), "eager")
 
 
-def _load(folder: Path, dtype: torch.dtype | str, device: torch.device, attention_name: str) -> nn.Module:
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """By the files' headers: config.json may tell of other weights, as that of a base does beside an upload's."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  no mapping
+    dtypes = [_STORED_DTYPES[name] for name in names if name in _STORED_DTYPES]
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
+def _load(folder: Path, dtype: torch.dtype, device: torch.device, attention_name: str) -> nn.Module:
     # Straight onto a GPU, by its number, since "cuda" alone means another one to transformers where there are ranks.
     # Through main memory a proof of 8 billion weights would need 30 GiB of it beside an offloaded optimizer.
     straight = device.type == "cuda" and is_accelerate_available()
