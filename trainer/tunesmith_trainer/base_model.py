@@ -79,7 +79,10 @@ def refuse_unsafe(folder: Path) -> None:
             raise unsupported(f"{path.name} can run code; only safetensors weights are accepted")
     for path in folder.glob("*.json"):
         if path.stat().st_size < 10 << 20 and "auto_map" in _read_json(path):
-            raise unsupported(f"{path.name} asks for code of its own (auto_map)")
+            raise unsupported(
+                f"{path.name} asks for code of its own (auto_map), which never runs; where transformers knows the "
+                "model_type by itself, delete that key"
+            )
     for path in folder.glob("*.safetensors.index.json"):
         files = _read_json(path).get("weight_map")
         if not isinstance(files, dict) or any(Path(str(name)).name != name for name in files.values()):

@@ -101,9 +101,16 @@ def _evened(
 def _alpha_of(config: dict[str, Any], module: str) -> float:
     """As PEFT looks it up: the first pattern that the module's name ends with."""
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    own = (alpha for end, alpha in patterns.items() if module == end or module.endswith(f".{end}"))
-    alpha: float = next(own, config["lora_alpha"])
+    alpha: float = next((alpha for key, alpha in patterns.items() if _fits(key, module)), config["lora_alpha"])
     return alpha
+
+
+def _fits(key: str, module: str) -> bool:
+    """Whether the pattern is for the module: to PEFT it is an expression, whose dots stand for any character."""
+    start = len(module) - len(key)
+    if start < 0 or module[start - 1 : start] not in ("", "."):
+        return False
+    return all(wanted in (".", char) for wanted, char in zip(key, module[start:], strict=True))
 
 
 def _scale(rank: int, alpha: float, *, use_rslora: bool) -> float:

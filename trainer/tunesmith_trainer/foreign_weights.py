@@ -1,42 +1,49 @@
 """Owns whether whole weights that were tuned elsewhere are those of the base model's architecture, name by name.
 Must not know adapters, data or the control plane."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from tunesmith_trainer.errors import BadData, Problem
 
 _LISTED = 5
-# What says how a model came about or is used, but not what it computes.
+# What says how a model came about, is trained or is used, but not what it computes.
 _IRRELEVANT = frozenset(
     {
-        "_name_or_path",
-        "architectures",
         "bos_token_id",
-        "dtype",
-        "eos_token_id",
+        "eos_token_id",  # `foreign_texts` holds the stop tokens against the base's
+        "initializer_range",
+        "max_window_layers",  # `layer_types` says what comes of it
         "pad_token_id",
-        "torch_dtype",
-        "transformers_version",
+        "pretraining_tp",
         "use_cache",
     }
 )
+_DROPOUTS = ("dropout", "pdrop")
+_ROUNDING = 1e-6  # relative; converters write the float32 nearest to a number
+_ROPE_DEFAULTS = {"partial_rotary_factor": 1.0}
+_OLD_WORDS = frozenset({"type"})  # stays beside `rope_type`, which has its value
 
 
 def require_same_architecture(folder: Path, base: Path) -> None:
-    """Raises BadData where the two config.json describe models that compute differently."""
+    """Raises BadData where the two config.json describe models that compute differently.
+
+    Only what the base's architecture reads is compared, however old the library that wrote it: the model is built by
+    the base's config.json.
+    """
+    own = _settings(base)
     try:
         sent = _settings(folder)
+        apart = sorted(name for name in sent.keys() | own.keys() if not _same(sent.get(name), own.get(name)))
     except Exception as error:  # whatever a library makes of a strange file
         message = "config.json does not describe a model that is known here."
         raise BadData(Problem("config_invalid", message, "file")) from error
-    own = _settings(base)
-    apart = sorted(name for name in sent.keys() | own.keys() if sent.get(name) != own.get(name))
     if apart:
         message = (
             f"config.json has another {_named(apart)} than the base model. Choose the base that it was tuned from."
@@ -95,8 +102,21 @@ def _check(name: str, tensor: torch.Tensor, wanted: dict[str, tuple[int, ...]]) 
 
 
 def _settings(folder: Path) -> dict[str, Any]:
+    """What the model's own class reads of its config.json, with its defaults and in the words of today."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return {name: value for name, value in config.to_dict().items() if name not in _IRRELEVANT}
+    own = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - _IRRELEVANT
+    read = {name for name in own if not any(word in name for word in _DROPOUTS)} | {"model_type"}
+    return {name: value for name, value in config.to_dict().items() if name in read}
+
+
+def _same(sent: Any, own: Any) -> bool:
+    if isinstance(sent, dict) and isinstance(own, dict):  # positions: for all layers, or by their kind
+        sent, own = _ROPE_DEFAULTS | sent, _ROPE_DEFAULTS | own
+        return all(_same(sent.get(name), own.get(name)) for name in (sent.keys() | own.keys()) - _OLD_WORDS)
+    if isinstance(sent, float) or isinstance(own, float):
+        numbers = isinstance(sent, (int, float)) and isinstance(own, (int, float))
+        return numbers and math.isclose(sent, own, rel_tol=_ROUNDING)
+    return bool(sent == own)
 
 
 def _named(names: list[str]) -> str:

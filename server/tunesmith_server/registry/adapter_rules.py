@@ -19,6 +19,7 @@ _DTYPES = frozenset({"F32", "F16", "BF16"})
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<side>[AB])\.weight")
 _MODULE_PATTERN = re.compile(r"[A-Za-z0-9_.]+")
+_MAX_PATTERN_CHARACTERS = 64 * 1024  # enough for each module of a large model; all are held against all
 _UNSUPPORTED_FEATURES = (
     "lora_bias",
     "alora_invocation_tokens",
@@ -108,8 +109,11 @@ def _rank_problems(config: dict[str, Any], max_rank: int) -> list[Problem]:
     pattern = config.get("rank_pattern") or {}
     scales = config.get("alpha_pattern") or {}
     if not _is_pattern(pattern) or not _is_pattern(scales):
-        # Keys are regular expressions to PEFT; only plain names are safe to evaluate.
-        message = "rank_pattern and alpha_pattern must map plain module names to numbers."
+        # Keys are regular expressions to PEFT; only names and dots are safe to evaluate.
+        message = (
+            "rank_pattern and alpha_pattern must map plain module names, of no more than "
+            f"{_MAX_PATTERN_CHARACTERS} characters together, to numbers."
+        )
         return [Problem("adapter_pattern_invalid", message)]
     ranks = [config.get("r"), *pattern.values()]
     if not all(type(rank) is int and rank > 0 for rank in ranks):
@@ -177,9 +181,17 @@ def _base_shape(base: Shapes, name: str) -> tuple[int, ...] | None:
 
 def _rank_of(config: Mapping[str, Any], module: str) -> int:
     for name, rank in (config.get("rank_pattern") or {}).items():
-        if _names(name, module):
+        if _fits(name, module):
             return int(rank)
     return int(config["r"])
+
+
+def _fits(key: str, module: str) -> bool:
+    """Whether the pattern is for the module: to PEFT it is an expression, whose dots stand for any character."""
+    start = len(module) - len(key)
+    if start < 0 or module[start - 1 : start] not in ("", "."):
+        return False
+    return all(wanted in (".", char) for wanted, char in zip(key, module[start:], strict=True))
 
 
 def _names(suffix: str, module: str) -> bool:
@@ -187,7 +199,9 @@ def _names(suffix: str, module: str) -> bool:
 
 
 def _is_pattern(value: object) -> bool:
-    return isinstance(value, dict) and all(_MODULE_PATTERN.fullmatch(key) for key in value)
+    if not isinstance(value, dict) or sum(map(len, value)) > _MAX_PATTERN_CHARACTERS:
+        return False
+    return all(_MODULE_PATTERN.fullmatch(key) for key in value)
 
 
 def _is_positive(value: object) -> bool:

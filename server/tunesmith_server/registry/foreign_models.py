@@ -91,7 +91,7 @@ def _tensors(file: BinaryIO, member: Member, room: int) -> tuple[dict[str, Tenso
     start = file.read(min(LENGTH_BYTES, member.size))
     collector.feed(start)
     length = int.from_bytes(start, "little")
-    if length > room:
+    if len(start) == LENGTH_BYTES and length > room:
         raise HeaderError(f"The headers of all weights may have {_MAX_HEADER_BYTES} bytes together, and have more.")
     collector.feed(file.read(min(length, member.size - len(start))))
     return collector.tensors(member.size), length

@@ -19,7 +19,11 @@ def full_problems(config: object, tensors: Mapping[str, Tensor]) -> list[Problem
         return [Problem("config_invalid", "config.json must be a JSON object.")]
     problems = []
     if "auto_map" in config:
-        problems.append(Problem("config_has_code", "config.json must not have auto_map: code in artifacts never runs."))
+        message = (
+            "config.json must not have auto_map: code of a model's own never runs. Where transformers knows the "
+            "model_type by itself, delete that key and send the model again."
+        )
+        problems.append(Problem("config_has_code", message))
     if not tensors:
         problems.append(Problem("weights_empty", "The weights hold no tensors."))
     wrong = sorted(name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES)

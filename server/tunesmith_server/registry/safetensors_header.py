@@ -33,6 +33,7 @@ _DTYPE_BYTES = {
     "U64": 8,
 }
 _METADATA = "__metadata__"
+_FORMATS = ("pt", "mlx")
 
 
 class HeaderError(ValueError):
@@ -70,6 +71,8 @@ class HeaderCollector:
 
     def tensors(self, file_size: int) -> dict[str, Tensor]:
         """The declared tensors by name; raises HeaderError. `file_size` is that of the whole file in bytes."""
+        if len(self._head) < LENGTH_BYTES:
+            raise HeaderError(f"The file has {len(self._head)} bytes, too few to be safetensors.")
         if not self.complete:
             raise HeaderError("The file ends before its header does.")
         return parse_header(bytes(self._head[LENGTH_BYTES:]), file_size - len(self._head))
@@ -111,9 +114,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_metadata(metadata: object) -> None:
-    # Writers put {"format": "pt"} here; readers of other keys act on them, so nothing else may pass.
-    if not isinstance(metadata, Mapping) or not set(metadata) <= {"format"} or metadata.get("format", "pt") != "pt":
-        raise HeaderError('The header\'s metadata may only say {"format": "pt"}.')
+    # Tools put their names and versions here, which nothing here reads. Of other formats the weights lie otherwise.
+    if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeaderError("The header's metadata must map names to texts.")
+    if metadata.get("format", "pt") not in _FORMATS:
+        raise HeaderError(f"The header's metadata may name the format {' or '.join(_FORMATS)}, or none.")
 
 
 def _tensor(name: str, entry: object) -> tuple[Tensor, int, int]:

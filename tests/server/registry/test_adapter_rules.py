@@ -44,6 +44,7 @@ def test_a_plain_adapter_passes() -> None:
         ({"rank_pattern": {"q_proj": 0}}, "adapter_rank_invalid"),
         ({"rank_pattern": {"(a+)+$": 2}}, "adapter_pattern_invalid"),
         ({"alpha_pattern": ["q_proj"]}, "adapter_pattern_invalid"),
+        ({"alpha_pattern": {"." * 70_000: 2}}, "adapter_pattern_invalid"),
         ({"lora_alpha": 0}, "adapter_alpha_invalid"),
         ({"lora_alpha": math.nan}, "adapter_alpha_invalid"),
         ({"lora_alpha": math.inf}, "adapter_alpha_invalid"),
@@ -142,6 +143,25 @@ def test_ranks_by_module_are_followed() -> None:
 
     assert tensor_codes(dict(pair), rank_pattern={"q_proj": 5}) == set()
     assert tensor_codes(dict(pair)) == {"adapter_rank_mismatch"}
+
+
+@pytest.mark.parametrize(
+    ("key", "fits"),
+    [
+        ("q.proj", True),
+        ("self.attn.q_proj", True),
+        ("model.layers...self_attn.q_proj", True),
+        (".elf_attn.q_proj", True),
+        ("_proj", False),
+        ("elf_attn.q_proj", False),
+        ("x.model.layers.0.self_attn.q_proj", False),
+        (".model.layers.0.self_attn.q_proj", False),
+    ],
+)
+def test_dots_of_a_pattern_are_any_character_as_to_peft(key: str, fits: bool) -> None:
+    pair = {f"{Q}.lora_A.weight": Tensor("F32", (5, 8)), f"{Q}.lora_B.weight": Tensor("F32", (8, 5))}
+
+    assert tensor_codes(dict(pair), rank_pattern={key: 5}) == (set() if fits else {"adapter_rank_mismatch"})
 
 
 @pytest.mark.parametrize("prefix", ["", "language_model.model."])

@@ -56,11 +56,11 @@ def test_an_impossible_header_length_is_refused_at_once(length: int) -> None:
         HeaderCollector().feed(length.to_bytes(8, "little"))
 
 
-@pytest.mark.parametrize("size", [0, 4, 8, 20])
-def test_a_file_that_ends_in_its_header_is_refused(size: int) -> None:
+@pytest.mark.parametrize(("size", "why"), [(0, "too few"), (3, "3 bytes"), (8, "ends before"), (20, "ends before")])
+def test_a_file_that_ends_in_its_header_is_refused(size: int, why: str) -> None:
     content = safetensors_bytes({"a": (2,)})[:size]
 
-    with pytest.raises(HeaderError, match="ends before"):
+    with pytest.raises(HeaderError, match=why):
         collect(content, 100).tensors(size)
 
 
@@ -80,7 +80,8 @@ def test_a_file_that_ends_in_its_header_is_refused(size: int) -> None:
         {"a": None},
         {"a": ENTRY, "b": ENTRY},
         {"a": ENTRY | {"data_offsets": [4, 12]}},
-        {"__metadata__": {"format": "pt", "note": "x"}, "a": ENTRY},
+        {"__metadata__": {"format": "pt", "note": 1}, "a": ENTRY},
+        {"__metadata__": {"format": "pt", "note": {"a": "b"}}, "a": ENTRY},
         {"__metadata__": {"format": "tf"}, "a": ENTRY},
         {"__metadata__": "pt", "a": ENTRY},
         {},
@@ -91,6 +92,15 @@ def test_a_file_that_ends_in_its_header_is_refused(size: int) -> None:
 def test_an_inconsistent_header_is_refused(header: Any) -> None:
     with pytest.raises(HeaderError):
         parse_header(json.dumps(header).encode(), 8)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, {"format": "pt", "mergekit_version": "0.1"}, {"format": "mlx"}, {"note": "x" * 100}]
+)
+def test_what_tools_write_of_themselves_is_taken(metadata: dict[str, str]) -> None:
+    header = json.dumps({"__metadata__": metadata, "a": ENTRY}).encode()
+
+    assert parse_header(header, 8) == {"a": Tensor("F32", (2,))}
 
 
 def test_a_repeated_name_is_refused() -> None:
