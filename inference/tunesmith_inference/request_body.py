@@ -268,8 +268,9 @@ def _check_message(message: object, place: int) -> None:
 
 def _with_refusal(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose refusal is what it says, as it is to the trainer: engines pass over it."""
-    refusal = message.get("refusal")
-    return {**message, "content": refusal} if message.get("content") is None and isinstance(refusal, str) else message
+    content, refusal = message.get("content"), message.get("refusal")
+    is_empty = content is None or (isinstance(content, str) and not content.strip())
+    return {**message, "content": refusal} if is_empty and isinstance(refusal, str) else message
 
 
 def _refuse_constant(constant: str) -> Never:

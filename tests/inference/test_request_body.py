@@ -54,10 +54,11 @@ def test_a_clients_chat_template_never_passes() -> None:
 
 
 def test_a_refusal_is_what_the_assistant_said() -> None:
-    refused = {"role": "assistant", "content": None, "refusal": "No."}
+    refused = {"role": "assistant", "content": "", "refusal": "No."}
     answered = {"role": "assistant", "content": "Yes.", "refusal": "No."}
-    asked = parse(Route.CHAT, _chat(messages=[*MESSAGES, refused, answered, *MESSAGES]))
-    assert [message["content"] for message in asked.parameters["messages"][-3:-1]] == ["No.", "Yes."]
+    messages = [refused, refused | {"content": None}, answered, *MESSAGES]
+    asked = parse(Route.CHAT, _chat(messages=messages))
+    assert [message["content"] for message in asked.parameters["messages"][:3]] == ["No.", "No.", "Yes."]
 
 
 def test_what_has_no_meaning_here_and_null_is_dropped() -> None:

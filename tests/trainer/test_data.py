@@ -93,13 +93,14 @@ def test_a_refusal_is_an_answer(tmp_path: Path) -> None:
     answers: list[dict[str, Any]] = [
         {"content": [part]},
         {"content": None, "refusal": "No."},
+        {"content": "", "refusal": "No."},
         {"content": "No.", "refusal": None},
     ]
     rows = [{"messages": [USER, {"role": "assistant"} | answer]} for answer in answers]
     read_rows, problems = read(_write(tmp_path, *rows))
 
     assert problems == []
-    assert [row.messages[1].content for row in read_rows] == ["No."] * 3
+    assert [row.messages[1].content for row in read_rows] == ["No."] * 4
 
 
 @pytest.mark.parametrize(

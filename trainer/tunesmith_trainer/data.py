@@ -264,7 +264,8 @@ def _text(content: object, extra: dict[str, Any]) -> str:
             what = "has a message part that is not text; models here are tuned on text only"
             raise _BadRow(what, "unsupported_content")
         return "\n".join(str(part) for part in parts)
-    if content is None and isinstance(extra.get("refusal"), str):
+    is_empty = content is None or (isinstance(content, str) and not content.strip())
+    if is_empty and isinstance(extra.get("refusal"), str):
         return str(extra["refusal"])
     if content is None and extra.get("tool_calls"):
         return ""

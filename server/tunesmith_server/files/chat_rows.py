@@ -82,6 +82,8 @@ def tools_faults(row: dict[str, Any]) -> Iterator[Fault]:
         if not isinstance(tools, list) or not all(is_right(tool) for tool in tools):
             what = f'has "{key}" that are not a list of functions with a "name" and "parameters" as an object'
             yield Fault(f"invalid_{key}", what)
+    if row.get("tools") and row.get("functions"):
+        yield Fault("invalid_functions", 'has both "tools" and "functions"; keep one of them')
     if not isinstance(row.get("parallel_tool_calls"), bool | None):
         yield Fault("data_type", 'has a "parallel_tool_calls" that is neither true nor false')
 
@@ -130,8 +132,13 @@ def _content_faults(message: dict[str, Any]) -> Iterator[Fault]:
             yield Fault("missing_content", 'has a message without "content"')
     elif not isinstance(content, str):
         yield Fault("missing_content", 'has a message whose "content" is not a text')
-    elif not content.strip() and not calls and role not in ("tool", "function"):
+    elif not content.strip() and not (calls or refusal or _may_be_empty(message)):
         yield Fault("missing_content", 'has a message with an empty "content"')
+
+
+def _may_be_empty(message: dict[str, Any]) -> bool:
+    """A tool may have nothing to say, and what an assistant said without being learnt from is as it was."""
+    return message.get("role") in ("tool", "function") or message.get("weight") == 0
 
 
 def _part_faults(parts: list[Any]) -> Iterator[Fault]:

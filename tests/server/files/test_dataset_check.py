@@ -49,6 +49,14 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "2+2=", "completion": "4"},
     "system": {"messages": [{"role": "system", "content": "Be brief"}, USER, ASSISTANT]},
     "weights": {"messages": [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]},
+    "answers without text": {
+        "messages": [
+            USER,
+            ASSISTANT | {"content": "", "weight": 0},
+            USER,
+            ASSISTANT | {"content": "", "refusal": "No."},
+        ]
+    },
     "text parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ASSISTANT]},
     "names": {
         "messages": [
@@ -163,7 +171,14 @@ BAD_ROWS: dict[str, list[Any]] = {
         {"messages": [USER, ASSISTANT], "tools": {}},
         {"messages": [USER, ASSISTANT], "tools": [{"type": "function", "function": {"name": "a b"}}]},
     ],
-    "invalid_functions": [{"messages": [USER, ASSISTANT], "functions": [{"name": "f", "parameters": 1}]}],
+    "invalid_functions": [
+        {"messages": [USER, ASSISTANT], "functions": [{"name": "f", "parameters": 1}]},
+        {
+            "messages": [USER, ASSISTANT],
+            "functions": [{"name": "f"}],
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
+    ],
 }
 
 
