@@ -43,6 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, controls: Controls) -> Iter
         "TUNESMITH_LEADER_TTL_SECONDS": "2",
     }
     with LiveServer(tmp_path / "home", environment=environment) as running:
+        # A job that comes before says that it waits.
+        wait_until(lambda: f"base model {BASE_ID} is ready" in running.stderr, 60, "the base model was not imported")
         yield running
 
 
