@@ -16,6 +16,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 NFC = {"type": "NFC"}
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 Send = Callable[..., None]
+STOPS = [2]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def send(base: Path, tmp_path: Path) -> Send:
         for name, changes in (("base", own), ("sent", sent)):
             (tmp_path / name).mkdir()
             (tmp_path / name / "tokenizer.json").write_text(json.dumps(parts | changes))
-        require_same_texts(tmp_path / "sent", tmp_path / "base")
+        require_same_texts(tmp_path / "sent", tmp_path / "base", STOPS)
 
     return check
 
@@ -86,7 +87,7 @@ def folders(base: Path, tmp_path: Path) -> tuple[Path, Path]:
     """An upload's folder, still empty, and that of a base that stops at 2."""
     (tmp_path / "sent").mkdir()
     own = Path(shutil.copytree(base, tmp_path / "base"))
-    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": STOPS}))
     return tmp_path / "sent", own
 
 
@@ -108,7 +109,7 @@ def tell(folder: Path, **stops: Any) -> None:
 )
 def test_stop_tokens_of_the_base_pass(folders: tuple[Path, Path], stops: dict[str, Any]) -> None:
     tell(folders[0], **stops)
-    require_same_texts(*folders)
+    require_same_texts(*folders, STOPS)
 
 
 def test_a_base_need_not_name_all_its_stop_tokens_in_its_config(folders: tuple[Path, Path]) -> None:
@@ -116,7 +117,7 @@ def test_a_base_need_not_name_all_its_stop_tokens_in_its_config(folders: tuple[P
     config = json.loads((folders[1] / "config.json").read_text())
     (folders[1] / "config.json").write_text(json.dumps(config | {"eos_token_id": 0}))
     tell(folders[0], config=0)
-    require_same_texts(*folders)
+    require_same_texts(*folders, STOPS)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_a_base_need_not_name_all_its_stop_tokens_in_its_config(folders: tuple[P
 def test_other_stop_tokens_are_refused(folders: tuple[Path, Path], stops: dict[str, Any]) -> None:
     tell(folders[0], **stops)
     with pytest.raises(BadData, match=r"the base's own stop tokens, \[2\]") as refused:
-        require_same_texts(*folders)
+        require_same_texts(*folders, STOPS)
     (problem,) = refused.value.problems
     assert (problem.code, problem.param) == ("stop_tokens_differ", "file")
     assert len(problem.message) < 600

@@ -2,12 +2,11 @@
 Must not know weights. Reads the files as data: no tokenizer is loaded and no template is run that a user has sent."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith_trainer.base_model import read_facts
 from tunesmith_trainer.errors import BadData, Problem
-from tunesmith_trainer.tokenizer import load_tokenizer
 
 _TOKENIZER = "tokenizer.json"
 _SENTENCEPIECE = "tokenizer.model"
@@ -24,10 +23,10 @@ _STEP_DEFAULTS: dict[str, dict[str, Any]] = {
 _WITHOUT_EFFECT = frozenset({"trim_offsets", "str_rep"})
 
 
-def require_same_texts(folder: Path, base: Path) -> None:
+def require_same_texts(folder: Path, base: Path, stop_ids: Sequence[int]) -> None:
     """Raises BadData where the files that both have differ in what they mean: served is the base's own.
 
-    The stop tokens that the upload names must be among the base's.
+    The stop tokens that the upload names must be among the base's, `stop_ids`.
     """
     pieces = folder / _SENTENCEPIECE, base / _SENTENCEPIECE
     if all(path.is_file() for path in pieces) and pieces[0].read_bytes() != pieces[1].read_bytes():
@@ -38,7 +37,7 @@ def require_same_texts(folder: Path, base: Path) -> None:
     template = _template(folder)
     if template is not None and template != _template(base):
         raise _problem("chat_template_differs", "chat template", "chat template")
-    _require_same_stops(folder, base)
+    _require_same_stops(folder, base, stop_ids)
 
 
 def _require_same_tokenizer(sent: dict[str, Any], own: dict[str, Any]) -> None:
@@ -49,12 +48,11 @@ def _require_same_tokenizer(sent: dict[str, Any], own: dict[str, Any]) -> None:
             raise _problem("tokenizer_differs", f"{part} in {_TOKENIZER}", "tokenizer")
 
 
-def _require_same_stops(folder: Path, base: Path) -> None:
+def _require_same_stops(folder: Path, base: Path, own: Sequence[int]) -> None:
     """An answer that ends with what is no stop token to the base would be followed by another, up to its limit."""
     name = next((name for name in _STOPS if _stops(folder / name)), None)
     if name is None:
         return
-    own = read_facts(base, load_tokenizer(base).eos_token_id).stop_ids
     others = [stop for stop in _stops(folder / name) if stop not in (*own, *_stops(base / name))]
     if others:
         message = (

@@ -40,7 +40,7 @@ def run_import(spec: pb.TrainingSpec, base: Path, work: Path, reporter: Reporter
     source = _unpacked(model_archive(spec, work), work / "source")
     tokenizer = load_tokenizer(base)
     facts = read_facts(base, tokenizer.eos_token_id)
-    require_same_texts(source, base)
+    require_same_texts(source, base, facts.stop_ids)
     _require_memory(base)
     reporter.check()
     folder = work / "artifact"
