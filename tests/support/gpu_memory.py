@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,46 +12,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.support.gpu_steps import GPU, build
-from tests.support.onlooker import Onlooker
-from tunesmith_trainer import lora
+from tests.support.gpu_steps import GPU, Way, loop_over
 from tunesmith_trainer.base_shapes import read_shapes
 from tunesmith_trainer.config import Facts, Wanted, resolve
 from tunesmith_trainer.example import Example
-from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.memory_plan import largest_step, plan
-from tunesmith_trainer.optim import Optimizer
-from tunesmith_trainer.recompute import recompute
 
 _LAYERS = 4
 
 
-@dataclass(frozen=True)
-class Case:
-    """Steps of 16 rows of 512 tokens, all but 12 of them learnt."""
-
-    full_weights: bool
-    pack_tokens: int
-    recomputed: int = 0
-    offloaded: bool = False
-    in_four_bits: bool = False
-
-
 CASES = {
-    "adapters": Case(full_weights=False, pack_tokens=4096),
-    "adapters, small packs": Case(full_weights=False, pack_tokens=512),
-    "adapters, half recomputed": Case(full_weights=False, pack_tokens=4096, recomputed=2),
-    "adapters, four bits": Case(full_weights=False, pack_tokens=4096, in_four_bits=True),
-    "full weights": Case(full_weights=True, pack_tokens=4096),
-    "full weights, one pack": Case(full_weights=True, pack_tokens=8192),
-    "full weights, all recomputed": Case(full_weights=True, pack_tokens=1024, recomputed=_LAYERS),
-    "full weights, offloaded": Case(full_weights=True, pack_tokens=4096, offloaded=True),
+    "adapters": (Way(), 4096),
+    "adapters, small packs": (Way(), 512),
+    "adapters, half recomputed": (Way(recomputed=2), 4096),
+    "adapters, four bits": (Way(in_four_bits=True), 4096),
+    "full weights": (Way(full_weights=True), 4096),
+    "full weights, one pack": (Way(full_weights=True), 8192),
+    "full weights, all recomputed": (Way(full_weights=True, recomputed=_LAYERS), 1024),
+    "full weights, offloaded": (Way(full_weights=True, offloaded=True), 4096),
 }
+"""Ways to take steps of 16 rows of 512 tokens, all but 12 of them learnt, and the tokens of a pack."""
 
 
 def peaks() -> dict[str, tuple[int, int]]:
-    """Bytes at the peak of the second step and those that are planned without the process, of every case."""
-    return {name: _peak(case) for name, case in CASES.items()}
+    """Bytes at the peak of the second step and those that are planned without the process, of every way."""
+    return {name: _peak(*case) for name, case in CASES.items()}
 
 
 class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
@@ -88,7 +72,7 @@ class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         self.now -= size
 
 
-def _peak(case: Case) -> tuple[int, int]:
+def _peak(way: Way, pack_tokens: int) -> tuple[int, int]:
     # As wide as Llama 3.1 8B.
     shape = LlamaConfig(
         hidden_size=4096,
@@ -99,15 +83,10 @@ def _peak(case: Case) -> tuple[int, int]:
         vocab_size=128256,
     )
     rows = [Example(row, np.full(512, row, np.int32), np.arange(512) >= 12) for row in range(16)]
-    wanted = Wanted(full_weights=case.full_weights, seed=1, n_epochs=2, batch_size=16, lora_rank=16)
+    wanted = Wanted(full_weights=way.full_weights, seed=1, n_epochs=2, batch_size=16, lora_rank=16)
     config = resolve(wanted, Facts(16, 512, 500, 4096, "llama", 2048))[0]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build(shape, in_four_bits=case.in_four_bits)
-        if not case.full_weights:
-            lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
-        optimizer = Optimizer(model.named_parameters(), offloaded=case.offloaded)
-        recompute(model, case.recomputed)
-        loop = Loop(model, optimizer, config, rows, rows, case.pack_tokens, Onlooker())
+        loop, model, optimizer = loop_over(rows, shape, config, way, pack_tokens)
         with _Allocated() as allocated:
             for tensor in (*model.parameters(), *model.buffers(), *optimizer._masters.values()):
                 allocated.count(tensor)
@@ -119,11 +98,11 @@ def _peak(case: Case) -> tuple[int, int]:
     need = plan(
         shapes,
         config,
-        largest_step(shapes, config, rows, case.pack_tokens, gpu=True),
+        largest_step(shapes, config, rows, pack_tokens, gpu=True),
         "bfloat16",
         gpu=True,
-        recomputed_layers=case.recomputed,
-        offloaded=case.offloaded,
-        in_four_bits=case.in_four_bits,
+        recomputed_layers=way.recomputed,
+        offloaded=way.offloaded,
+        in_four_bits=way.in_four_bits,
     )
     return allocated.peak, need.needed - need.terms["process"]

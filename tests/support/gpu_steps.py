@@ -18,7 +18,7 @@ from tests.support.onlooker import Onlooker
 from tests.support.steps import example
 from tunesmith_trainer import attention, four_bit_linear, lora
 from tunesmith_trainer.base_shapes import decoder_layers
-from tunesmith_trainer.config import Facts, Wanted, resolve
+from tunesmith_trainer.config import Facts, TrainingConfig, Wanted, resolve
 from tunesmith_trainer.example import Example, joined
 from tunesmith_trainer.loop import Loop
 from tunesmith_trainer.lora_linear import LoraLinear
@@ -90,17 +90,20 @@ def complaints() -> dict[str, str]:
     return {name: _complaint(*case) for name, case in (cases | faults).items()}
 
 
-def build(config: PreTrainedConfig, *, in_four_bits: bool = False) -> nn.Module:
-    """A model for steps in bfloat16 on the GPU, with the attention that trains."""
-    with GPU:
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=attention.NAME
-        )
-    if in_four_bits:
-        # They are where they are to go; what is imagined cannot always be moved by torch.
-        with patch.object(nn.Linear, "to", lambda layer, _: layer):
-            four_bit_linear.install(decoder_layers(model), GPU)
-    return model.eval()
+def loop_over(
+    rows: Sequence[Example], shape: PreTrainedConfig, config: TrainingConfig, way: Way, pack_tokens: int
+) -> tuple[Loop, nn.Module, Optimizer]:
+    """A loop that is about to take steps with a model of this shape, which lies on the GPU, and what it changes."""
+    model = _build(shape, in_four_bits=way.in_four_bits)
+    if not way.full_weights:
+        lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
+    if way.astray:
+        adapted = next(module for module in model.modules() if isinstance(module, LoraLinear))
+        adapted.lora_A = nn.Parameter(adapted.lora_A.detach().cpu())
+    optimizer = Optimizer(model.named_parameters(), offloaded=way.offloaded)
+    recompute(model, way.recomputed)
+    loop = Loop(model, optimizer, config, rows, rows, pack_tokens, Onlooker(), objective=way.objective())
+    return loop, model, optimizer
 
 
 def _complaint(family: str, way: Way) -> str:
@@ -113,19 +116,23 @@ def _complaint(family: str, way: Way) -> str:
 
 
 def _take_step(family: str, way: Way) -> None:
-    model = build(tiny_families.config(family), in_four_bits=way.in_four_bits)
+    rows = [_row(number, in_pairs=way.in_pairs) for number in range(1, _ROWS + 1)]
     wanted = Wanted(full_weights=way.full_weights, seed=1, n_epochs=1, batch_size=_ROWS, lora_rank=4, max_rank=8)
     config = resolve(wanted, Facts(_ROWS, 100, 10, 64, "llama", 512))[0]
-    if not way.full_weights:
-        lora.attach(model, config.lora_rank, config.lora_alpha, config.seed)
-    if way.astray:
-        adapted = next(module for module in model.modules() if isinstance(module, LoraLinear))
-        adapted.lora_A = nn.Parameter(adapted.lora_A.detach().cpu())
-    optimizer = Optimizer(model.named_parameters(), offloaded=way.offloaded)
-    recompute(model, way.recomputed)
-    rows = [_row(number, in_pairs=way.in_pairs) for number in range(1, _ROWS + 1)]
-    loop = Loop(model, optimizer, config, rows, rows, _PACK_TOKENS, Onlooker(), objective=way.objective())
-    loop._take(1)
+    loop_over(rows, tiny_families.config(family), config, way, _PACK_TOKENS)[0]._take(1)
+
+
+def _build(config: PreTrainedConfig, *, in_four_bits: bool = False) -> nn.Module:
+    """A model for steps in bfloat16 on the GPU, with the attention that trains."""
+    with GPU:
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=attention.NAME
+        )
+    if in_four_bits:
+        # They are where they are to go; what is imagined cannot always be moved by torch.
+        with patch.object(nn.Linear, "to", lambda layer, _: layer):
+            four_bit_linear.install(decoder_layers(model), GPU)
+    return model.eval()
 
 
 def _row(number: int, *, in_pairs: bool) -> Example:
