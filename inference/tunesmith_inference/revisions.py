@@ -40,7 +40,7 @@ _FULL_FILES = frozenset(
 )
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # What the importer keeps of a base model, whose makers name files as they like.
-_BASE_FILE = re.compile(r"\w[\w.-]{0,127}\.(safetensors|json|jinja|txt|model)", re.ASCII)
+_BASE_FILE = re.compile(r"LICENSE|\w[\w.-]{0,127}\.(safetensors|json|jinja|txt|model|md)", re.ASCII)
 _NEEDED = {
     Kind.BASE: frozenset({"config.json"}),
     Kind.ADAPTER: _ADAPTER_FILES,

@@ -13,6 +13,8 @@ from tunesmith_inference.registry_client import connect
 from tunesmith_inference.revisions import NotFetched, RevisionCache, RevisionRefused
 from tunesmith_inference.router import Kind
 from tunesmith_proto.registry.v1 import serving_pb2
+from tunesmith_server.registry import manifest
+from tunesmith_server.registry.manifest import ManifestFile
 
 
 @pytest.fixture
@@ -145,6 +147,15 @@ async def test_a_base_model_is_fetched_where_nobody_has_put_it(
     downloads = control_plane.downloads
     assert await cache.base_folder("b" * 64) == there
     assert control_plane.downloads == downloads
+
+
+async def test_what_the_control_plane_takes_of_a_base_model_is_fetched(
+    cache: RevisionCache, control_plane: ServingControlPlane
+) -> None:
+    names = ["config.json", "LICENSE", *(f"other{suffix}" for suffix in manifest._BASE_SUFFIXES)]
+    assert not manifest.base_file_problems([ManifestFile(name, 1, "a" * 64) for name in names])
+    folder = await cache.base_folder(control_plane.add_revision(dict.fromkeys(names, b"{}")))
+    assert {path.name for path in folder.iterdir()} == set(names)
 
 
 @pytest.mark.parametrize("path", ["modeling.py", "pytorch_model.bin", "../config.json", "sub/config.json", ".json"])

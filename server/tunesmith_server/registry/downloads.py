@@ -6,10 +6,11 @@ It must not know transports. Nothing is copied before it is sent; merged weights
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from tunesmith_server.storage.base import ObjectNotFoundError
 _MERGES_AT_ONCE = 2  # of a project: a merge goes on as fast as its client reads
 _RETRY_SECONDS = 30.0
 _WEIGHTS = ".safetensors"
+_LICENCE = re.compile(r"(LICENSE|NOTICE)(\.md|\.txt)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,15 @@ class DownloadsService:
         own = [ManifestFile(**file) for file in revision.files if file["path"] != GOLDEN_NAME]
         folder, base_folder = f"revisions/{revision.id}", f"base_models/{revision.base_revision}"
         if revision.kind == ArtifactKind.FULL:
-            return [self._stored(folder, file) for file in own]
+            base: Sequence[ManifestFile] = ()
+            with suppress(UnavailableError):  # the model is whole without its base
+                base = await self._base_files(revision)
+            beside = [file for file in base if _LICENCE.fullmatch(file.path)]
+            return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in beside]
         base = await self._base_files(revision)
         if not merged:
-            texts = [file for file in base if file.path in TEXT_FILES]
-            return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in texts]
+            beside = [file for file in base if file.path in TEXT_FILES or _LICENCE.fullmatch(file.path)]
+            return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in beside]
         return [
             self._merged(folder, own, base_folder, file)
             if file.path.endswith(_WEIGHTS)

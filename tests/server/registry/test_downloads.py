@@ -38,7 +38,9 @@ async def publish(
 ) -> None:
     """A tuned model with the files of an adapter, on a base that has a tokenizer."""
     core.settings.spool.mkdir(parents=True, exist_ok=True)
-    base_revision = await publish_base_model(core, texts={"tokenizer.json": b"{}", "README.md": b"read"})
+    base_revision = await publish_base_model(
+        core, texts={"tokenizer.json": b"{}", "README.md": b"read", "LICENSE": b"may"}
+    )
     revision_id = await publish_tuned_model(core, name, base_revision, project_id)
     files = await upload(core, f"revisions/{revision_id}", adapter_files(FILL, **config))
     async with core.database.write() as session:
@@ -64,7 +66,7 @@ async def unpacked(download: Download) -> dict[str, bytes]:
 async def test_an_adapter_comes_with_its_own_files_and_no_prompts(each_core: Core) -> None:
     await publish(each_core)
     files = await unpacked(await DownloadsService(each_core).open(PRINCIPAL, TUNED, merged=False))
-    assert list(files) == ["adapter_config.json", "tokenizer.json", "adapter_model.safetensors"]
+    assert list(files) == ["LICENSE", "adapter_config.json", "tokenizer.json", "adapter_model.safetensors"]
     assert files["adapter_model.safetensors"] == adapter_files(FILL)["adapter_model.safetensors"]
 
 
@@ -73,13 +75,17 @@ async def test_whole_weights_are_the_same_merged_or_not(core: Core) -> None:
     service = DownloadsService(core)
     plain = await unpacked(await service.open(PRINCIPAL, TUNED, merged=False))
     assert plain == await unpacked(await service.open(PRINCIPAL, TUNED, merged=True))
+    assert plain["LICENSE"] == b"may", "the base's"
+    for key in await core.store.list("base_models/"):
+        await core.store.delete(key)
+    assert plain.keys() - {"LICENSE"} == {*await unpacked(await service.open(PRINCIPAL, TUNED, merged=False))}
 
 
 async def test_merged_weights_are_the_base_with_the_adapter_added(each_core: Core) -> None:
     await publish(each_core)
     files = await unpacked(await DownloadsService(each_core).open(PRINCIPAL, TUNED, merged=True))
 
-    assert list(files) == ["README.md", "config.json", "tokenizer.json", "model.safetensors"]
+    assert list(files) == ["LICENSE", "README.md", "config.json", "tokenizer.json", "model.safetensors"]
     assert json.loads(files["config.json"]) == {"max_position_embeddings": 64}
     weights = files["model.safetensors"]
     start = 8 + int.from_bytes(weights[:8], "little")
