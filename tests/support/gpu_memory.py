@@ -88,10 +88,11 @@ def _peak(way: Way, pack_tokens: int) -> tuple[int, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         loop, model, optimizer = loop_over(rows, shape, config, way, pack_tokens)
         with _Allocated() as allocated:
-            for tensor in (*model.parameters(), *model.buffers(), *optimizer._masters.values()):
-                allocated.count(tensor)
+            kept = [(one.first, one.second, one.lower) for one in optimizer._kept.values()]
+            for tensor in (*model.parameters(), *model.buffers(), *tree_leaves(kept)):
+                if tensor is not None:
+                    allocated.count(tensor)
             loop._take(1)
-            allocated.peak = 0  # of a step to which the optimizer's moments are new
             loop._take(2)
     with torch.device("meta"):
         shapes = read_shapes(AutoModelForCausalLM.from_config(shape))

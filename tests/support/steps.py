@@ -87,7 +87,7 @@ class _Watched(Optimizer):
         self.gradients: list[dict[str, Tensor]] = []
 
     def step(self, learning_rate: float) -> Tensor:
-        gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
+        gradients = {name: kept.parameter.grad for name, kept in self._kept.items()}
         whole = sharding.on_leader({name: gradient for name, gradient in gradients.items() if gradient is not None})
         self.gradients.append({name: gradient.clone() for name, gradient in whole.items()})
         return super().step(learning_rate)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support.ranks import Ranks
-from tunesmith_trainer import sharding
+from tunesmith_trainer import float_halves, sharding
 from tunesmith_trainer.model import Hardware, load
-from tunesmith_trainer.optim import Optimizer
+from tunesmith_trainer.optim import Optimizer, stepped_at_once
 
 BFLOAT16 = Hardware(torch.device("cpu"), "bfloat16", 256, "a test")
 
@@ -51,6 +52,48 @@ def test_steps_are_adamw_as_it_is_written_without_decay_on_gradients_clipped_to_
         torch.testing.assert_close(parameter.detach().double(), wanted[name], rtol=1e-5, atol=1e-6)
 
 
+def test_parameters_in_half_precision_are_stepped_in_single() -> None:
+    """Bit for bit, which rounded ones would not be after the first step; of more rows than are stepped at once."""
+    torch.manual_seed(0)
+    numbers = {"wide": torch.randn(3 * 1024, 256), "narrow": torch.randn(8), "one": torch.randn(())}
+    assert numbers["wide"].numel() > 2 * stepped_at_once(gpu=False)
+    halves = {name: nn.Parameter(tensor.bfloat16()) for name, tensor in numbers.items()}
+    singles = {name: nn.Parameter(parameter.detach().float()) for name, parameter in halves.items()}
+    optimizer, exact = Optimizer(halves.items()), Optimizer(singles.items())
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for name, parameter in halves.items():
+            parameter.grad = torch.randn(parameter.shape).bfloat16()
+            singles[name].grad = parameter.grad.float()
+        assert float(optimizer.step(1e-4)) == pytest.approx(float(exact.step(1e-4)))
+
+    state = optimizer.state()
+    for name, parameter in halves.items():
+        torch.testing.assert_close(parameter.detach(), singles[name].detach().bfloat16(), rtol=0, atol=0)
+        joined = float_halves.join(parameter.detach().reshape(-1), state[f"lower.{name}"].reshape(-1))
+        torch.testing.assert_close(joined, singles[name].detach().reshape(-1), rtol=0, atol=0)
+
+
+def test_what_a_release_before_saved_of_parameters_in_half_precision_is_read() -> None:
+    """It kept whole float32 copies beside them."""
+    trained = parameters(torch.bfloat16)
+    saved = Optimizer(trained.items())
+    for seed in range(3):
+        step(saved, trained, seed)
+    state = {name: tensor.clone() for name, tensor in saved.state().items()}
+    for name, parameter in trained.items():
+        state[f"master.{name}"] = float_halves.join(parameter.detach(), state.pop(f"lower.{name}"))
+    resumed = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in trained.items()}
+    optimizer = Optimizer(resumed.items())
+    optimizer.load_state(state)
+
+    step(saved, trained, 3)
+    step(optimizer, resumed, 3)
+    state = optimizer.state()
+    for name, tensor in saved.state().items():
+        assert torch.equal(state[name].flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_offloaded_optimizer_takes_the_same_steps(dtype: torch.dtype) -> None:
     near, far = parameters(dtype), parameters(dtype)
@@ -60,7 +103,7 @@ def test_an_offloaded_optimizer_takes_the_same_steps(dtype: torch.dtype) -> None
         assert step(beside, near, seed) == pytest.approx(step(offloaded, far, seed))
         assert all(parameter.grad is None for parameter in far.values()), "they make room at once"
     for name, parameter in near.items():
-        torch.testing.assert_close(far[name], parameter)
+        torch.testing.assert_close(far[name], parameter, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,30 +123,45 @@ def test_a_run_that_moves_between_them_goes_on_where_it_was(
     step(saved, trained, 3)
     step(optimizer, resumed, 3)
     for name, parameter in trained.items():
-        torch.testing.assert_close(resumed[name], parameter)
+        torch.testing.assert_close(resumed[name], parameter, rtol=0, atol=0)
 
 
-def _step_on_halves(base: Path, *, sharded: bool) -> tuple[float, dict[str, Tensor]]:
+def _step_on_halves(base: Path, folder: Path, *, sharded: bool) -> tuple[float, dict[str, Tensor]]:
+    """Takes a step, another one with the state that one rank saved in the folder, and gives all that is then kept."""
     model: nn.Module = load(base, BFLOAT16)
     if sharded:
         model = sharding.shard(model)
-    inner = sharding.inner(model)
-    optimizer = Optimizer(inner.named_parameters())
-    for parameter in inner.parameters():
+    optimizer = Optimizer(sharding.inner(model).named_parameters())
+    norm = _half_step(model, optimizer)
+    if not sharded:
+        save_file(optimizer.state(), folder / "state.safetensors")
+    resumed = Optimizer(sharding.inner(model).named_parameters())
+    resumed.load_state(load_file(folder / "state.safetensors"))
+    _half_step(model, resumed)
+    return norm, {name: tensor.clone() for name, tensor in (sharding.whole_weights(model) | resumed.state()).items()}
+
+
+def _half_step(model: nn.Module, optimizer: Optimizer) -> float:
+    for parameter in sharding.inner(model).parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
-    norm = optimizer.step(1e-2)
-    return float(norm), {name: tensor.clone() for name, tensor in sharding.whole_weights(model).items()}
+    return float(optimizer.step(1e-2))
 
 
-def test_parts_in_half_precision_are_stepped_as_the_whole_is(base: Path, two_ranks: Ranks) -> None:
-    norm, whole = _step_on_halves(base, sharded=False)
-    (first, joined), (second, _) = two_ranks.run(_step_on_sharded_halves, base)
+def test_parts_in_half_precision_are_stepped_as_the_whole_is(base: Path, two_ranks: Ranks, tmp_path: Path) -> None:
+    norm, whole = _step_on_halves(base, tmp_path, sharded=False)
+    (first, joined), (second, _) = two_ranks.run(_step_on_sharded_halves, base, tmp_path)
 
     assert first == second == pytest.approx(norm, rel=1e-6)
-    assert joined
-    for name, tensor in joined.items():
-        torch.testing.assert_close(tensor, whole[name])
+    kept = [name for name in joined if name.startswith("lower.")]
+    assert kept
+    for name in kept:
+        parameter = name.removeprefix("lower.")
+        torch.testing.assert_close(_exact(joined, parameter), _exact(whole, parameter))
 
 
-def _step_on_sharded_halves(base: Path) -> tuple[float, dict[str, Tensor]]:
-    return _step_on_halves(base, sharded=True)
+def _step_on_sharded_halves(base: Path, folder: Path) -> tuple[float, dict[str, Tensor]]:
+    return _step_on_halves(base, folder, sharded=True)
+
+
+def _exact(kept: dict[str, Tensor], name: str) -> Tensor:
+    return float_halves.join(kept[name], kept[f"lower.{name}"])

@@ -9,12 +9,13 @@ from tunesmith_trainer.config import TrainingConfig
 from tunesmith_trainer.example import Example
 from tunesmith_trainer.four_bit_linear import BYTES_PER_WEIGHT
 from tunesmith_trainer.head import rows_at_once
-from tunesmith_trainer.optim import STEPPED_AT_ONCE
+from tunesmith_trainer.optim import stepped_at_once
 from tunesmith_trainer.packing import pack
 from tunesmith_trainer.time_plan import computed_part
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FULL = 4  # bytes of a float32
+_LOWER = 2  # bytes of what a bfloat16 lacks of one
 PROOF_ROOM = 1.2
 """Of its weights, that a model needs to answer."""
 # Of scores that are bounded, for each pair of tokens and head: capped, softmaxed, and the gradients of both.
@@ -96,13 +97,13 @@ def plan(
     """
     size = _BYTES[dtype]
     trained = shapes.parameters if config.full_weights else shapes.adapter_parameters(config.lora_rank)
-    master = trained * _FULL if config.full_weights and dtype != "float32" else 0
+    lower = trained * _LOWER if config.full_weights and dtype != "float32" else 0
     parts = ranks if config.full_weights else 1
     lasting = {
         "process": _PROCESS[gpu],
         "weights": _weights(shapes, size, in_four_bits=in_four_bits) // parts,
         "adapters": 0 if config.full_weights else trained * _FULL,
-        "optimizer": 0 if offloaded else (2 * trained * _FULL + master) // parts,
+        "optimizer": 0 if offloaded else (2 * trained * _FULL + lower) // parts,
     }
     gradients = trained * (size if config.full_weights else _FULL)
     passing = {
@@ -116,7 +117,8 @@ def plan(
         "gathered": _gathered(shapes) * size if parts > 1 else 0,
         "whole": _restored(shapes, size) if in_four_bits else 0,
     }
-    update = {"gradients": gradients // parts, "update": 0 if offloaded or size == _FULL else _stepped(shapes, trained)}
+    stepped = 0 if offloaded or size == _FULL else _stepped(trained, gpu=gpu)
+    update = {"gradients": gradients // parts, "update": stepped}
     proof = {} if gpu else {"proof": shapes.parameters * _FULL}
     moments = sorted((passing, update, proof), key=lambda moment: sum(moment.values()))
     terms = {**lasting, **moments[-1]}
@@ -124,8 +126,8 @@ def plan(
 
 
 def offloaded_bytes(shapes: BaseShapes) -> int:
-    """What an offloaded optimizer has in main memory: moments, master copies, and gradients in a step."""
-    return 3 * shapes.parameters * _FULL + _stepped(shapes, shapes.parameters)
+    """What an offloaded optimizer has in main memory: moments, float32 copies, and gradients in a step."""
+    return 3 * shapes.parameters * _FULL + _stepped(shapes.parameters, gpu=True)
 
 
 def checkpoint_bytes(shapes: BaseShapes, config: TrainingConfig, dtype: str, need: Plan, capacity: int) -> int:
@@ -137,7 +139,8 @@ def checkpoint_bytes(shapes: BaseShapes, config: TrainingConfig, dtype: str, nee
     lasting = sum(need.terms.get(name, 0) for name in ("process", "weights", "adapters", "optimizer"))
     proof = shapes.parameters * _FULL
     beside = 0 if lasting + PROOF_ROOM * proof <= capacity else proof
-    state = shapes.parameters * (_BYTES[dtype] + _FULL * (2 if dtype == "float32" else 3)) if config.full_weights else 0
+    lower = 0 if dtype == "float32" else _LOWER
+    state = shapes.parameters * (_BYTES[dtype] + 2 * _FULL + lower) if config.full_weights else 0
     return _PROCESS[False] + beside + state
 
 
@@ -146,10 +149,9 @@ def _window_mask(shapes: BaseShapes, longest: int) -> int:
     return longest**2 * _BYTES_PER_PAIR if shapes.window is not None and longest > shapes.window else 0
 
 
-def _stepped(shapes: BaseShapes, trained: int) -> int:
-    """Gradients that there are in float32 at once while parameters are stepped."""
-    largest = max(shapes.vocabulary * shapes.hidden, *(out * width for out, width in shapes.linears.values()))
-    return min(trained, max(largest, STEPPED_AT_ONCE)) * _FULL
+def _stepped(trained: int, *, gpu: bool) -> int:
+    """Gradients and numbers that there are in float32 at once while parameters are stepped."""
+    return 2 * min(trained, stepped_at_once(gpu=gpu)) * _FULL
 
 
 def _weights(shapes: BaseShapes, size: int, *, in_four_bits: bool) -> int:
