@@ -50,6 +50,7 @@ class Call:
     form: Mapping[str, str] | None = None
     file: tuple[str, BinaryIO | bytes] | None = None
     field: str = "file"
+    headers: Mapping[str, str] | None = None
     slow: bool = False
 
 
@@ -228,6 +229,7 @@ class HttpClient:
         }
         if call.method != "GET":
             headers["Idempotency-Key"] = f"tunesmith-{uuid.uuid4()}"
+        headers |= call.headers or {}
         silence = self._timeout or (SLOW_TIMEOUT_S if call.slow else QUICK_TIMEOUT_S)
         return httpx.Request(
             call.method,
@@ -246,6 +248,8 @@ class ResponseBody:
 
     def __init__(self, transport: Transport, response: httpx.Response) -> None:
         self.request_id = _request_id(response)
+        self.etag: str | None = response.headers.get("etag")
+        self.is_rest = response.status_code == httpx.codes.PARTIAL_CONTENT
         self._transport = transport
         self._response = response
 

@@ -52,6 +52,8 @@ class FakeApi:
         self.models: dict[str, Json] = {"smollm2-135m-instruct": model("smollm2-135m-instruct")}
         self.archives: dict[str, bytes] = {}
         """Tars of models, by name."""
+        self.archive_cuts: deque[int] = deque()
+        """Bytes after which the next answers with a tar break off."""
         self.stream_pieces: Sequence[bytes] = ()
         self.stream_is_cut_off = False
         self.ignores_filters = False
@@ -297,7 +299,15 @@ class FakeApi:
         return page(self.checkpoints[job_id], request) if job_id in self.checkpoints else missing(job_id)
 
     def _get_archive(self, request: Received, name: str) -> Answer:
-        return Answer(body=self.archives[name]) if name in self.archives else missing(name, "model_not_found")
+        if name not in self.archives:
+            return missing(name, "model_not_found")
+        content = self.archives[name]
+        etag = hashlib.sha256(content).hexdigest()
+        is_rest = request.headers.get("if-range") == etag
+        start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-")) if is_rest else 0
+        cut = self.archive_cuts.popleft() if self.archive_cuts else None
+        pieces = [piece for piece in (content[start:][:cut],) if piece]  # an empty one would be the end
+        return Answer(206 if is_rest else 200, headers={"etag": etag}, pieces=pieces, cut_off=cut is not None)
 
     def _list_models(self, request: Received) -> Answer:
         return json_answer({"object": "list", "data": list(self.models.values())})

@@ -7,10 +7,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from tunesmith._archives import pack, unpack
 from tunesmith._blocking import BlockingResource, blocking
+from tunesmith._downloads import download
 from tunesmith._errors import ModelFailedError
 from tunesmith._http import AsyncResource, Call, HttpClient, path_of
 from tunesmith._pagination import PageRequest, paging
@@ -44,6 +46,8 @@ class AsyncModels(AsyncResource):
     async def download(self, model: str, directory: str | os.PathLike[str], *, merged: bool = False) -> Sequence[Path]:
         """Write a tuned model's files into a directory, which is made, and return their paths.
 
+        A connection that breaks is made again, also after a restart of the server, and brings what is missing.
+
         Args:
             model: the name of a tuned model or of a checkpoint of it.
             directory: where the files go; an empty one, or one that holds this model already, whole or in part.
@@ -54,11 +58,9 @@ class AsyncModels(AsyncResource):
             RateLimitError: the project downloads as many merged models as it may (`too_many_downloads`).
         """
         query = {"merged": "true"} if merged else None
-        body = await self._http.open_stream(Call("GET", path_of("model_archives", model), query=query, slow=True))
-        try:
-            return await unpack(aiter(body), Path(directory), self._http.transport.run)
-        finally:
-            await body.close()
+        call = Call("GET", path_of("model_archives", model), query=query, slow=True)
+        async with aclosing(download(self._http, call)) as archive:
+            return await unpack(archive, Path(directory), self._http.transport.run)
 
     async def upload(
         self,

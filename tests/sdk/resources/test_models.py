@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections import deque
 from pathlib import Path
 
@@ -9,10 +10,18 @@ import pytest
 
 from tests.support.archives import tar_of
 from tests.support.fake_api import FakeApi
-from tunesmith import AsyncTunesmith, ModelFailedError, NotFoundError, Tunesmith, WaitTimeoutError
+from tunesmith import APIConnectionError, AsyncTunesmith, ModelFailedError, NotFoundError, Tunesmith, WaitTimeoutError
 
 BASE = "smollm2-135m-instruct"
 TUNED = "ft:smollm2-135m-instruct:default:tickets:abcd1234"
+
+
+class ChangingArchives(dict[str, bytes]):
+    """Hold another model at every look."""
+
+    def __getitem__(self, name: str) -> bytes:
+        self.looks = getattr(self, "looks", 0) + 1
+        return tar_of({"model.safetensors": b"model %d" % self.looks})
 
 
 class TestModels:
@@ -35,6 +44,30 @@ class TestModels:
         ]
         with pytest.raises(NotFoundError):
             client.models.download("ft:unknown", tmp_path)
+
+    def test_a_download_outlasts_its_connections(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        api.archives[TUNED] = tar_of({"config.json": b"{}", "model.safetensors": b"weights" * 1000})
+        api.archive_cuts += [700, 2_000]
+        written = client.models.download(TUNED, tmp_path / "model")
+        assert [path.read_bytes() for path in written] == [b"{}", b"weights" * 1000]
+        assert [request.headers.get("range") for request in api.received] == [None, "bytes=700-", "bytes=2700-"]
+
+    def test_a_download_ends_that_brings_nothing_more(self, api: FakeApi, client: Tunesmith, tmp_path: Path) -> None:
+        api.archives[TUNED] = tar_of({"model.safetensors": b"weights"})
+        api.archive_cuts += [700, 0, 700]
+        with pytest.raises(APIConnectionError) as caught:
+            client.models.download(TUNED, tmp_path / "model")
+        assert caught.value.code == "connection_broken"
+        assert len(api.received) == 2
+
+    async def test_a_download_does_not_go_on_with_another_model(
+        self, api: FakeApi, async_client: AsyncTunesmith, tmp_path: Path
+    ) -> None:
+        api.archives = ChangingArchives({TUNED: b""})
+        api.archive_cuts.append(tarfile.BLOCKSIZE + 3)
+        with pytest.raises(APIConnectionError):
+            await async_client.models.download(TUNED, tmp_path / "model")
+        assert not list((tmp_path / "model").glob("*.safetensors"))
 
     async def test_async_twin(self, api: FakeApi, async_client: AsyncTunesmith) -> None:
         api.models["org/model"] = {"id": "org/model", "object": "model", "created": 1, "owned_by": "default"}
