@@ -20,6 +20,9 @@ from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import prepare
 
 
+_MOST_MEMORY = 5 << 30  # about what a job plans for this model with full weights
+
+
 @dataclass(frozen=True, slots=True)
 class Tuned:
     """A trained model, the numbers that it was trained with, and the seconds that the steps took."""
@@ -56,6 +59,9 @@ class _Narrator(Onlooker):
         super().__init__()
         self._total = total_steps
         self._told = time.monotonic()
+
+    def check(self) -> None:
+        allocator.give_back(_MOST_MEMORY)
 
     def step_done(self, metrics: Metrics, remaining_seconds: float) -> bool:
         if time.monotonic() - self._told > 60:
