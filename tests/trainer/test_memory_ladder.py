@@ -182,7 +182,7 @@ def lowest(steps: Ladder) -> Rung:
 def test_what_does_not_help_is_no_rung() -> None:
     assert lowest(ladder_of_large(full_weights=True)).offloaded
     assert not lowest(ladder_of_large(full_weights=True, gpu=False)).offloaded, "it is in main memory already"
-    assert not lowest(ladder_of_large(full_weights=True, main_memory=100)).offloaded, "it would have no room there"
+    assert not lowest(ladder_of_large(full_weights=True, main_memory=96)).offloaded, "it would have no room there"
     assert not lowest(ladder_of_large(full_weights=True, ranks=2)).offloaded, "devices share it instead"
     assert lowest(ladder_of_large(full_weights=False)).in_four_bits
     assert lowest(ladder_of_large(full_weights=False, gpu=False)).in_four_bits

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith_trainer.attention_gradients import gradients
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -77,14 +79,16 @@ def _attend_backward(
     """
     grads = tuple(_empty_gradient(part) for part in (query, key, value))
     for queries, keys in _ranges(blocks):
-        # In bfloat16 the kernel takes about twice as long.
-        q, k, v = query[:, :, queries].float(), key[:, :, keys].float(), value[:, :, keys].float()
-        grad_out, answer = (part[:, queries].transpose(1, 2).float() for part in (grad, out))
+        q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+        grad_out, answer = (part[:, queries].transpose(1, 2) for part in (grad, out))
+        log_sums = sums[queries].t()[None]
         own = queries == keys
         seen = _mask(q, window) if own else None
-        found = _backward(
-            grad_out, q, k, v, answer, sums[queries].t()[None], 0.0, own and seen is None, attn_mask=seen, scale=scaling
-        )
+        if query.dtype == torch.bfloat16:
+            found = gradients(grad_out, q, k, v, answer, log_sums, scaling, causal=own, mask=seen)
+        else:
+            causal = own and seen is None
+            found = _backward(grad_out, q, k, v, answer, log_sums, 0.0, causal, attn_mask=seen, scale=scaling)
         for whole, where, part in zip(grads, (queries, keys, keys), found, strict=True):
             if own:
                 whole[:, where] = part.transpose(1, 2)

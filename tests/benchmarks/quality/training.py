@@ -19,7 +19,6 @@ from tunesmith_trainer.model import Hardware, load
 from tunesmith_trainer.optim import Optimizer
 from tunesmith_trainer.preflight import prepare
 
-
 _MOST_MEMORY = 5 << 30  # about what a job plans for this model with full weights
 
 
