@@ -73,12 +73,15 @@ async def test_an_adapter_comes_with_its_own_files_and_no_prompts(each_core: Cor
 async def test_whole_weights_are_the_same_merged_or_not(core: Core) -> None:
     await publish(core, "full")
     service = DownloadsService(core)
-    plain = await unpacked(await service.open(PRINCIPAL, TUNED, merged=False))
+    licensed = await service.open(PRINCIPAL, TUNED, merged=False)
+    plain = await unpacked(licensed)
     assert plain == await unpacked(await service.open(PRINCIPAL, TUNED, merged=True))
     assert plain["LICENSE"] == b"may", "the base's"
     for key in await core.store.list("base_models/"):
         await core.store.delete(key)
-    assert plain.keys() - {"LICENSE"} == {*await unpacked(await service.open(PRINCIPAL, TUNED, merged=False))}
+    without = await service.open(PRINCIPAL, TUNED, merged=False)
+    assert plain.keys() - {"LICENSE"} == {*await unpacked(without)}
+    assert without.etag != licensed.etag, "it does not go on with the other's bytes"
 
 
 async def test_merged_weights_are_the_base_with_the_adapter_added(each_core: Core) -> None:
