@@ -7,7 +7,9 @@ import io
 import json
 import struct
 import tarfile
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,8 +17,11 @@ import pytest
 from starlette.types import ASGIApp, Message
 
 from tests.support.artifacts import BASE_ID, adapter_files, publish_base_model, upload
+from tests.support.asgi_server import serving
 from tests.support.factories import PRINCIPAL
 from tests.support.registry import publish_tuned_model
+from tunesmith import AsyncTunesmith
+from tunesmith._http import AsyncTransport
 from tunesmith_server.auth import Authenticator, Principal
 from tunesmith_server.core import Core
 from tunesmith_server.db.tables import RevisionRow
@@ -238,3 +243,30 @@ async def test_only_a_projects_own_tuned_models_can_be_taken_away(core: Core) ->
     with pytest.raises(InvalidRequestError) as caught:
         await service.open(PRINCIPAL, BASE_ID, merged=True)
     assert caught.value.code == "not_a_tuned_model"
+
+
+# What a thread has just opened for a client that is gone already is closed by Python, which complains.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("merged", [False, True])
+async def test_the_sdk_goes_on_where_connections_break(
+    core: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    await publish(core)
+    wanted = await unpacked(await DownloadsService(core).open(PRINCIPAL, TUNED, merged=merged))
+    whole, connections = AsyncTransport.iterate, []
+
+    async def break_off(transport: AsyncTransport, response: httpx.Response) -> AsyncIterator[bytes]:
+        connections.append(response.status_code)
+        left = 1_000
+        async for chunk in whole(transport, response):
+            yield chunk[:left]
+            left -= len(chunk)
+            if left <= 0:
+                raise httpx.ReadError("broken off")
+
+    monkeypatch.setattr(AsyncTransport, "iterate", break_off)
+    async with serving(served(core)) as url, AsyncTunesmith(base_url=url, api_key="key") as client:
+        paths = await client.models.download(TUNED, tmp_path / "model", merged=merged)
+    assert {path.name: path.read_bytes() for path in paths} == wanted
+    assert connections == [200, *[206] * (len(connections) - 1)]
+    assert len(connections) > 2
