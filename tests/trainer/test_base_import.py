@@ -138,7 +138,7 @@ def test_an_adapter_beside_the_model_is_refused(tmp_path: Path) -> None:
 def test_licences_come_along_by_the_names_that_the_control_plane_takes(tmp_path: Path) -> None:
     source = tiny_model.build(tmp_path / "source")
     names = {"LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE.md", "NOTICE.txt"}
-    for name in names | {"NOTICE", "LICENSE.pdf"}:
+    for name in names | {"NOTICE", "LICENSE.pdf", "LICENSE (2).txt"}:
         (source / name).write_text("Do as you like.")
     folder = import_base("tiny", str(source), tmp_path / "cache")[1]
 

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read")
 _INDEX = "model.safetensors.index.json"
-# Licences by the names that the control plane takes.
+# Names, and licences by those, that the control plane takes.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE", "LICENSE.md", "NOTICE.md")
 # The same model once more, as Mistral's own software reads it. vLLM would prefer it, untuned, to tuned weights beside.
 _LEFT_OUT = ("consolidated*", "params.json", "tekken.json")
@@ -150,7 +151,8 @@ def _copy_folder(source: Path, folder: Path) -> None:
         raise unsupported(
             f"it holds an adapter beside the model; merge that into the weights, or remove {ADAPTER_CONFIG_FILE}"
         )
-    texts = {path.name for pattern in _TEXTS for path in source.glob(pattern)} - {MANIFEST_FILE}
+    texts = {path.name for pattern in _TEXTS for path in source.glob(pattern) if _NAME.fullmatch(path.name)}
+    texts.discard(MANIFEST_FILE)
     left_out = {path.name for pattern in _LEFT_OUT for path in source.glob(pattern)}
     for name in sorted((texts - left_out) | _weight_files(source)):
         logger.info("copying %s", name)
