@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -22,13 +21,12 @@ from tunesmith_server.db.tables import RevisionRow
 from tunesmith_server.errors import InvalidRequestError, NotFoundError, QuotaExceededError, UnavailableError
 from tunesmith_server.registry import merging, promotion, repository
 from tunesmith_server.registry.archive import Entry, archive_chunks, archive_size
-from tunesmith_server.registry.manifest import GOLDEN_NAME, TEXT_FILES, ArtifactKind, ManifestFile
+from tunesmith_server.registry.manifest import GOLDEN_NAME, LICENCE_FILES, TEXT_FILES, ArtifactKind, ManifestFile
 from tunesmith_server.storage.base import ObjectNotFoundError
 
 _MERGES_AT_ONCE = 2  # of a project: a merge goes on as fast as its client reads
 _RETRY_SECONDS = 30.0
 _WEIGHTS = ".safetensors"
-_LICENCE = re.compile(r"(LICENSE|NOTICE)(\.md|\.txt)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +81,9 @@ class DownloadsService:
         if model is None or revision is None or model.project_id != principal.project_id:
             message = f"Your project has no tuned model {name[:200]!r}. GET /v1/models lists those that it may prompt."
             raise NotFoundError("model_not_found", message, param="model")
-        entries = await self._entries(revision, merged=merged)
-        entries.sort(key=lambda entry: (entry.path.endswith(_WEIGHTS), entry.path))
         merges = merged and revision.kind != ArtifactKind.FULL
+        entries = await self._entries(revision, merged=merges)
+        entries.sort(key=lambda entry: (entry.path.endswith(_WEIGHTS), entry.path))
         turn = partial(self._turn, principal.project_id) if merges else None
         return Download(archive_size(entries), _etag(revision, entries), entries, model.created_at, turn)
 
@@ -107,22 +105,23 @@ class DownloadsService:
     async def _entries(self, revision: RevisionRow, *, merged: bool) -> list[Entry]:
         own = [ManifestFile(**file) for file in revision.files if file["path"] != GOLDEN_NAME]
         folder, base_folder = f"revisions/{revision.id}", f"base_models/{revision.base_revision}"
-        if revision.kind == ArtifactKind.FULL:
-            base: Sequence[ManifestFile] = ()
-            with suppress(UnavailableError):  # the model is whole without its base
-                base = await self._base_files(revision)
-            beside = [file for file in base if _LICENCE.fullmatch(file.path)]
-            return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in beside]
-        base = await self._base_files(revision)
-        if not merged:
-            beside = [file for file in base if file.path in TEXT_FILES or _LICENCE.fullmatch(file.path)]
-            return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in beside]
-        return [
-            self._merged(folder, own, base_folder, file)
-            if file.path.endswith(_WEIGHTS)
-            else self._stored(base_folder, file)
-            for file in base
-        ]
+        if merged:
+            return [
+                self._merged(folder, own, base_folder, file)
+                if file.path.endswith(_WEIGHTS)
+                else self._stored(base_folder, file)
+                for file in await self._base_files(revision)
+            ]
+        beside = await self._texts_beside(revision)
+        return [self._stored(folder, file) for file in own] + [self._stored(base_folder, file) for file in beside]
+
+    async def _texts_beside(self, revision: RevisionRow) -> Sequence[ManifestFile]:
+        """What of the base's goes along with the model's own files: the licence, and with an adapter the tokenizer."""
+        if revision.kind != ArtifactKind.FULL:
+            return [file for file in await self._base_files(revision) if file.path in TEXT_FILES | LICENCE_FILES]
+        with suppress(UnavailableError):  # the model is whole without its base
+            return [file for file in await self._base_files(revision) if file.path in LICENCE_FILES]
+        return ()
 
     async def _base_files(self, revision: RevisionRow) -> Sequence[ManifestFile]:
         try:

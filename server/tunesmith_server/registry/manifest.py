@@ -40,6 +40,8 @@ TEXT_FILES = frozenset(
     }
 )
 """What a folder needs beside weights, so that prompts are rendered and answers end as in training."""
+LICENCE_FILES = frozenset({"LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE.md", "NOTICE.txt"})
+"""What of a base model has to go along wherever its weights go."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
